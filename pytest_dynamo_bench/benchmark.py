@@ -1,0 +1,366 @@
+"""What an author of a benchmark writes: plain data, checked when the module is imported.
+
+A :class:`Benchmark` is a question with its model, hardware, traffic, configurations and
+claims. Nothing here knows where a configuration is brought up; targets read this data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.traffic import TrafficSource
+
+RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded", "kv"]
+WorkerMode = Literal["aggregated", "prefill", "decode"]
+Role = Literal["baseline", "treatment", "winner"]
+ClaimKind = Literal["effect", "mechanism", "control"]
+Engine = Literal["vllm", "sglang", "trtllm"]
+TARGET_NAMES = ("local", "replay", "kubernetes", "endpoint")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def _fail(owner: str, problem: str) -> None:
+    raise BenchmarkError(f"{owner}: {problem}")
+
+
+def _check_choice(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        _fail(owner, f"{name}: {value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def _check_positive(owner: str, name: str, value: float | None) -> None:
+    if value is not None and (isinstance(value, bool) or not value > 0):
+        _fail(owner, f"{name}: must be greater than 0, got {value!r}")
+
+
+def _check_name(owner: str, value: object) -> None:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        _fail(
+            owner,
+            f"name: {value!r} must be lower-case letters, digits, '.', '_' or '-', "
+            "since it becomes a directory and a test id",
+        )
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """The service-level objectives that a request must meet to count as good.
+
+    A request is good when it succeeded and every limit given holds for it; goodput is good
+    requests per second (AIPerf's ``--goodput``). Limits are in milliseconds.
+    """
+
+    time_to_first_token_ms: float | None = None
+    inter_token_latency_ms: float | None = None
+    request_latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = dataclasses.asdict(self)
+        if all(value is None for value in limits.values()):
+            _fail("Goodput", f"give at least one limit: {', '.join(limits)}")
+        for name, value in limits.items():
+            _check_positive("Goodput", name, value)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machines that the benchmark is about; a simulated target takes its timing from them.
+
+    ``kv_transfer_gb_per_second`` is the bandwidth between two workers, in 10^9 bytes per
+    second, over which a prefill/decode split moves its KV cache.
+    """
+
+    gpu: str
+    count: int
+    nodes: int = 1
+    kv_transfer_gb_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("Hardware", "count", self.count)
+        _check_positive("Hardware", "nodes", self.nodes)
+        _check_positive("Hardware", "kv_transfer_gb_per_second", self.kv_transfer_gb_per_second)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Workers of one role: how many, how parallel, and how large their KV cache is.
+
+    ``kv_blocks`` counts blocks of ``Configuration.block_size`` tokens, per replica.
+    """
+
+    replicas: int
+    mode: WorkerMode = "aggregated"
+    tp: int = 1
+    prefix_caching: bool = True
+    kv_blocks: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"Worker(mode={self.mode!r})"
+        _check_choice(owner, "mode", self.mode, get_args(WorkerMode))
+        for name in ("replicas", "tp", "kv_blocks", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                _fail(owner, f"{name}: must be a whole number, got {value!r}")
+            _check_positive(owner, name, value)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas together."""
+        return self.replicas * self.tp
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A deployable Dynamo graph: a frontend with its router mode, and workers by role.
+
+    Derive one configuration from another with :meth:`but`, so that what differs is visible
+    in the source::
+
+        KV = ROUND_ROBIN.but(name="agg-kv", role="treatment", router="kv")
+    """
+
+    name: str
+    role: Role
+    workers: Sequence[Worker]
+    router: RouterMode = "round-robin"
+    block_size: int = 64
+    published: bool = True
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name("Configuration", self.name)
+        owner = f"Configuration {self.name!r}"
+        _check_choice(owner, "role", self.role, get_args(Role))
+        _check_choice(owner, "router", self.router, get_args(RouterMode))
+        _check_positive(owner, "block_size", self.block_size)
+        object.__setattr__(self, "workers", tuple(self.workers))
+        if not self.workers:
+            _fail(owner, "workers: give at least one Worker")
+        for worker in self.workers:
+            if not isinstance(worker, Worker):
+                _fail(owner, f"workers: must be Worker objects, got {worker!r}")
+        modes = [worker.mode for worker in self.workers]
+        if sorted(modes) not in (["aggregated"], ["decode", "prefill"]):
+            _fail(
+                owner,
+                f"workers: give either one aggregated Worker, or one prefill and one decode "
+                f"Worker; got {', '.join(modes)}",
+            )
+
+    def but(self, **changes: Any) -> Configuration:
+        """This configuration with some fields changed.
+
+        Raises:
+            BenchmarkError: a field does not exist, or its value is not allowed.
+        """
+        known = [item.name for item in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                _fail(
+                    f"Configuration {self.name!r}",
+                    f"has no field {name!r}; fields: {', '.join(known)}",
+                )
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether prefill and decode run in pools of their own."""
+        return any(worker.mode != "aggregated" for worker in self.workers)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all workers together."""
+        return sum(worker.gpus for worker in self.workers)
+
+    @property
+    def replicas(self) -> int:
+        """Workers of all roles together."""
+        return sum(worker.replicas for worker in self.workers)
+
+    @property
+    def prefill_replicas(self) -> int:
+        """Workers that process prompts: all of them, or the prefill pool of a split."""
+        return sum(worker.replicas for worker in self.workers if worker.mode != "decode")
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The Dynamo features that this configuration uses, derived from its data."""
+        found = set()
+        if self.router == "kv":
+            found.add("kv_routing")
+        if self.disaggregated:
+            found.add("pd_split")
+        return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One side of a claim about a change: ``change <= limit`` or ``change >= limit``.
+
+    The change is relative (``-0.2`` is 20 % lower), except for metrics that are shares
+    already, such as ``kv_hit_rate``, where it is the plain difference (``0.1`` is 10 points).
+    """
+
+    direction: Literal["at most", "at least"]
+    limit: float
+
+
+_BOUND_FIELDS: Mapping[str, tuple[Literal["at most", "at least"], int]] = {
+    "lower_by": ("at most", -1),
+    "higher_by": ("at least", +1),
+    "not_higher_by": ("at most", +1),
+    "not_lower_by": ("at least", -1),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about two configurations that a measurement confirms or refutes.
+
+    Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by`` and ``not_lower_by`` is
+    given, as one number for every target or as ``{"local": 0.1, "replay": 0.05}``; on a
+    target that is not named the claim is not made. Numbers are relative (0.2 is 20 %), for
+    shares such as ``kv_hit_rate`` plain differences (0.1 is 10 points).
+
+    ``kind`` is ``effect`` (what is promised), ``mechanism`` (why it happens) or ``control``
+    (where it must be absent). ``evidence`` says where the threshold comes from.
+    """
+
+    name: str
+    metric: str
+    treatment: str
+    baseline: str
+    lower_by: float | Mapping[str, float] | None = None
+    higher_by: float | Mapping[str, float] | None = None
+    not_higher_by: float | Mapping[str, float] | None = None
+    not_lower_by: float | Mapping[str, float] | None = None
+    kind: ClaimKind = "effect"
+    evidence: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            _fail("Claim", f"name: must be a sentence, got {self.name!r}")
+        owner = f"Claim {self.name!r}"
+        _check_choice(owner, "kind", self.kind, get_args(ClaimKind))
+        try:
+            parse_metric(self.metric)
+        except ValueError as error:
+            _fail(owner, f"metric: {error}")
+        given = [name for name in _BOUND_FIELDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            _fail(owner, f"give exactly one of {', '.join(_BOUND_FIELDS)}; got {given or 'none'}")
+        thresholds = getattr(self, given[0])
+        by_target = thresholds if isinstance(thresholds, Mapping) else {"local": thresholds}
+        if not by_target:
+            _fail(owner, f"{given[0]}: name at least one target: {', '.join(TARGET_NAMES)}")
+        for target, value in by_target.items():
+            _check_choice(owner, f"{given[0]} target", target, TARGET_NAMES)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                _fail(owner, f"{given[0]}: must be 0 or more, for example 0.2 for 20 %; {value!r}")
+            if given[0] == "lower_by" and value >= 1:
+                _fail(
+                    owner, f"lower_by: {value!r} would be 100 % lower or more; write 0.2 for 20 %"
+                )
+        if self.treatment == self.baseline:
+            _fail(owner, f"treatment and baseline are the same configuration: {self.baseline!r}")
+
+    def bound(self, target: str) -> Bound | None:
+        """What is claimed on ``target``, or None where the claim is not made."""
+        for name, (direction, sign) in _BOUND_FIELDS.items():
+            thresholds = getattr(self, name)
+            if thresholds is None:
+                continue
+            if isinstance(thresholds, Mapping):
+                if target not in thresholds:
+                    return None
+                thresholds = thresholds[target]
+            return Bound(direction, sign * float(thresholds))
+        raise AssertionError("a claim without a bound cannot be constructed")
+
+    def statement(self, target: str) -> str:
+        """The claim in words, for example ``time_to_first_token.mean lower by at least 20 %``."""
+        bound = self.bound(target)
+        if bound is None:
+            return f"not claimed on {target}"
+        size = abs(bound.limit) * 100
+        unit = "points" if METRICS[parse_metric(self.metric)[0]].is_share else "%"
+        words = {
+            ("at most", True): f"lower by at least {size:g} {unit}",
+            ("at most", False): f"at most {size:g} {unit} higher",
+            ("at least", False): f"higher by at least {size:g} {unit}",
+            ("at least", True): f"at most {size:g} {unit} lower",
+        }
+        demanded = self.lower_by is not None or self.not_lower_by is not None
+        return f"{self.metric} {words[bound.direction, demanded]}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A question with everything that is needed to answer it.
+
+    Raises:
+        BenchmarkError: when a field is wrong; the message names the field.
+    """
+
+    name: str
+    question: str
+    model: str
+    hardware: Hardware
+    traffic: TrafficSource
+    configurations: Sequence[Configuration]
+    claims: Sequence[Claim]
+    engine: Engine = "vllm"
+    goodput: Goodput | None = None
+    held_constant: str = ""
+    recipe: str = ""
+    notes: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        _check_name("Benchmark", self.name)
+        owner = f"Benchmark {self.name!r}"
+        _check_choice(owner, "engine", self.engine, get_args(Engine))
+        for name in ("configurations", "claims", "notes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.traffic, TrafficSource):
+            _fail(
+                owner,
+                f"traffic: must be a traffic source such as MooncakeTrace, got {self.traffic!r}",
+            )
+        names = [configuration.name for configuration in self.configurations]
+        for what, values in (("configurations", names), ("claims", [c.name for c in self.claims])):
+            doubled = sorted({value for value in values if values.count(value) > 1})
+            if doubled:
+                _fail(owner, f"{what}: the name {doubled[0]!r} is used more than once")
+        if not names:
+            _fail(owner, "configurations: give at least one Configuration")
+        for claim in self.claims:
+            for side in ("treatment", "baseline"):
+                _check_choice(f"Claim {claim.name!r}", side, getattr(claim, side), names)
+            if claim.metric.startswith("goodput") and self.goodput is None:
+                _fail(
+                    f"Claim {claim.name!r}",
+                    "metric: goodput needs limits; give the Benchmark goodput=Goodput(...)",
+                )
+
+    def configuration(self, name: str) -> Configuration:
+        """The configuration called ``name``.
+
+        Raises:
+            BenchmarkError: there is none; the message lists those there are.
+        """
+        for configuration in self.configurations:
+            if configuration.name == name:
+                return configuration
+        known = ", ".join(configuration.name for configuration in self.configurations)
+        raise BenchmarkError(
+            f"Benchmark {self.name!r} has no configuration {name!r}; it has {known}"
+        )

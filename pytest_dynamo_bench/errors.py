@@ -1,0 +1,34 @@
+"""Errors that a user can act on.
+
+Every error says which file, line or field is wrong and what would be right. The plugin
+shows them without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class DynamoBenchError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class BenchmarkError(DynamoBenchError):
+    """A benchmark module says something that cannot be right.
+
+    Raised while the module is imported, so that nothing has been brought up yet.
+    """
+
+
+class TrafficError(DynamoBenchError):
+    """A trace is missing, or a line of it cannot be read; the message names file and line."""
+
+
+class TargetError(DynamoBenchError):
+    """A target cannot be used here: a package is missing, or an option does not fit it."""
+
+
+class DeploymentError(DynamoBenchError):
+    """A configuration did not come up, or a part of it died; the message has the log's end."""
+
+
+class InvalidRun(DynamoBenchError):
+    """A run happened, but what it measured cannot carry a verdict."""

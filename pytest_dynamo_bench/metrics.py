@@ -1,0 +1,274 @@
+"""From records to metrics, by AIPerf's definitions.
+
+A metric of a run is a :class:`Sample`: one value (and for a ratio one weight) per request,
+in the order in which the requests were due, and the statistic that turns them into a
+number. Verdicts resample the requests of a Sample and apply the same statistic.
+
+Source of the definitions: the metrics reference of AIPerf 0.13. Only successful requests
+count, except for the benchmark duration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dynamo_bench.benchmark import Goodput
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric, percentile_of
+from pytest_dynamo_bench.records import RequestRecord, Run
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A metric of one run, request by request.
+
+    Attributes:
+        metric: its full name, such as ``time_to_first_token.p50``.
+        values: (n,) one value per request.
+        weights: (n,) the denominators of a ratio of sums; None for other statistics.
+        statistic: ``mean``, ``percentile`` (with ``percentile``), ``min``, ``max``, ``ratio``
+            (sum of values over sum of weights) or ``rate`` (sum of values over
+            ``duration_seconds``, times ``factor``).
+        request_ids: (n,) what pairs a request with the same request of another run.
+        time_ms: (n,) when each request was due.
+    """
+
+    metric: str
+    values: FloatArray
+    weights: FloatArray | None
+    statistic: Literal["mean", "percentile", "min", "max", "ratio", "rate"]
+    request_ids: tuple[str, ...]
+    time_ms: FloatArray
+    percentile: float = 0.0
+    duration_seconds: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def value(self) -> float:
+        """The metric; NaN when no request has it."""
+        if len(self.values) == 0:
+            return float("nan")
+        return float(evaluate(self, self.values[None, :], _row(self.weights))[0])
+
+
+def _row(array: FloatArray | None) -> FloatArray | None:
+    return None if array is None else array[None, :]
+
+
+def evaluate(sample: Sample, values: FloatArray, weights: FloatArray | None) -> FloatArray:
+    """Apply the statistic of ``sample`` to resampled requests.
+
+    Args:
+        values: (resamples, n) values.
+        weights: (resamples, n) weights, for a ratio.
+
+    Returns:
+        (resamples,) one number per row.
+    """
+    match sample.statistic:
+        case "mean":
+            return np.asarray(values.mean(axis=1))
+        case "percentile":
+            return np.asarray(np.percentile(values, sample.percentile, axis=1))
+        case "min":
+            return np.asarray(values.min(axis=1))
+        case "max":
+            return np.asarray(values.max(axis=1))
+        case "ratio":
+            assert weights is not None
+            return np.asarray(values.sum(axis=1) / weights.sum(axis=1))
+        case "rate":
+            scale = sample.factor / sample.duration_seconds * len(sample.values) / values.shape[1]
+            return np.asarray(values.sum(axis=1) * scale)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A metric over the requests of a run; unit as in its definition."""
+
+    metric: str
+    unit: str
+    count: int
+    mean: float
+    min: float
+    max: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.metric} in {self.unit}: mean {self.mean:.4g}, p50 {self.p50:.4g}, "
+            f"p90 {self.p90:.4g}, p99 {self.p99:.4g}, {self.count} values>"
+        )
+
+
+class Metrics:
+    """The metrics of one run, by name, for reports and for plain assertions::
+
+        assert metrics.time_to_first_token.p50 < 500
+        assert metrics.goodput > 2
+
+    Distributions are :class:`Distribution`, single numbers are floats.
+    """
+
+    def __init__(self, run: Run, goodput: Goodput | None = None) -> None:
+        self.run = run
+        self._goodput = goodput
+
+    def __repr__(self) -> str:
+        return f"<Metrics of {self.run.configuration} on {self.run.target}>"
+
+    @cached_property
+    def _due(self) -> list[RequestRecord]:
+        return sorted(self.run.records, key=lambda r: (r.scheduled_ms, r.request_id))
+
+    @cached_property
+    def _succeeded(self) -> list[RequestRecord]:
+        return [record for record in self._due if record.succeeded and record.chunk_ms]
+
+    @cached_property
+    def duration_seconds(self) -> float:
+        """Benchmark duration: first request sent to last response received."""
+        sent = [record.sent_ms for record in self.run.records if record.sent_ms is not None]
+        ends = [record.end_ms for record in self.run.records if record.end_ms is not None]
+        return (max(ends) - min(sent)) / 1000 if sent and ends else float("nan")
+
+    def sample(self, metric: str) -> Sample:
+        """The metric with everything that is needed to resample it.
+
+        Raises:
+            ValueError: there is no such metric, or goodput was asked for without limits.
+        """
+        name, statistic = parse_metric(metric)
+        if statistic is not None:
+            values, records = self._distribution(name)
+            percentile = percentile_of(statistic)
+            return Sample(
+                metric,
+                values,
+                None,
+                "percentile" if percentile is not None else statistic,  # type: ignore[arg-type]
+                tuple(record.request_id for record in records),
+                np.array([record.scheduled_ms for record in records]),
+                percentile=percentile or 0.0,
+            )
+        return self._single(name)
+
+    def value(self, metric: str) -> float:
+        """The metric as a number; NaN when no request has it."""
+        return self.sample(metric).value
+
+    def distribution(self, name: str) -> Distribution:
+        """All usual statistics of a distribution; NaN when no request has it."""
+        values, _ = self._distribution(name)
+        if len(values) == 0:
+            values = np.array([np.nan])
+        p50, p90, p95, p99 = (float(q) for q in np.percentile(values, [50, 90, 95, 99]))
+        return Distribution(
+            name, METRICS[name].unit, int(np.isfinite(values).sum()), float(values.mean()),
+            float(values.min()), float(values.max()), p50, p90, p95, p99,
+        )  # fmt: skip
+
+    def __getattr__(self, name: str) -> Distribution | float:
+        definition = METRICS.get(name)
+        if definition is None:
+            raise AttributeError(f"no metric {name!r}; metrics: {', '.join(METRICS)}")
+        return self.distribution(name) if definition.distribution else self.value(name)
+
+    def as_dict(self) -> dict[str, dict[str, float] | float]:
+        """All metrics as plain data, for JSON."""
+        result: dict[str, dict[str, float] | float] = {}
+        for name, definition in METRICS.items():
+            if definition.distribution:
+                found = self.distribution(name)
+                statistics = ("mean", "min", "max", "p50", "p90", "p95", "p99")
+                result[name] = {key: getattr(found, key) for key in statistics}
+            elif not (name.startswith("goodput") and self._goodput is None):
+                result[name] = self.value(name)
+        return result
+
+    def _distribution(self, name: str) -> tuple[FloatArray, list[RequestRecord]]:
+        if name == "inter_chunk_latency":
+            gaps = [np.diff(record.chunk_ms) for record in self._succeeded]
+            records = [r for r, gap in zip(self._succeeded, gaps, strict=True) for _ in gap]
+            return (np.concatenate(gaps) if gaps else np.empty(0)), records
+        pairs = [(per_request(name, record), record) for record in self._succeeded]
+        kept = [(value, record) for value, record in pairs if value is not None]
+        return np.array([value for value, _ in kept]), [record for _, record in kept]
+
+    def _single(self, name: str) -> Sample:
+        records = self._succeeded
+        ids = tuple(record.request_id for record in records)
+        time_ms = np.array([record.scheduled_ms for record in records])
+        if name == "kv_hit_rate":
+            known = [record for record in records if record.cached_tokens is not None]
+            return Sample(
+                name,
+                np.array([float(record.cached_tokens or 0) for record in known]),
+                np.array([float(record.input_tokens) for record in known]),
+                "ratio",
+                tuple(record.request_id for record in known),
+                np.array([record.scheduled_ms for record in known]),
+            )
+        values = np.array([self._contribution(name, record) for record in records])
+        factor = 1 / self.run.gpus if name.endswith("_per_gpu") else 1.0
+        return Sample(
+            name, values, None, "rate", ids, time_ms,
+            duration_seconds=self.duration_seconds, factor=factor,
+        )  # fmt: skip
+
+    def _contribution(self, name: str, record: RequestRecord) -> float:
+        if name.startswith("output_token_throughput"):
+            return float(record.completion_tokens or 0)
+        if name == "request_throughput":
+            return 1.0
+        if self._goodput is None:
+            raise ValueError("goodput needs limits: give the Benchmark goodput=Goodput(...)")
+        return float(is_good(record, self._goodput))
+
+
+def per_request(name: str, record: RequestRecord) -> float | None:
+    """A per-request metric of a successful request, or None where it is not defined.
+
+    An inter-token latency needs two tokens.
+    """
+    assert record.sent_ms is not None and record.first_token_ms is not None
+    assert record.last_token_ms is not None
+    match name:
+        case "time_to_first_token":
+            return record.first_token_ms - record.sent_ms
+        case "request_latency":
+            return record.last_token_ms - record.sent_ms
+        case "schedule_delay":
+            return record.sent_ms - record.scheduled_ms
+        case "inter_token_latency" | "output_token_throughput_per_user":
+            tokens = record.completion_tokens or 0
+            if tokens < 2 or record.last_token_ms <= record.first_token_ms:
+                return None
+            latency_ms = (record.last_token_ms - record.first_token_ms) / (tokens - 1)
+            return latency_ms if name == "inter_token_latency" else 1000 / latency_ms
+        case _:
+            raise ValueError(f"{name} is not a per-request metric")
+
+
+def is_good(record: RequestRecord, limits: Goodput) -> bool:
+    """Whether a successful request meets every limit; a limit on an undefined metric holds."""
+    checks = (
+        ("time_to_first_token", limits.time_to_first_token_ms),
+        ("inter_token_latency", limits.inter_token_latency_ms),
+        ("request_latency", limits.request_latency_ms),
+    )
+    for name, limit in checks:
+        if limit is not None:
+            value = per_request(name, record)
+            if value is not None and value > limit:
+                return False
+    return True

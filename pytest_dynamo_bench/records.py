@@ -1,0 +1,96 @@
+"""What was measured: one record per request, and the run that they belong to.
+
+Every target produces this form, so that metrics, verdicts and reports do not know where a
+number came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request as it went.
+
+    All times are milliseconds from the start of the run, on one monotonic clock. A time is
+    None when it did not happen.
+
+    Attributes:
+        scheduled_ms: when it was due.
+        sent_ms: when it was handed to the socket.
+        chunk_ms: arrival of every chunk that carried content, in order.
+        end_ms: arrival of the last byte of the response.
+        input_tokens: length of the prompt that was sent.
+        output_tokens: tokens that were asked for.
+        prompt_tokens: length of the prompt as the server counted it.
+        completion_tokens: tokens generated as the server counted them.
+        cached_tokens: prompt tokens found in a KV cache as the engines counted them.
+        router_hit_rate: share of the prompt that the router expected in the cache.
+        prefill_worker: the worker that processed the prompt.
+        decode_worker: the worker that generated the tokens.
+        status: HTTP status.
+        error: why the request does not count, in one line.
+    """
+
+    request_id: str
+    session_id: str
+    turn: int
+    scheduled_ms: float
+    sent_ms: float | None
+    chunk_ms: tuple[float, ...]
+    end_ms: float | None
+    input_tokens: int
+    output_tokens: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    router_hit_rate: float | None = None
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    status: int | None = None
+    error: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the request ended as it should have."""
+        return self.error is None
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """Arrival of the first chunk with content."""
+        return self.chunk_ms[0] if self.chunk_ms else None
+
+    @property
+    def last_token_ms(self) -> float | None:
+        """Arrival of the last chunk with content."""
+        return self.chunk_ms[-1] if self.chunk_ms else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One traffic through one configuration on one target.
+
+    ``deployed`` is the configuration as it was brought up (command lines, environment,
+    worker counts), ``observed`` what the deployment said of itself afterwards (metrics of
+    the frontend, versions). Both are plain data for reports.
+
+    Attributes:
+        simulated: True when time is simulated time and no request was ever sent.
+        started_at: wall-clock start, ISO 8601, UTC.
+        problems: what went wrong during the run, beyond single requests.
+    """
+
+    benchmark: str
+    configuration: str
+    target: str
+    gpus: int
+    records: Sequence[RequestRecord]
+    started_at: str
+    simulated: bool = False
+    deployed: Mapping[str, Any] = field(default_factory=dict)
+    observed: Mapping[str, Any] = field(default_factory=dict)
+    traffic: Mapping[str, Any] = field(default_factory=dict)
+    problems: Sequence[str] = ()

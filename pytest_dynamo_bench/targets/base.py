@@ -1,0 +1,66 @@
+"""What a target is: it measures a configuration under a traffic, somehow.
+
+The seam is the measurement, not an address: a simulation has no URL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.traffic import Traffic
+
+
+class Progress(Protocol):
+    """Told how a measurement is getting on; a target calls it, a terminal shows it."""
+
+    def stage(self, name: str) -> None:
+        """A new stage has begun: bringing up, warming, measuring, taking down."""
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        """So many requests of the measured traffic have ended."""
+
+
+class Target(Protocol):
+    """Where configurations are brought up.
+
+    Attributes:
+        name: as in ``--dynamo-target``.
+    """
+
+    name: str
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Find out, before anything is brought up, whether this benchmark can run here.
+
+        Raises:
+            TargetError: it cannot; the message says what to install or change.
+        """
+
+    def traffic(self, benchmark: Benchmark) -> Traffic:
+        """The benchmark's traffic as it will be sent here: in full, or cut.
+
+        Raises:
+            TrafficError: the traffic cannot be read.
+        """
+
+    def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
+        """What of the configuration this target only models, or cannot express; for reports."""
+
+    def measure(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+    ) -> Run:
+        """Bring the configuration up, send the traffic, take everything down again.
+
+        Logs and whatever else explains the run are written to ``directory``.
+
+        Raises:
+            DeploymentError: the configuration did not come up, or died in the middle.
+        """

@@ -1,0 +1,28 @@
+"""Where requests come from: traces, their schedules, the prompts, and cuts for a small machine."""
+
+from pytest_dynamo_bench.traffic.cut import cut
+from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe
+from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace, read_mooncake, write_mooncake
+from pytest_dynamo_bench.traffic.model import (
+    Concurrency,
+    FixedSchedule,
+    Schedule,
+    Traffic,
+    TrafficRequest,
+    TrafficSource,
+)
+
+__all__ = [
+    "Concurrency",
+    "FixedSchedule",
+    "MooncakeTrace",
+    "Schedule",
+    "Traffic",
+    "TrafficFigures",
+    "TrafficRequest",
+    "TrafficSource",
+    "cut",
+    "describe",
+    "read_mooncake",
+    "write_mooncake",
+]

@@ -1,0 +1,61 @@
+"""What a claim about caching rests on, as figures: reuse, load, and cache pressure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_dynamo_bench.traffic.model import Traffic
+
+
+@dataclass(frozen=True)
+class TrafficFigures:
+    """A description of traffic, comparable between a trace and a cut of it.
+
+    Lengths are in tokens. ``reusable_share`` is the share of prefix blocks that an earlier
+    request of the same traffic had already: the hit rate of one cache of infinite size
+    (``1 - distinct ids / ids``). ``working_set_tokens`` is what such a cache would hold.
+    """
+
+    requests: int
+    sessions: int
+    duration_seconds: float
+    input_tokens: int
+    output_tokens: int
+    reusable_share: float
+    working_set_tokens: int
+
+    @property
+    def mean_isl(self) -> float:
+        """Mean input sequence length, tokens."""
+        return self.input_tokens / self.requests
+
+    @property
+    def mean_osl(self) -> float:
+        """Mean output sequence length, tokens."""
+        return self.output_tokens / self.requests
+
+    def load_per_worker(self, prefill_workers: int) -> float:
+        """Input tokens per second and prefilling worker."""
+        return self.input_tokens / max(self.duration_seconds, 1e-9) / prefill_workers
+
+    def cache_pressure(self, kv_tokens: int) -> float:
+        """Working set over the KV cache of all workers together; below 1 everything fits."""
+        return self.working_set_tokens / kv_tokens
+
+
+def describe(traffic: Traffic) -> TrafficFigures:
+    """Count what :class:`TrafficFigures` holds."""
+    distinct: set[int] = set()
+    references = 0
+    for request in traffic.requests:
+        distinct.update(request.hash_ids)
+        references += len(request.hash_ids)
+    return TrafficFigures(
+        requests=len(traffic.requests),
+        sessions=len({request.session_id for request in traffic.requests}),
+        duration_seconds=traffic.duration_seconds,
+        input_tokens=sum(request.input_tokens for request in traffic.requests),
+        output_tokens=sum(request.output_tokens for request in traffic.requests),
+        reusable_share=1 - len(distinct) / references,
+        working_set_tokens=len(distinct) * traffic.block_tokens,
+    )

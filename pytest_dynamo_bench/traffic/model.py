@@ -1,0 +1,92 @@
+"""The form that all traffic has, whatever it was made from."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_dynamo_bench.errors import BenchmarkError
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRequest:
+    """One request to be sent.
+
+    ``timestamp_ms`` is when the first turn of a session is due, counted from the start of
+    the run. A later turn is due ``delay_ms`` after its predecessor has ended.
+    ``hash_ids`` has one id for every ``Traffic.block_tokens`` tokens of the prompt, the last
+    one possibly for fewer; equal ids stand for equal text up to and including that block.
+    """
+
+    request_id: str
+    session_id: str
+    turn: int
+    timestamp_ms: float
+    delay_ms: float
+    input_tokens: int
+    output_tokens: int
+    hash_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FixedSchedule:
+    """Open loop: a request is sent when it is due, whether or not earlier ones have ended."""
+
+    @property
+    def description(self) -> str:
+        return "fixed schedule"
+
+
+@dataclass(frozen=True)
+class Concurrency:
+    """Closed loop: a fixed number of sessions in flight; the next starts when one has ended."""
+
+    sessions: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sessions, int) or self.sessions < 1:
+            raise BenchmarkError(f"Concurrency: sessions: must be 1 or more, got {self.sessions!r}")
+
+    @property
+    def description(self) -> str:
+        return f"concurrency {self.sessions}"
+
+
+Schedule = FixedSchedule | Concurrency
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A reproducible stream of requests with its schedule.
+
+    ``requests`` are in the order of their timestamps. ``history`` says, one sentence a step,
+    what the stream was made from and what was done to it.
+    """
+
+    requests: Sequence[TrafficRequest]
+    schedule: Schedule
+    block_tokens: int
+    history: tuple[str, ...]
+
+    @property
+    def duration_seconds(self) -> float:
+        """Time from the start of the run to the last scheduled first turn."""
+        return max((request.timestamp_ms for request in self.requests), default=0.0) / 1000
+
+
+class TrafficSource(abc.ABC):
+    """What a benchmark names as its traffic; reading it is put off until it is needed."""
+
+    @abc.abstractmethod
+    def load(self) -> Traffic:
+        """Read or make the traffic at its full, published size.
+
+        Raises:
+            TrafficError: it cannot be read; the message names the file and the line.
+        """
+
+    @property
+    @abc.abstractmethod
+    def description(self) -> str:
+        """A phrase for reports, such as ``Mooncake conversation trace``."""

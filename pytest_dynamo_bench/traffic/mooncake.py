@@ -1,0 +1,201 @@
+"""Traces in Mooncake's format: JSON lines of lengths and prefix-block ids.
+
+A line is ``{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids":
+[…]}`` with one id for every 512 tokens. A multi-turn trace adds ``session_id``; a later
+turn of a session has ``delay`` (ms after the previous turn) instead of ``timestamp``, and
+its ``input_length`` and ``hash_ids`` are those that it adds: its whole prompt is the
+previous prompt, the previous output, and the new tokens (the form that AIPerf's
+``synthesize agentic-code`` writes).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import lzma
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TextIO
+
+from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.traffic.model import (
+    FixedSchedule,
+    Schedule,
+    Traffic,
+    TrafficRequest,
+    TrafficSource,
+)
+
+BLOCK_TOKENS = 512
+SHIPPED = {"conversation": "mooncake_conversation_trace.jsonl.xz"}
+
+
+@dataclass(frozen=True)
+class MooncakeTrace(TrafficSource):
+    """A trace in Mooncake's format, as a benchmark's traffic.
+
+    ``trace`` is ``"conversation"`` (12,031 requests of a production chat service, shipped
+    with the plugin) or the path of a ``.jsonl`` or ``.jsonl.xz`` file, relative to the
+    working directory.
+
+    Raises:
+        TrafficError: the file does not exist; looked for when the benchmark is imported.
+    """
+
+    trace: str
+    schedule: Schedule = field(default_factory=FixedSchedule)
+
+    def __post_init__(self) -> None:
+        if self.trace not in SHIPPED and not Path(self.trace).is_file():
+            raise TrafficError(
+                f"MooncakeTrace: there is no file {self.trace!r} (in {Path.cwd()}), and no trace "
+                f"of that name is shipped; shipped: {', '.join(map(repr, SHIPPED))}"
+            )
+
+    @property
+    def description(self) -> str:
+        return f"Mooncake {self.trace} trace, {self.schedule.description}"
+
+    def load(self) -> Traffic:
+        return _load(self.trace, self.schedule)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(trace: str, schedule: Schedule) -> Traffic:
+    if trace in SHIPPED:
+        source = resources.files("pytest_dynamo_bench") / "data" / SHIPPED[trace]
+        with source.open("rb") as compressed, lzma.open(compressed, "rt") as lines:
+            requests = read_mooncake(lines, trace)
+    else:
+        path = Path(trace)
+        opener = lzma.open if path.suffix == ".xz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
+            requests = read_mooncake(lines, trace)
+    return Traffic(requests, schedule, BLOCK_TOKENS, (f"Mooncake trace {trace!r}",))
+
+
+def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]:
+    """Read a trace; ``name`` is what errors call it.
+
+    Returns:
+        Requests in the order of their timestamps; turns of a session in their own order.
+
+    Raises:
+        TrafficError: a line is not JSON, or a field is missing or cannot be right.
+    """
+    requests: list[TrafficRequest] = []
+    latest: dict[str, TrafficRequest] = {}
+    line_number = 0
+    try:
+        for line_number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            row = _parse_line(line, name, line_number)
+            session = row.get("session_id")
+            previous = latest.get(str(session)) if session is not None else None
+            request = _to_request(row, previous, len(requests), name, line_number)
+            latest[request.session_id] = request
+            requests.append(request)
+    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise TrafficError(f"{name}, after line {line_number}: cannot be read: {error}") from error
+    if not requests:
+        raise TrafficError(f"{name}: has no requests")
+    requests.sort(key=lambda request: request.timestamp_ms)
+    return tuple(requests)
+
+
+def _parse_line(line: str, name: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        shown = line.strip()
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise TrafficError(
+            f"{name}, line {number}: is not JSON ({error.msg} at column {error.colno}): {shown!r}; "
+            'a line is {"timestamp": 0, "input_length": 700, "output_length": 20, "hash_ids": [1, 2]}'
+        ) from None
+    if not isinstance(row, dict):
+        raise TrafficError(
+            f"{name}, line {number}: must be a JSON object, got {type(row).__name__}"
+        )
+    return row
+
+
+def _to_request(
+    row: dict[str, Any], previous: TrafficRequest | None, index: int, name: str, number: int
+) -> TrafficRequest:
+    def fail(field_name: str, problem: str) -> TrafficError:
+        return TrafficError(f"{name}, line {number}, field {field_name!r}: {problem}")
+
+    def number_of(field_name: str, minimum: float, default: float | None = None) -> float:
+        value = row.get(field_name, default)
+        if value is None:
+            raise fail(field_name, "is missing")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise fail(field_name, f"must be a number, got {value!r}")
+        if value < minimum:
+            raise fail(field_name, f"must be {minimum:g} or more, got {value!r}")
+        return value
+
+    new_tokens = int(number_of("input_length", 1))
+    output_tokens = int(number_of("output_length", 1))
+    new_ids = row.get("hash_ids")
+    if not isinstance(new_ids, list) or not all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in new_ids
+    ):
+        raise fail("hash_ids", f"must be a list of whole numbers, 0 or more, got {new_ids!r:.60}")
+    if previous is None:
+        timestamp_ms, delay_ms, turn = number_of("timestamp", 0), 0.0, 0
+        input_tokens, hash_ids = new_tokens, tuple(new_ids)
+    else:
+        timestamp_ms, turn = previous.timestamp_ms, previous.turn + 1
+        delay_ms = number_of("delay", 0, default=0.0)
+        input_tokens = previous.input_tokens + previous.output_tokens + new_tokens
+        hash_ids = previous.hash_ids + tuple(new_ids)
+    needed = -(-input_tokens // BLOCK_TOKENS)
+    if len(hash_ids) != needed:
+        raise fail(
+            "hash_ids",
+            f"{len(hash_ids)} ids for a prompt of {input_tokens} tokens; "
+            f"{needed} are needed, one for every {BLOCK_TOKENS} tokens",
+        )
+    session_id = row.get("session_id")
+    return TrafficRequest(
+        request_id=f"{index:06d}",
+        session_id=f"{index:06d}" if session_id is None else str(session_id),
+        turn=turn,
+        timestamp_ms=float(timestamp_ms),
+        delay_ms=float(delay_ms),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        hash_ids=hash_ids,
+    )
+
+
+def write_mooncake(requests: Iterable[TrafficRequest], file: TextIO) -> None:
+    """Write requests as a Mooncake trace that :func:`read_mooncake` reads back unchanged."""
+    file.writelines(json.dumps(row) + "\n" for row in _rows(requests))
+
+
+def _rows(requests: Iterable[TrafficRequest]) -> Iterator[dict[str, Any]]:
+    latest: dict[str, TrafficRequest] = {}
+    for request in requests:
+        previous = latest.get(request.session_id)
+        row: dict[str, Any] = {}
+        if request.session_id != request.request_id:
+            row["session_id"] = request.session_id
+        if previous is None:
+            row["timestamp"] = request.timestamp_ms
+            row["input_length"] = request.input_tokens
+            row["hash_ids"] = list(request.hash_ids)
+        else:
+            row["delay"] = request.delay_ms
+            row["input_length"] = (
+                request.input_tokens - previous.input_tokens - previous.output_tokens
+            )
+            row["hash_ids"] = list(request.hash_ids[len(previous.hash_ids) :])
+        row["output_length"] = request.output_tokens
+        latest[request.session_id] = request
+        yield row
