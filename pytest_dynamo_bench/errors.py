@@ -30,5 +30,5 @@ class DeploymentError(DynamoBenchError):
     """A configuration did not come up, or a part of it died; the message has the log's end."""
 
 
-class InvalidRun(DynamoBenchError):
+class InvalidRunError(DynamoBenchError):
     """A run happened, but what it measured cannot carry a verdict."""

@@ -2,7 +2,6 @@
 
 from pytest_dynamo_bench.traffic.cut import cut
 from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe
-from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace, read_mooncake, write_mooncake
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
     FixedSchedule,
@@ -11,6 +10,7 @@ from pytest_dynamo_bench.traffic.model import (
     TrafficRequest,
     TrafficSource,
 )
+from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace, read_mooncake, write_mooncake
 
 __all__ = [
     "Concurrency",

@@ -80,7 +80,7 @@ def _prefix_trees(traffic: Traffic) -> list[list[TrafficRequest]]:
     root_of_session: dict[str, object] = {}
     for request in traffic.requests:
         root = next((block for block in request.hash_ids if uses[block] <= common), None)
-        key = request.request_id if root is None else root
+        key: object = request.request_id if root is None else root
         key = root_of_session.setdefault(request.session_id, key)
         trees[key].append(request)
     return list(trees.values())

@@ -11,6 +11,7 @@ previous prompt, the previous output, and the new tokens (the form that AIPerf's
 from __future__ import annotations
 
 import functools
+import io
 import json
 import lzma
 from collections.abc import Iterable, Iterator
@@ -70,10 +71,15 @@ def _load(trace: str, schedule: Schedule) -> Traffic:
             requests = read_mooncake(lines, trace)
     else:
         path = Path(trace)
-        opener = lzma.open if path.suffix == ".xz" else open
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with _open_text(path) as lines:
             requests = read_mooncake(lines, trace)
     return Traffic(requests, schedule, BLOCK_TOKENS, (f"Mooncake trace {trace!r}",))
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".xz":
+        return io.TextIOWrapper(lzma.open(path), encoding="utf-8")
+    return path.open(encoding="utf-8")
 
 
 def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]:
@@ -114,7 +120,8 @@ def _parse_line(line: str, name: str, number: int) -> dict[str, Any]:
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         raise TrafficError(
             f"{name}, line {number}: is not JSON ({error.msg} at column {error.colno}): {shown!r}; "
-            'a line is {"timestamp": 0, "input_length": 700, "output_length": 20, "hash_ids": [1, 2]}'
+            'a line is {"timestamp": 0, "input_length": 700, "output_length": 20, '
+            '"hash_ids": [1, 2]}'
         ) from None
     if not isinstance(row, dict):
         raise TrafficError(
