@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from pytest_dynamo_bench.errors import TrafficError
 from pytest_dynamo_bench.traffic.model import (
@@ -67,7 +67,7 @@ class MooncakeTrace(TrafficSource):
 def _load(trace: str, schedule: Schedule) -> Traffic:
     if trace in SHIPPED:
         source = resources.files("pytest_dynamo_bench") / "data" / SHIPPED[trace]
-        with source.open("rb") as compressed, lzma.open(compressed, "rt") as lines:
+        with source.open("rb") as compressed, _decompressed(compressed) as lines:
             requests = read_mooncake(lines, trace)
     else:
         path = Path(trace)
@@ -78,8 +78,12 @@ def _load(trace: str, schedule: Schedule) -> Traffic:
 
 def _open_text(path: Path) -> TextIO:
     if path.suffix == ".xz":
-        return io.TextIOWrapper(lzma.open(path), encoding="utf-8")
+        return _decompressed(path.open("rb"))
     return path.open(encoding="utf-8")
+
+
+def _decompressed(compressed: IO[bytes]) -> TextIO:
+    return io.TextIOWrapper(lzma.LZMAFile(compressed), encoding="utf-8")
 
 
 def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]:
