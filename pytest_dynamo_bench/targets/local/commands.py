@@ -22,7 +22,6 @@ class Ports:
     frontend: int
     event_publishers: int
     event_subscribers: int
-    bootstrap: tuple[int, ...]
 
 
 def environment(directory: Path, ports: Ports) -> dict[str, str]:
@@ -77,7 +76,7 @@ def process_specs(
     ]  # fmt: skip
     commands = {"event-tap": tap, "frontend": frontend}
     for worker in configuration.workers:
-        commands[worker.mode] = mocker_command(benchmark, configuration, worker, directory, ports)
+        commands[worker.mode] = mocker_command(benchmark, configuration, worker, directory)
     return [
         ProcessSpec(name, argv, variables, logs / f"{name}.log") for name, argv in commands.items()
     ]
@@ -88,7 +87,6 @@ def mocker_command(
     configuration: Configuration,
     worker: Worker,
     directory: Path,
-    ports: Ports,
 ) -> list[str]:
     """The command line of the mockers of one role, one process for all its replicas."""
     command = [
@@ -109,11 +107,10 @@ def mocker_command(
     if profile is not None:
         optional["--planner-profile-data"] = str(profile.path)
     if worker.mode != "aggregated":
+        # No --bootstrap-ports: they stand for SGLang's handshake, and bind all interfaces.
         command += ["--disaggregation-mode", worker.mode]
         optional["--kv-transfer-bandwidth"] = benchmark.hardware.kv_transfer_gb_per_second
         optional["--kv-bytes-per-token"] = model_dimensions(benchmark.model).kv_bytes_per_token
-    if worker.mode == "prefill":
-        optional["--bootstrap-ports"] = ",".join(map(str, ports.bootstrap))
     for option, value in optional.items():
         if value is not None:
             command += [option, str(value)]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pytest_dynamo_bench.engines import ModelDimensions
 from pytest_dynamo_bench.traffic.prompts import VOCABULARY_TOKENS, word
 
 _END_OF_TEXT = "<end>"
 _UNKNOWN = "<unknown>"
+_MAX_TOKENS = 262_144
 
 
-def write_model_directory(directory: Path, dimensions: Mapping[str, Any]) -> None:
+def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
     """Write tokenizer and configuration.
 
     The tokenizer knows the words of :mod:`pytest_dynamo_bench.traffic.prompts`, one word one
@@ -21,7 +21,8 @@ def write_model_directory(directory: Path, dimensions: Mapping[str, Any]) -> Non
 
     Args:
         directory: made if it does not exist.
-        dimensions: what ``config.json`` says of the model, in the keys of transformers.
+        dimensions: the model's; ``config.json`` says those that size a KV cache. It names an
+            architecture that every reader of such files knows, since no weights are loaded.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -33,7 +34,15 @@ def write_model_directory(directory: Path, dimensions: Mapping[str, Any]) -> Non
     tokenizer.save(str(directory / "tokenizer.json"))
     files = {
         "config.json": {
-            **dimensions,
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": dimensions.hidden_size,
+            "num_hidden_layers": dimensions.layers,
+            "num_attention_heads": dimensions.query_heads,
+            "num_key_value_heads": dimensions.kv_heads,
+            "head_dim": dimensions.head_dim,
+            "torch_dtype": "bfloat16",
+            "max_position_embeddings": _MAX_TOKENS,
             "vocab_size": len(vocabulary),
             "eos_token_id": vocabulary[_END_OF_TEXT],
         },

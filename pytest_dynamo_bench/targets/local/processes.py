@@ -16,7 +16,7 @@ from pytest_dynamo_bench.errors import DeploymentError
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _LOG_LINES = 12
-_GRACE_SECONDS = 3.0
+_GRACE_SECONDS = 1.0
 _END_SECONDS = 15.0
 
 

@@ -117,7 +117,8 @@ class LocalTarget:
         for worker in configuration.workers:
             profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
             found.append(
-                f"{worker.mode} workers: timing of {profile.description}"
+                f"{worker.mode} workers: timing of the engine profile {profile.name}, "
+                f"{profile.provenance['tool']}"
                 if profile is not None
                 else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
                 f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
@@ -183,9 +184,8 @@ class _Measurement:
         try:
             self._progress.stage("bringing up")
             (scratch / "discovery").mkdir()
-            dimensions = model_dimensions(self._benchmark.model)
-            write_model_directory(scratch / "model", dimensions.as_transformers_config())
-            ports = _choose_ports(self._configuration, self._options.frontend_port)
+            write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
+            ports = _choose_ports(self._options.frontend_port)
             specs = process_specs(
                 self._benchmark, self._configuration, scratch, self._logs, ports
             )
@@ -407,19 +407,18 @@ async def _workers_of(frontend: httpx.AsyncClient, model: str) -> int:
     )
 
 
-def _choose_ports(configuration: Configuration, frontend_port: int | None) -> Ports:
+def _choose_ports(frontend_port: int | None) -> Ports:
     """Free ports, all chosen at once so that they differ.
 
     Between here and the bind of the process that gets it, somebody else can take a port. The
     process then ends, and the deployment is tried again with other ports.
     """
-    prefill = sum(w.replicas for w in configuration.workers if w.mode == "prefill")
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3 + prefill)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
         for sock in sockets:
             sock.bind((LOOPBACK, 0))
-        frontend, publishers, subscribers, *bootstrap = (s.getsockname()[1] for s in sockets)
-    return Ports(frontend_port or frontend, publishers, subscribers, tuple(bootstrap))
+        frontend, publishers, subscribers = (sock.getsockname()[1] for sock in sockets)
+    return Ports(frontend_port or frontend, publishers, subscribers)
 
 
 def _is_free(port: int) -> bool:
