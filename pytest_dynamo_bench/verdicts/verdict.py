@@ -84,10 +84,7 @@ def judge(
         raise ValueError(f"claim {claim.name!r} is about {claim.metric}, not {effect.metric}")
     failed = [gate for gate in gates if not gate.passed]
     outcome: Outcome
-    if failed or effect is None:
-        outcome = "invalid"
-    else:
-        outcome = decide(bound, effect.low, effect.high)
+    outcome = "invalid" if failed or effect is None else decide(bound, effect.low, effect.high)
     more_requests = more_repeats = None
     if outcome == "inconclusive" and effect is not None:
         more_requests, more_repeats = _more_needed(effect, bound)
@@ -107,9 +104,7 @@ def judge(
     return dataclasses.replace(verdict, sentence=_sentence(verdict))
 
 
-def decide(
-    bound: Bound, low: float, high: float
-) -> Literal["holds", "fails", "inconclusive"]:
+def decide(bound: Bound, low: float, high: float) -> Literal["holds", "fails", "inconclusive"]:
     """Where the interval ``low`` … ``high`` of the change lies with respect to the limit."""
     if bound.direction == "at most":
         if high <= bound.limit:
