@@ -13,8 +13,18 @@ from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.store import ResultStore
 from pytest_dynamo_bench.targets.base import Progress, Target
 from pytest_dynamo_bench.traffic import Traffic
-from pytest_dynamo_bench.verdicts import Verdict, check_pair, check_run, confounds, estimate_effect
+from pytest_dynamo_bench.verdicts import (
+    GateResult,
+    Verdict,
+    check_pair,
+    check_run,
+    confounds,
+    estimate_effect,
+)
 from pytest_dynamo_bench.verdicts import judge as judge_claim
+
+# Gates of a run that hold for every claim are checked with a metric that asks for no percentile.
+_ANY_METRIC = "time_to_first_token.mean"
 
 
 class ShowProgress(Protocol):
@@ -110,10 +120,9 @@ class Comparison:
             if claim.bound(self.target.name) is None:
                 raise ValueError(f"claim {claim.name!r} is not made on {self.target.name}")
             treatment, baseline = self[claim.treatment], self[claim.baseline]
-            schedule = self.traffic.schedule
             gates = (
-                *check_run(treatment.run, schedule, claim.metric),
-                *check_run(baseline.run, schedule, claim.metric),
+                *self._gates(treatment, claim.metric),
+                *self._gates(baseline, claim.metric),
                 *check_pair(treatment.run, baseline.run),
             )
             effect = estimate_effect(
@@ -123,10 +132,15 @@ class Comparison:
                 self.benchmark.configuration(claim.treatment),
                 self.benchmark.configuration(claim.baseline),
             )
-            verdict = judge_claim(claim, self.target.name, effect, gates, differences)
+            verdict = judge_claim(
+                claim, self.target.name, effect, gates, [str(item) for item in differences]
+            )
             self._verdicts[claim.name] = verdict
             self.store.save_verdict(self.benchmark, verdict)
         return self._verdicts[claim.name]
+
+    def _gates(self, metrics: Metrics, metric: str) -> tuple[GateResult, ...]:
+        return check_run(metrics.run, self.traffic.schedule, metric, traffic=self.traffic)
 
     def _measure(self, name: str) -> Metrics:
         configuration = self.benchmark.configuration(name)
@@ -138,7 +152,7 @@ class Comparison:
         metrics = Metrics(run, self.benchmark.goodput)
         limitations = self.target.limitations(self.benchmark, configuration)
         self.store.save_run(self.benchmark, metrics, limitations)
-        failed = [gate for gate in check_run(run, self.traffic.schedule) if not gate.passed]
+        failed = [gate for gate in self._gates(metrics, _ANY_METRIC) if not gate.passed]
         if failed:
             reasons = "\n".join(f"- {gate.sentence}" for gate in failed)
             raise InvalidRunError(

@@ -330,7 +330,7 @@ class MeasuredComparison:
         self._request.node.user_properties.extend(_properties(self._comparison, verdict))
         if verdict.outcome == "holds":
             return verdict
-        message = self._explain(verdict)
+        message = self.explain(verdict)
         if verdict.outcome == "inconclusive":
             outcome = self._request.config.getoption("dynamo_inconclusive")
             if outcome == "skip":
@@ -339,7 +339,8 @@ class MeasuredComparison:
                 pytest.xfail(message)
         pytest.fail(message, pytrace=False)
 
-    def _explain(self, verdict: Verdict) -> str:
+    def explain(self, verdict: Verdict) -> str:
+        """Why a verdict is what it is, in a message that stands alone."""
         lines = [f"{verdict.outcome}: {verdict.claim.name}", verdict.sentence]
         lines += [f"- {gate.sentence}" for gate in verdict.gates if not gate.passed]
         if verdict.confounds:
@@ -409,11 +410,16 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         else [configuration.name for configuration in benchmark.configurations]
     )
     measured = dynamo.comparison(benchmark)
+    result = MeasuredComparison(measured, request)
     try:
         measured.ensure(wanted)
+        verdict = measured.verdict(claim) if claim is not None else None
     except DynamoBenchError as error:
         pytest.fail(str(error), pytrace=False)
-    return MeasuredComparison(measured, request)
+    if verdict is not None and verdict.outcome == "invalid":
+        request.node.user_properties.extend(_properties(measured, verdict))
+        pytest.fail(result.explain(verdict), pytrace=False)
+    return result
 
 
 # ---------------------------------------------------------------------------------------

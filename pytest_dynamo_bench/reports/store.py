@@ -28,6 +28,9 @@ from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.verdicts import Verdict
 
 SUMMARY_VERSION = 1
+_IN_SUMMARY = (
+    "gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics",
+)  # fmt: skip
 _PACKAGES = ("pytest-dynamo-bench", "ai-dynamo", "pytest", "numpy", "httptools", "uvloop")
 
 
@@ -59,7 +62,9 @@ class ResultStore:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def save_run(self, benchmark: Benchmark, metrics: Metrics, limitations: tuple[str, ...]) -> None:
+    def save_run(
+        self, benchmark: Benchmark, metrics: Metrics, limitations: tuple[str, ...]
+    ) -> None:
         """Write one run: its records, what it ran on, and its metrics."""
         run = metrics.run
         directory = self.run_directory(run.benchmark, run.configuration)
@@ -83,7 +88,15 @@ class ResultStore:
             "metrics": metrics.as_dict(),
         }
         write_json(directory / "run.json", details)
-        kept = ("gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics")
+        kept = (
+            "gpus",
+            "simulated",
+            "requests",
+            "failed",
+            "problems",
+            "duration_seconds",
+            "metrics",
+        )
         entry = self._entry(benchmark)
         entry["runs"][run.configuration] = {key: details[key] for key in kept}
         self._write_summary()
@@ -152,10 +165,7 @@ def to_frame(run: Run) -> pd.DataFrame:
     columns = {name: [getattr(record, name) for record in run.records] for name in names}
     frame = pd.DataFrame(columns)
     return frame.astype(
-        {
-            name: "Int64"
-            for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "status")
-        }
+        dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens", "status"), "Int64")
     )
 
 
@@ -171,7 +181,7 @@ def write_parquet(path: Path, run: Run) -> None:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions, for a reader who wants to know where a number is from."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

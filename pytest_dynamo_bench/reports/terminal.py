@@ -9,27 +9,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from pytest_dynamo_bench.benchmark import Benchmark
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.verdicts import Verdict
 
 _QUIET_SECONDS = 10.0
 _COLUMNS = (
-    ("TTFT mean", "time_to_first_token.mean"),
-    ("TTFT p50", "time_to_first_token.p50"),
-    ("TTFT p99", "time_to_first_token.p99"),
-    ("ITL mean", "inter_token_latency.mean"),
-    ("ITL p99", "inter_token_latency.p99"),
-    ("goodput", "goodput"),
-    ("output", "output_token_throughput"),
-    ("KV hits", "kv_hit_rate"),
+    ("TTFT\nmean", "time_to_first_token.mean"),
+    ("TTFT\np50", "time_to_first_token.p50"),
+    ("TTFT\np99", "time_to_first_token.p99"),
+    ("ITL\nmean", "inter_token_latency.mean"),
+    ("ITL\np99", "inter_token_latency.p99"),
+    ("good-\nput", "goodput"),
+    ("KV\nhits", "kv_hit_rate"),
 )
+_SHORT_UNITS = {"requests/s": "req/s", "tokens/s": "tok/s"}
 _MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid": "magenta"}
 
 
@@ -64,9 +70,7 @@ class LiveProgress:
 
     def requests(self, done: int, failed: int, total: int) -> None:
         trouble = f", [red]{failed} failed[/]" if failed else ""
-        self._progress.update(
-            self._task, completed=done, total=total, stage=f"measuring{trouble}"
-        )
+        self._progress.update(self._task, completed=done, total=total, stage=f"measuring{trouble}")
 
 
 @contextmanager
@@ -97,8 +101,8 @@ def render_comparison(
         file=io.StringIO(), width=max(width, 60), force_terminal=color, no_color=not color,
         color_system="standard" if color else None, highlight=False, emoji=False,
     )  # fmt: skip
-    console.print(Text(f"{benchmark.name} on {target}", style="bold"), Text(f": {benchmark.question}"),
-                  sep="")  # fmt: skip
+    title = Text(f"{benchmark.name} on {target}", style="bold")
+    console.print(title.append(f": {benchmark.question}", style="not bold"))
     console.print(_table(benchmark, measured))
     for verdict in verdicts:
         line = Text(f"{verdict.outcome:>12}  ", style=_MARKS[verdict.outcome])
@@ -113,29 +117,29 @@ def render_comparison(
 
 def _table(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:
     rows = [item for item in benchmark.configurations if item.name in measured]
+    shown = [item for item in _COLUMNS if item[1] != "goodput" or benchmark.goodput is not None]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("configuration", no_wrap=True)
+    table.add_column("configuration")
     table.add_column("GPUs", justify="right")
-    values: list[list[float]] = []
-    for title, metric in _COLUMNS:
-        name = parse_metric(metric)[0]
-        if name == "goodput" and benchmark.goodput is None:
-            continue
-        values.append([measured[row.name].value(metric) for row in rows])
-        unit = METRICS[name].unit.replace("tokens/s", "tok/s").replace("requests/s", "req/s")
-        table.add_column(f"{title}\n{'%' if METRICS[name].is_share else unit}", justify="right")
-    best = [_best(column, metric) for column, (_, metric) in zip(values, _shown(benchmark), strict=True)]
+    cells: list[list[Text]] = []
+    for title, metric in shown:
+        definition = METRICS[parse_metric(metric)[0]]
+        table.add_column(f"{title}\n{_unit(definition)}", justify="right", no_wrap=True)
+        values = [measured[row.name].value(metric) for row in rows]
+        best = _best(values, metric)
+        cells.append(
+            [
+                Text(_format(value, definition), style="bold" if index == best else "")
+                for index, value in enumerate(values)
+            ]
+        )
     for index, row in enumerate(rows):
-        cells = [
-            Text(_format(column[index], metric), style="bold" if index == winner else "")
-            for column, winner, (_, metric) in zip(values, best, _shown(benchmark), strict=True)
-        ]
-        table.add_row(row.name, str(row.gpus), *cells)
+        table.add_row(row.name, str(row.gpus), *(column[index] for column in cells))
     return table
 
 
-def _shown(benchmark: Benchmark) -> list[tuple[str, str]]:
-    return [item for item in _COLUMNS if item[1] != "goodput" or benchmark.goodput is not None]
+def _unit(definition: MetricDefinition) -> str:
+    return "%" if definition.is_share else _SHORT_UNITS.get(definition.unit, definition.unit)
 
 
 def _best(values: list[float], metric: str) -> int | None:
@@ -146,12 +150,9 @@ def _best(values: list[float], metric: str) -> int | None:
     return (min(finite) if better == "lower" else max(finite))[1]
 
 
-def _format(value: float, metric: str) -> str:
+def _format(value: float, definition: MetricDefinition) -> str:
     if not math.isfinite(value):
         return "-"
-    name = parse_metric(metric)[0]
-    if METRICS[name].is_share:
+    if definition.is_share:
         return f"{value * 100:.1f}"
-    if METRICS[name].unit == "ms":
-        return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:,.{1 if definition.unit == 'ms' else 2}f}" if value < 100 else f"{value:,.0f}"

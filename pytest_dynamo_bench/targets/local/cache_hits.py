@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from pytest_dynamo_bench.records import RequestRecord
 # Events carry wall-clock milliseconds of another process; a request's own blocks are stored
 # before its first token, give or take that much.
 _CLOCK_SLACK_MS = 100.0
-
-
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def mocker_command(
         "--block-size", str(configuration.block_size),
         "--enable-prefix-caching" if worker.prefix_caching else "--no-enable-prefix-caching",
     ]  # fmt: skip
-    optional = {
+    optional: dict[str, object] = {
         "--num-gpu-blocks-override": worker.kv_blocks,
         "--max-num-seqs": worker.max_num_seqs,
         "--max-num-batched-tokens": worker.max_num_batched_tokens,

@@ -23,7 +23,7 @@ _HEADER_BYTES = 5
 
 
 def _lines(topic: str, published_ms: int, payload: Any) -> list[dict[str, Any]]:
-    lines = []
+    lines: list[dict[str, Any]] = []
     if topic == "kv-events":
         for item in payload:
             data = item["event"]["data"]

@@ -49,7 +49,7 @@ def _start(processes: list[dict[str, Any]]) -> dict[str, subprocess.Popen[bytes]
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=_die_with_parent,
             )
         _report(event="started", name=process["name"], pid=running[process["name"]].pid)
     return running

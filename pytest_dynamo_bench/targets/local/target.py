@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +35,6 @@ from pytest_dynamo_bench.targets.local.model_directory import write_model_direct
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
 from pytest_dynamo_bench.traffic import (
     Concurrency,
-    FixedSchedule,
     Traffic,
     TrafficRequest,
     cut,
@@ -103,9 +102,7 @@ class LocalTarget:
 
     def traffic(self, benchmark: Benchmark) -> Traffic:
         """The benchmark's traffic, cut to the length that the options ask for."""
-        return cut(
-            benchmark.traffic.load(), self._options.seconds, seed=self._options.seed
-        )
+        return cut(benchmark.traffic.load(), self._options.seconds, seed=self._options.seed)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
@@ -115,13 +112,15 @@ class LocalTarget:
             "all workers share this machine; the network between them is modelled",
         ]
         for worker in configuration.workers:
-            profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
+            profile = find_profile(
+                benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker
+            )
             found.append(
                 f"{worker.mode} workers: timing of the engine profile {profile.name}, "
                 f"{profile.provenance['tool']}"
                 if profile is not None
                 else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
-                f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
+                f"{gpu} with tp={worker.tp}, so that timing is Dynamo's "
                 "built-in model of no particular GPU"
             )
         return tuple(found)
@@ -186,9 +185,7 @@ class _Measurement:
             (scratch / "discovery").mkdir()
             write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
             ports = _choose_ports(self._options.frontend_port)
-            specs = process_specs(
-                self._benchmark, self._configuration, scratch, self._logs, ports
-            )
+            specs = process_specs(self._benchmark, self._configuration, scratch, self._logs, ports)
             started = time.monotonic()
             async with Processes(specs, scratch) as processes:
                 model = str(scratch / "model")
@@ -402,9 +399,7 @@ async def _workers_of(frontend: httpx.AsyncClient, model: str) -> int:
     if model not in [entry.get("id") for entry in listed.get("data", [])]:
         return 0
     health = (await frontend.get("/health")).json()
-    return sum(
-        instance.get("endpoint") == "generate" for instance in health.get("instances", [])
-    )
+    return sum(instance.get("endpoint") == "generate" for instance in health.get("instances", []))
 
 
 def _choose_ports(frontend_port: int | None) -> Ports:
