@@ -120,7 +120,7 @@ class LocalTarget:
                 f"{profile.provenance['tool']}"
                 if profile is not None
                 else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
-                f"{gpu} with tp={worker.tp}, so that timing is Dynamo's "
+                f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
                 "built-in model of no particular GPU"
             )
         return tuple(found)
