@@ -196,9 +196,15 @@ def pytest_configure(config: pytest.Config) -> None:
                     "kv_offload", "frontend_decoding", "multi_node"):  # fmt: skip
         config.addinivalue_line("markers", f"{feature}: a benchmark of this Dynamo feature")
     if threading.current_thread() is threading.main_thread():
-        config.stash[_PREVIOUS_HANDLER] = signal.signal(
-            signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
-        )
+        config.stash[_PREVIOUS_HANDLER] = signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    """End the session as Ctrl-C does.
+
+    Not by raising SIGINT: a shell's background jobs and many CI runners ignore that.
+    """
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
