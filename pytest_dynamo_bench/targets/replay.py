@@ -39,6 +39,7 @@ REQUIREMENT = "ai-dynamo==1.4.2"
 ROUTERS = {"round-robin": "round_robin", "kv": "kv_router"}
 _MAX_HASH_ID = 2**32 - 1
 _LOG_LINES = 20
+_MARKER = "pytest-dynamo-bench keeps the names of sessions"
 
 
 @dataclass(frozen=True)
@@ -365,7 +366,11 @@ def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:
     """Write requests in the Mooncake form that Dynamo's replay reads.
 
     Unlike the form that AIPerf reads, a later turn has its whole prompt. Every request names
-    its session, by which its result is found again.
+    its session, by which its result is found again; but Dynamo drops the names where no
+    session has a second turn. Such a trace gets one more session, of two requests of one token
+    each, an hour after the last; its results are dropped. On a fixed schedule that leaves
+    all others as they were; in a closed loop a step of the very last requests may have a
+    token more.
     """
     ids: Mapping[int, int] | None = None
     if any(request.hash_ids and max(request.hash_ids) > _MAX_HASH_ID for request in requests):
@@ -385,6 +390,13 @@ def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:
             else:
                 row["delay"] = request.delay_ms
             file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        if not any(request.turn for request in requests):
+            last_ms = max((request.timestamp_ms for request in requests), default=0.0)
+            marker = {
+                "session_id": _MARKER, "input_length": 1, "output_length": 1, "hash_ids": [0],
+            }  # fmt: skip
+            file.write(json.dumps(marker | {"timestamp": last_ms + 3_600_000}) + "\n")
+            file.write(json.dumps(marker | {"delay": 0}) + "\n")
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

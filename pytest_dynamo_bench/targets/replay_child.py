@@ -14,10 +14,12 @@ import json
 import mmap
 import os
 import platform
+import random
 import signal
 import struct
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,48 +40,75 @@ def die_with_parent() -> None:
         raise SystemExit(1)
 
 
-def stop_the_clock(library: str, seed: int) -> str:
-    """Show a loaded library a clock that stands still at ``seed`` seconds.
+def make_reproducible(library: str, seed: int) -> str:
+    """Show a loaded library a clock that stands still, and random bytes that follow from a seed.
 
     Dynamo's KV router breaks ties between equally good workers at random, and has no option
-    for the seed: its generator takes it from the time of the first draw. Simulated time
-    doesn't come from the clock, so a clock that stands still makes a replay reproducible and
-    changes nothing else. Only the library's own table of imported functions is changed, in
-    this process.
+    for the seed: its generator takes it from the time of the first draw, and the order in which
+    workers are looked at from the system's random bytes. Simulated time doesn't come from the
+    clock, so this makes a replay reproducible and changes nothing else. Only the library's own
+    table of imported functions is changed, in this process; whatever thread calls Dynamo next
+    must be a new one, since a thread keeps what it has drawn.
 
     Returns:
-        What was done, in a few words; the replay is not reproducible if that isn't
-        ``seeded``.
+        ``seeded``, or else why the replay is not reproducible.
     """
     kinds = _RELOCATIONS.get(platform.machine())
     if sys.platform != "linux" or kinds is None:
         return f"not seeded: no support for {sys.platform} on {platform.machine()}"
-    try:
-        slots = _import_slots(Path(library), b"clock_gettime", kinds)
-    except (OSError, ValueError, struct.error, KeyError) as error:
-        return f"not seeded: {error!r}"
-    if not slots:
-        return "not seeded: the library doesn't import clock_gettime"
-    global _standing_clock
+    for name, function in (
+        (b"clock_gettime", _standing_clock(seed)),
+        (b"getrandom", _seeded_bytes(seed)),
+    ):
+        try:
+            slots = _import_slots(Path(library), name, kinds)
+        except (OSError, ValueError, struct.error, KeyError) as error:
+            return f"not seeded: {error!r}"
+        if not slots:
+            return f"not seeded: the library doesn't import {name.decode()}"
+        _keep_alive.append(function)
+        failure = _redirect(slots, ctypes.cast(function, ctypes.c_void_p).value or 0)
+        if failure:
+            return f"not seeded: {failure}"
+    return "seeded"
+
+
+# Dynamo calls these for as long as the process lives.
+_keep_alive: list[Any] = []
+
+
+def _standing_clock(seed: int) -> Any:
     instant = struct.pack("qq", 1 + seed, 0)
 
-    def standing_clock(_clock: int, result: int) -> int:
-        ctypes.memmove(result, instant, 16)
+    def clock_gettime(_clock: int, result: int) -> int:
+        ctypes.memmove(result, instant, len(instant))
         return 0
 
-    _standing_clock = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(standing_clock)
-    address = ctypes.cast(_standing_clock, ctypes.c_void_p).value
+    return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(clock_gettime)
+
+
+def _seeded_bytes(seed: int) -> Any:
+    generator = random.Random(seed)
+
+    def getrandom(result: int, length: int, _flags: int) -> int:
+        ctypes.memmove(result, generator.randbytes(length), length)
+        return length
+
+    return ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)(
+        getrandom
+    )
+
+
+def _redirect(slots: list[int], address: int) -> str:
+    """Write an address to each slot; returns what went wrong, or an empty string."""
     page = mmap.PAGESIZE
     protect = ctypes.CDLL(None, use_errno=True).mprotect
     protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for slot in slots:
         if protect(slot // page * page, page, _PROT_READ | _PROT_WRITE):
-            return f"not seeded: {os.strerror(ctypes.get_errno())}"
+            return os.strerror(ctypes.get_errno())
         ctypes.c_void_p.from_address(slot).value = address
-    return "seeded"
-
-
-_standing_clock: Any = None
+    return ""
 
 
 def _import_slots(library: Path, name: bytes, kinds: tuple[int, ...]) -> list[int]:
@@ -148,9 +177,10 @@ def main(job_path: str) -> None:
             arguments[name] = MockEngineArgs.from_json(json.dumps(arguments[name]))
     seeding = "not asked for"
     if job["seed"] is not None:
-        seeding = stop_the_clock(_core.__file__, job["seed"])
+        seeding = make_reproducible(_core.__file__, job["seed"])
     began = time.perf_counter()
-    report: Any = run_trace_replay(**arguments)  # type: ignore[no-untyped-call,unused-ignore]
+    with ThreadPoolExecutor(1) as thread:
+        report: Any = thread.submit(run_trace_replay, **arguments).result()
     seconds = time.perf_counter() - began
     kv_offload = bool(getattr(_core, "MOCKER_KVBM_OFFLOAD_ENABLED", False))
     result = {
