@@ -33,6 +33,14 @@ MODEL_ESTIMATE = Caveat(
     "deployment on hardware.",
     "Differences between configurations are more trustworthy than absolute times.",
 )
+PREFIX_PRICED_ON_AVERAGE = Caveat(
+    "prefix-priced-on-average",
+    "That new tokens of a prompt attend to what comes before them is priced by its mean cost in "
+    "this traffic, the same for every token of every prompt; Dynamo's own table leaves it out.",
+    "Tokens early in a prompt, which a prefix hit saves, are a little too expensive: flatters "
+    "prefix reuse, and so KV routing. How much prefill time each run was charged, beside what the "
+    "source of the profile says, is in the run's record.",
+)
 CACHED_PREFIX_FREE = Caveat(
     "cached-prefix-free",
     "A prefill step costs what its new tokens cost; that these attend to a cached prefix, or "
@@ -104,14 +112,21 @@ SIMULATED_TIES = Caveat(
 
 
 def caveats(
-    benchmark: Benchmark, configuration: Configuration, profiles: Sequence[EngineProfile]
+    benchmark: Benchmark,
+    configuration: Configuration,
+    profiles: Sequence[EngineProfile],
+    prefix_priced: bool,
 ) -> tuple[Caveat, ...]:
     """Those that apply to a configuration, the most important first."""
-    return tuple(_applying(benchmark, configuration, profiles))
+    prefix = PREFIX_PRICED_ON_AVERAGE if prefix_priced else CACHED_PREFIX_FREE
+    return tuple(_applying(benchmark, configuration, profiles, prefix))
 
 
 def _applying(
-    benchmark: Benchmark, configuration: Configuration, profiles: Sequence[EngineProfile]
+    benchmark: Benchmark,
+    configuration: Configuration,
+    profiles: Sequence[EngineProfile],
+    prefix: Caveat,
 ) -> Iterator[Caveat]:
     workers = configuration.workers
     if any(worker.kv_offload for worker in workers):
@@ -120,7 +135,7 @@ def _applying(
         yield NO_VISION
     yield MODEL_ESTIMATE
     yield from (_origin(profile) for profile in {p.name: p for p in profiles}.values())
-    yield CACHED_PREFIX_FREE
+    yield prefix
     if any(worker.prefix_caching and worker.mode != "prefill" for worker in workers):
         yield SHARED_BLOCKS_ONCE
     if any(worker.attention_dp > 1 for worker in workers):

@@ -20,13 +20,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import (
     EngineProfile,
+    PrefillPricing,
     find_profile,
     kv_capacity_tokens,
+    price_prefills,
+    with_surcharge,
 )
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.records import RequestRecord, Run
@@ -35,10 +38,13 @@ from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.caveats import Caveat, caveats
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
 
+PrefixPricing = Literal["none", "traffic", "measured"]
 REQUIREMENT = "ai-dynamo==1.4.2"
 ROUTERS = {"round-robin": "round_robin", "kv": "kv_router"}
 _MAX_HASH_ID = 2**32 - 1
 _LOG_LINES = 20
+_DEFAULT_MAX_NUM_SEQS = 256
+_DEFAULT_STEP_TOKENS = 8192
 _MARKER = "pytest-dynamo-bench keeps the names of sessions"
 
 
@@ -52,12 +58,19 @@ class ReplayTarget:
             deployment, and makes runs differ.
         speedup: divides the times between arrivals; 2 is twice the load.
         timeout_seconds: a simulation that takes longer is ended.
+        prefix_pricing: how attending to what comes before a prefill's new tokens is paid for,
+            which Dynamo's table leaves out (see :mod:`pytest_dynamo_bench.engines.pricing`).
+            ``traffic`` adds its mean cost, for the prompts as they are, to every new token:
+            the same for all configurations. ``measured`` simulates twice and adds the cost
+            for the prompts with what each configuration found in its caches. ``none`` leaves
+            the table as it is.
     """
 
     profile_directories: tuple[Path, ...] = ()
     seed: int | None = 0
     speedup: float = 1.0
     timeout_seconds: float = 1800.0
+    prefix_pricing: PrefixPricing = "traffic"
     name: str = field(default="replay", init=False)
 
     def check(self, benchmark: Benchmark) -> None:
@@ -83,7 +96,8 @@ class ReplayTarget:
 
     def caveats(self, benchmark: Benchmark, configuration: Configuration) -> tuple[Caveat, ...]:
         """The simplifications that apply to a configuration, as data."""
-        return caveats(benchmark, configuration, self.profiles(benchmark, configuration))
+        profiles = self.profiles(benchmark, configuration)
+        return caveats(benchmark, configuration, profiles, self.prefix_pricing != "none")
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What isn't expressed of the configuration, then what is simplified."""
@@ -112,8 +126,8 @@ class ReplayTarget:
     ) -> Run:
         """Simulate the traffic through the configuration.
 
-        ``directory`` gets ``replay-job.json`` (what the simulation was given) and
-        ``replay.log``.
+        ``directory`` gets ``replay-job.json`` (what the simulation was given),
+        ``replay.log``, and the profile that was used if it isn't a shipped one.
 
         Raises:
             TargetError: the configuration cannot be simulated.
@@ -123,6 +137,11 @@ class ReplayTarget:
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         began = time.perf_counter()
         directory.mkdir(parents=True, exist_ok=True)
+        worker, profile = self._prefilling(benchmark, configuration)
+        step_tokens = worker.max_num_batched_tokens or _DEFAULT_STEP_TOKENS
+        inputs = [request.input_tokens for request in traffic.requests]
+        pricing = price_prefills(profile.tables, inputs, [0] * len(inputs), step_tokens)
+        charged = 0.0 if self.prefix_pricing == "none" else pricing.surcharge_ms_per_token
         with tempfile.TemporaryDirectory(prefix="replay-", dir=directory) as scratch:
             progress.stage("writing the trace")
             trace = Path(scratch) / "trace.jsonl"
@@ -136,15 +155,17 @@ class ReplayTarget:
             }
             if isinstance(traffic.schedule, Concurrency):
                 arguments["replay_concurrency"] = traffic.schedule.sessions
-            result_path = Path(scratch) / "result.json"
-            job = {"arguments": arguments, "seed": self.seed, "result": str(result_path)}
-            job_path = directory / "replay-job.json"
-            job_path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
-            progress.stage("simulating")
-            self._simulate(configuration, job_path, directory / "replay.log")
-            result = json.loads(result_path.read_text("utf-8"))
-            rows = _read_rows(Path(arguments["report_jsonl_path"]))
-            records = to_records(traffic, rows, configuration, self.speedup)
+            for _ in range(2 if self.prefix_pricing == "measured" else 1):
+                progress.stage("simulating")
+                _charge(arguments, worker, profile, charged, directory)
+                result = self._simulate(configuration, arguments, Path(scratch), directory)
+                rows = _read_rows(Path(arguments["report_jsonl_path"]))
+                records = to_records(traffic, rows, configuration, self.speedup)
+                cached = [record.cached_tokens or 0 for record in records]
+                pricing = price_prefills(profile.tables, inputs, cached, step_tokens)
+                was_charged = charged
+                if self.prefix_pricing == "measured":
+                    charged = pricing.surcharge_ms_per_token
         failed = sum(not record.succeeded for record in records)
         progress.requests(len(records) - failed, failed, len(records))
         return Run(
@@ -162,12 +183,14 @@ class ReplayTarget:
                 "workers": {key: arguments[key] for key in arguments if key.endswith("_workers")},
                 "router_mode": arguments["router_mode"],
                 "profiles": [p.name for p in self.profiles(benchmark, configuration)],
+                "prefix_pricing": self.prefix_pricing,
                 "command": _bare_command(arguments),
                 "speedup": self.speedup,
             },
             observed={
                 "dynamo": metadata.version("ai-dynamo"),
                 "seeding": result["seeding"],
+                "prefill_pricing": _priced(pricing, was_charged),
                 "report": result["report"],
                 "simulation_seconds": round(result["seconds"], 3),
                 "wall_seconds": round(time.perf_counter() - began, 3),
@@ -201,7 +224,25 @@ class ReplayTarget:
             )
         return found
 
-    def _simulate(self, configuration: Configuration, job_path: Path, log_path: Path) -> None:
+    def _prefilling(
+        self, benchmark: Benchmark, configuration: Configuration
+    ) -> tuple[Worker, EngineProfile]:
+        """The workers that process prompts, with their profile."""
+        profiles = self.profiles(benchmark, configuration)
+        pairs = zip(configuration.workers, profiles, strict=True)
+        return next((worker, profile) for worker, profile in pairs if worker.mode != "decode")
+
+    def _simulate(
+        self,
+        configuration: Configuration,
+        arguments: Mapping[str, Any],
+        scratch: Path,
+        directory: Path,
+    ) -> dict[str, Any]:
+        result_path = scratch / "result.json"
+        job = {"arguments": arguments, "seed": self.seed, "result": str(result_path)}
+        job_path, log_path = directory / "replay-job.json", directory / "replay.log"
+        job_path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
         # DYN_LOG: at info Dynamo's router writes a line per request, which takes longer than
         # the simulation.
         environment = {**os.environ, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
@@ -228,6 +269,36 @@ class ReplayTarget:
                 f"configuration {configuration.name!r}: the simulation ended with exit code "
                 f"{code}; the end of {log_path}:\n" + "\n".join(tail)
             )
+        result: dict[str, Any] = json.loads(result_path.read_text("utf-8"))
+        return result
+
+
+def _charge(
+    arguments: dict[str, Any],
+    worker: Worker,
+    profile: EngineProfile,
+    ms_per_token: float,
+    directory: Path,
+) -> None:
+    """Have the prefilling workers use their profile with a surcharge on new tokens."""
+    if ms_per_token == 0:
+        return
+    path = directory / f"{profile.name}-with-prefix-priced.npz"
+    with_surcharge(profile.tables, ms_per_token).write(path)
+    key = "extra" if worker.mode == "aggregated" else worker.mode
+    name = f"{key}_engine_args"
+    arguments[name] = {**arguments[name], "planner_profile_data": str(path)}
+
+
+def _priced(pricing: PrefillPricing, charged_ms_per_token: float) -> dict[str, float]:
+    """What prefilling was charged in a run, and what it would cost by the source."""
+    charged_ms = pricing.table_ms + charged_ms_per_token * pricing.new_tokens
+    return {
+        "surcharge_us_per_token": round(1000 * charged_ms_per_token, 3),
+        "charged_seconds": round(charged_ms / 1000, 3),
+        "source_seconds": round(pricing.source_ms / 1000, 3),
+        "charged_share_of_source": round(charged_ms / max(pricing.source_ms, 1e-9), 4),
+    }
 
 
 def _has_replay() -> bool:
@@ -334,7 +405,10 @@ def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterab
                 f"KV blocks of the {worker.mode} workers are computed from the model's and the "
                 "GPU's numbers, not taken from the deployment."
             )
-        for name, default in (("max_num_seqs", 256), ("max_num_batched_tokens", 8192)):
+        for name, default in (
+            ("max_num_seqs", _DEFAULT_MAX_NUM_SEQS),
+            ("max_num_batched_tokens", _DEFAULT_STEP_TOKENS),
+        ):
             if getattr(worker, name) is None:
                 yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
         if worker.nodes > 1:

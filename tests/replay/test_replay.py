@@ -234,8 +234,28 @@ def test_a_slow_simulation_is_ended(tmp_path, progress):
 
 
 def test_nothing_is_left_behind(tmp_path, progress):
-    measure(AGGREGATED, make_traffic(10), tmp_path, progress)
+    measure(AGGREGATED, make_traffic(10), tmp_path, progress, ReplayTarget(prefix_pricing="none"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["replay-job.json", "replay.log"]
+
+
+@pytest.mark.parametrize("prefix_pricing", ["none", "traffic", "measured"])
+def test_prefill_time_is_charged_as_the_source_says(prefix_pricing, tmp_path, progress):
+    long = [
+        dataclasses.replace(r, input_tokens=60_000, hash_ids=(*r.hash_ids[:6], *range(k, k + 112)))
+        for k, r in zip(range(1000, 100_000, 1000), make_traffic(20).requests, strict=False)
+    ]
+    traffic = dataclasses.replace(make_traffic(20), requests=long)
+    worker = dataclasses.replace(AGGREGATED.workers[0], kv_blocks=11_000)
+    target = ReplayTarget(prefix_pricing=prefix_pricing)
+    configuration = AGGREGATED.but(workers=[worker])
+    run = measure(configuration, traffic, tmp_path, progress, target)
+    priced = run.observed["prefill_pricing"]
+    share = priced["charged_share_of_source"]
+    assert {"none": share < 0.65, "traffic": 0.9 < share < 1, "measured": share > 0.99}[
+        prefix_pricing
+    ]
+    caveats = {caveat["id"] for caveat in run.observed["caveats"]}
+    assert ("cached-prefix-free" in caveats) == (prefix_pricing == "none")
 
 
 def test_the_child_dies_with_its_parent(tmp_path):
