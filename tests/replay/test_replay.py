@@ -174,7 +174,7 @@ def test_limitations_name_what_is_not_expressed():
         "2 nodes is not simulated",
         "KV offload compiled out",
         "moves its KV cache in no time",
-        "not priced",
+        "priced by its mean cost",
         "Qwen3-32B--H200-vllm-tp2",
         "at random",
     ):
@@ -191,7 +191,7 @@ def test_caveats_attach_where_they_apply():
     assert "kv-transfer-unshared" in ids(SPLIT) and "kv-transfer-unshared" not in ids(AGGREGATED)
     assert "kv-transfer-free" in ids(SPLIT, bandwidth=None)
     assert "seeded-ties" in ids(KV) and "seeded-ties" not in ids(AGGREGATED)
-    assert {"model-estimate", "cached-prefix-free", "data-source"} <= ids(AGGREGATED)
+    assert {"model-estimate", "prefix-priced-on-average", "data-source"} <= ids(AGGREGATED)
 
 
 def test_configurations_that_cannot_be_simulated_are_usage_errors():
@@ -206,6 +206,11 @@ def test_without_dynamo_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TargetError, match=r"pip install 'ai-dynamo"):
         ReplayTarget().check(make_benchmark())
+
+
+def test_times_between_the_first_and_the_last_token_are_not_made_up(tmp_path, progress):
+    run = measure(AGGREGATED, make_traffic(20), tmp_path, progress)
+    assert len(Metrics(run).sample("inter_chunk_latency.mean").values) == 0
 
 
 def test_a_failed_simulation_shows_the_logs_end(tmp_path, progress):
