@@ -60,6 +60,13 @@ RANKS_IN_STEP = Caveat(
     "Every rank waits for the slowest, as on hardware; what is routed to a rank is not balanced "
     "as an engine would.",
 )
+RANKS_AS_WORKERS = Caveat(
+    "ranks-as-workers",
+    "Dynamo's replay has no attention data parallelism in a split, so each rank is simulated as a "
+    "worker of its own, in all configurations of this comparison.",
+    "Ranks do not wait for each other, and the router sees each: attention data parallelism is a "
+    "little too fast wherever it is used.",
+)
 TRANSFER_FREE = Caveat(
     "kv-transfer-free",
     "The split moves its KV cache in no time, because the hardware's kv_transfer_gb_per_second "
@@ -115,11 +122,14 @@ def caveats(
     benchmark: Benchmark,
     configuration: Configuration,
     profiles: Sequence[EngineProfile],
+    *,
     prefix_priced: bool,
+    ranks_as_workers: bool,
 ) -> tuple[Caveat, ...]:
     """Those that apply to a configuration, the most important first."""
     prefix = PREFIX_PRICED_ON_AVERAGE if prefix_priced else CACHED_PREFIX_FREE
-    return tuple(_applying(benchmark, configuration, profiles, prefix))
+    ranks = RANKS_AS_WORKERS if ranks_as_workers else RANKS_IN_STEP
+    return tuple(_applying(benchmark, configuration, profiles, prefix, ranks))
 
 
 def _applying(
@@ -127,6 +137,7 @@ def _applying(
     configuration: Configuration,
     profiles: Sequence[EngineProfile],
     prefix: Caveat,
+    ranks: Caveat,
 ) -> Iterator[Caveat]:
     workers = configuration.workers
     if any(worker.kv_offload for worker in workers):
@@ -139,7 +150,7 @@ def _applying(
     if any(worker.prefix_caching and worker.mode != "prefill" for worker in workers):
         yield SHARED_BLOCKS_ONCE
     if any(worker.attention_dp > 1 for worker in workers):
-        yield RANKS_IN_STEP
+        yield ranks
     if configuration.disaggregated:
         known = benchmark.hardware.kv_transfer_gb_per_second is not None
         yield TRANSFER_UNSHARED if known else TRANSFER_FREE

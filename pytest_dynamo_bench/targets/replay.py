@@ -97,7 +97,13 @@ class ReplayTarget:
     def caveats(self, benchmark: Benchmark, configuration: Configuration) -> tuple[Caveat, ...]:
         """The simplifications that apply to a configuration, as data."""
         profiles = self.profiles(benchmark, configuration)
-        return caveats(benchmark, configuration, profiles, self.prefix_pricing != "none")
+        return caveats(
+            benchmark,
+            configuration,
+            profiles,
+            prefix_priced=self.prefix_pricing != "none",
+            ranks_as_workers=ranks_as_workers(benchmark),
+        )
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What isn't expressed of the configuration, then what is simplified."""
@@ -328,14 +334,32 @@ def engine_arguments(
     profiles = target.profiles(benchmark, configuration)
     for worker, profile in zip(configuration.workers, profiles, strict=True):
         engine = _engine(benchmark, configuration, worker, profile)
+        count = worker.replicas
+        if ranks_as_workers(benchmark):
+            count *= worker.attention_dp
+        elif worker.attention_dp > 1:
+            engine["dp_size"] = worker.attention_dp
         if worker.mode == "aggregated":
-            arguments |= {"extra_engine_args": engine, "num_workers": worker.replicas}
+            arguments |= {"extra_engine_args": engine, "num_workers": count}
         else:
             arguments |= {
                 f"{worker.mode}_engine_args": engine,
-                f"num_{worker.mode}_workers": worker.replicas,
+                f"num_{worker.mode}_workers": count,
             }
     return arguments
+
+
+def ranks_as_workers(benchmark: Benchmark) -> bool:
+    """Whether ranks of attention data parallelism are simulated as workers of their own.
+
+    Dynamo's replay has no attention data parallelism in a split. Where a comparison has that,
+    all of its configurations are simulated the same way, so that they can be compared.
+    """
+    return any(
+        configuration.disaggregated and worker.attention_dp > 1
+        for configuration in benchmark.configurations
+        for worker in configuration.workers
+    )
 
 
 def _routing_targets(configuration: Configuration) -> int:
@@ -354,7 +378,7 @@ def _engine(
         )
         blocks = tokens // configuration.block_size
     engine: dict[str, Any] = {
-        "engine_type": _engine_type(benchmark, configuration),
+        "engine_type": _engine_type(benchmark),
         "block_size": configuration.block_size,
         "num_gpu_blocks": blocks,
         "enable_prefix_caching": worker.prefix_caching,
@@ -365,8 +389,6 @@ def _engine(
         engine["max_num_seqs"] = worker.max_num_seqs
     if worker.max_num_batched_tokens is not None:
         engine["max_num_batched_tokens"] = worker.max_num_batched_tokens
-    if worker.attention_dp > 1:
-        engine["dp_size"] = worker.attention_dp
     bandwidth = benchmark.hardware.kv_transfer_gb_per_second
     if configuration.disaggregated and bandwidth is not None:
         engine["kv_transfer_bandwidth"] = bandwidth
@@ -383,19 +405,23 @@ def _engine(
     return engine
 
 
-def _engine_type(benchmark: Benchmark, configuration: Configuration) -> str:
-    """The scheduler that is simulated; the replay has no split for TensorRT-LLM's."""
-    if benchmark.engine == "trtllm" and configuration.disaggregated:
+def _engine_type(benchmark: Benchmark) -> str:
+    """The scheduler that is simulated, the same for all configurations of a comparison.
+
+    The replay has no split for TensorRT-LLM's scheduler; vLLM's takes its place.
+    """
+    if benchmark.engine == "trtllm" and any(c.disaggregated for c in benchmark.configurations):
         return "vllm"
     return benchmark.engine
 
 
 def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterable[str]:
     """What of the configuration the arguments above leave out or replace."""
-    if _engine_type(benchmark, configuration) != benchmark.engine:
+    if _engine_type(benchmark) != benchmark.engine:
         yield (
-            "Dynamo's replay has no prefill/decode split for TensorRT-LLM: its scheduler is "
-            "simulated by vLLM's, with TensorRT-LLM's step times."
+            "Dynamo's replay has no prefill/decode split for TensorRT-LLM: in all configurations "
+            "of this comparison its scheduler is simulated by vLLM's, with TensorRT-LLM's step "
+            "times."
         )
     if configuration.router == "kv" and _routing_targets(configuration) < 2:
         yield "There is one worker, so that KV routing has nothing to choose from."

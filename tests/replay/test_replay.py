@@ -157,6 +157,51 @@ def test_speculative_decoding_is_faster_by_the_accepted_tokens(tmp_path, progres
     assert 1.2 < latency["plain"] / latency["drafting"] < 2.6
 
 
+DEEPSEEK = {"model": "nvidia/DeepSeek-V3.2-NVFP4", "engine": "trtllm"}
+DEP8 = Configuration("dep8", "baseline", [Worker(2, attention_dp=8, moe_ep=8)])
+DEP8_SPLIT = Configuration(
+    "dep8-split",
+    "treatment",
+    [
+        Worker(1, mode="prefill", attention_dp=8, moe_ep=8),
+        Worker(1, mode="decode", attention_dp=8, moe_ep=8, wideep=True, prefix_caching=False),
+    ],
+    router="kv",
+)
+
+
+def test_ranks_of_attention_data_parallelism(tmp_path, progress):
+    hardware = dataclasses.replace(make_benchmark().hardware, gpu="GB200", count=16)
+    run = measure(DEP8, make_traffic(60), tmp_path, progress, hardware=hardware, **DEEPSEEK)
+    assert run.gpus == 16 and all(record.succeeded for record in run.records)
+    arguments = run.deployed["engine_arguments"]["extra_engine_args"]
+    assert (arguments["dp_size"], arguments["engine_type"]) == (8, "trtllm")
+
+
+def test_a_comparison_with_a_split_simulates_ranks_as_workers_everywhere(tmp_path, progress):
+    hardware = dataclasses.replace(make_benchmark().hardware, gpu="GB200", count=16)
+    benchmark = make_benchmark(DEP8, DEP8_SPLIT, hardware=hardware, **DEEPSEEK)
+    target = ReplayTarget()
+    for configuration in benchmark.configurations:
+        directory = tmp_path / configuration.name
+        run = target.measure(benchmark, configuration, make_traffic(60), directory, progress)
+        assert all(record.succeeded for record in run.records)
+        assert sum(run.deployed["workers"].values()) == 16
+        for arguments in run.deployed["engine_arguments"].values():
+            assert "dp_size" not in arguments and arguments["engine_type"] == "vllm"
+        caveats = {caveat["id"] for caveat in run.observed["caveats"]}
+        assert {"ranks-as-workers", "wideep-by-table"} <= caveats
+        text = "\n".join(target.limitations(benchmark, configuration))
+        assert "no prefill/decode split for TensorRT-LLM" in text
+
+
+def test_the_published_build_of_dynamo_has_no_kv_offload():
+    """Why a configuration's KV offload is a limitation; if this fails, simulate it."""
+    from dynamo import _core
+
+    assert _core.MOCKER_KVBM_OFFLOAD_ENABLED is False
+
+
 def test_limitations_name_what_is_not_expressed():
     configuration = SPLIT.but(
         router="kv",
