@@ -1,1 +1,34 @@
+"""From what was measured to what may be said: effect, validity, confounds, verdict."""
 
+from pytest_dynamo_bench.verdicts.confounds import Difference, confounds, is_confounded
+from pytest_dynamo_bench.verdicts.effect import Effect, estimate_effect
+from pytest_dynamo_bench.verdicts.gates import (
+    GateResult,
+    GateThresholds,
+    all_passed,
+    check_pair,
+    check_run,
+)
+from pytest_dynamo_bench.verdicts.verdict import (
+    Outcome,
+    Verdict,
+    control_false_discoveries,
+    judge,
+)
+
+__all__ = [
+    "Difference",
+    "Effect",
+    "GateResult",
+    "GateThresholds",
+    "Outcome",
+    "Verdict",
+    "all_passed",
+    "check_pair",
+    "check_run",
+    "confounds",
+    "control_false_discoveries",
+    "estimate_effect",
+    "is_confounded",
+    "judge",
+]

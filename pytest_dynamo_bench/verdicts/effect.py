@@ -1,0 +1,588 @@
+"""By how much two configurations differ in a metric, and how sure that is.
+
+The interval is ``exp(L ± t · SE) - 1`` around the log ratio ``L = ln(treatment / baseline)``,
+or ``D ± t · SE`` around the plain difference for metrics that are shares already. How SE and
+the degrees of freedom of t come about, step by step:
+
+1. *Resampling.* Requests are put in the order in which they were due; blocks of consecutive
+   requests are drawn with replacement, going round at the end (circular block bootstrap), and
+   the metric is computed anew. Where the request ids of the two configurations coincide, both
+   get the same blocks, so that what the traffic does to both cancels.
+2. *Block length*, from the data: Politis & White's automatic choice on the series of each
+   request's influence on L. It is treatment minus baseline when they are paired, so that
+   blocks are as long as the *difference* is correlated. For a mean the influence is
+   ``(x - mean) / mean``; for a ratio or a rate ``(v - R w) / (R mean w)``; for a percentile it
+   is the indicator of being above it, divided by the density (Hampel 1974). Never shorter than
+   the cube root of the number of requests.
+3. *Few blocks.* Block variances are too small when blocks are few or correlated across their
+   ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, or to Politis & Romano's flat-top
+   estimate where that is larger; t has at most m - 1 degrees of freedom, and fewer when few
+   blocks carry all of the variation (see :mod:`~pytest_dynamo_bench.verdicts.blocks`).
+4. *Repeats.* With more than one run per configuration the variation between runs is added:
+   ``V = V_blocks + max(0, V_between - V_within)``, where V_between is what the repeats' values
+   show, and V_within what the noise inside single runs already explains of it. Degrees of
+   freedom after Satterthwaite (1946), in which V_between always counts in full, so that a
+   lucky agreement of two or three runs does not make the interval narrow.
+
+What the interval is about: the change under traffic *like this*. Requests are regarded as a
+stretch of a longer stream. Where the change is the same for all requests, or there is none,
+this is the same as the change under exactly this traffic, since the traffic itself cancels in
+pairs; where it differs between requests the interval is the wider, cautious one. A single run
+per configuration cannot see what varies from run to run; repeats can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse, special, stats
+
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metrics import Sample
+from pytest_dynamo_bench.verdicts.blocks import (
+    FloatArray,
+    circular_block_sums,
+    resampled_blocks,
+    uncertainty_of_mean,
+)
+
+IntArray = npt.NDArray[np.intp]
+Scale = Literal["log ratio", "difference"]
+
+_SAME_TRAFFIC_OVERLAP = 0.5
+_CANDIDATE_VALUES = 128
+_CANDIDATE_WIDTH_SD = 7.0
+_NEGLIGIBLE = 1e-12
+_RULE_OF_THREE = 3.0
+_FEWEST_REQUESTS = 10
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The change of a metric from a baseline to a treatment, with its interval.
+
+    Attributes:
+        metric: full name, such as ``time_to_first_token.p50``.
+        treatment_value: in the metric's unit; the mean over repeats.
+        baseline_value: likewise.
+        change: relative (-0.2 is 20 % lower), or the plain difference for shares; NaN when it
+            is not defined.
+        low: lower end of the interval of the change; -inf when nothing can be said.
+        high: upper end; inf when nothing can be said.
+        confidence: of the interval, such as 0.95.
+        method: how the interval was made, as a phrase.
+        scale: what ``estimate`` is: ``log ratio`` for relative changes, ``difference`` for
+            shares.
+        estimate: of the change on that scale.
+        standard_error: of ``estimate``; inf when nothing can be said.
+        degrees_of_freedom: of ``standard_error``.
+        block_length: requests that were resampled together; the longest, where there are
+            several.
+        n_requests: requests of the metric, fewest of all runs.
+        repeats: runs of the arm with fewer of them.
+        resamples: of the bootstrap.
+        paired: whether requests of both arms were paired by id.
+    """
+
+    metric: str
+    treatment_value: float
+    baseline_value: float
+    change: float
+    low: float
+    high: float
+    confidence: float
+    method: str
+    scale: Scale
+    estimate: float
+    standard_error: float
+    degrees_of_freedom: float
+    block_length: int
+    n_requests: int
+    repeats: int
+    resamples: int
+    paired: bool
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """The interval of the change at another confidence, from the same standard error.
+
+        Raises:
+            ValueError: confidence is not between 0 and 1.
+        """
+        _check_confidence(confidence)
+        return _interval(
+            self.scale, self.estimate, self.standard_error, self.degrees_of_freedom, confidence
+        )
+
+    def on_scale(self, change: float) -> float:
+        """A change as a point on the scale of ``estimate``; -inf for -100 % and below."""
+        if self.scale == "difference":
+            return change
+        return math.log1p(change) if change > -1 else -math.inf
+
+    def p_value(self, direction: Literal["at most", "at least"], limit: float) -> float:
+        """How likely such an estimate, or a more favourable one, is if the claim were false.
+
+        One-sided, for ``change <= limit`` or ``change >= limit`` against the claim's border
+        (the change being exactly the limit). 1 when nothing can be said.
+        """
+        distance = self.on_scale(limit) - self.estimate
+        if direction == "at least":
+            distance = -distance
+        if math.isnan(distance) or not math.isfinite(self.standard_error):
+            return 1.0
+        if self.standard_error == 0:
+            return 0.0 if distance >= 0 else 1.0
+        return float(stats.t.sf(distance / self.standard_error, self.degrees_of_freedom))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: must be between 0 and 1, such as 0.95; got {confidence!r}")
+
+
+def _interval(
+    scale: Scale, estimate: float, error: float, freedom: float, confidence: float
+) -> tuple[float, float]:
+    if math.isnan(estimate) or not math.isfinite(error):
+        return -math.inf, math.inf
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    low, high = estimate - half, estimate + half
+    if scale == "difference":
+        return low, high
+    return math.expm1(low), math.expm1(high) if high < 700 else math.inf
+
+
+def estimate_effect(
+    treatment: Sequence[Sample],
+    baseline: Sequence[Sample],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Effect:
+    """The change from ``baseline`` to ``treatment`` with its confidence interval.
+
+    Args:
+        treatment: the metric in every run of the treatment, one Sample per repeat.
+        baseline: likewise for the baseline; the metric must be the same.
+        confidence: of the two-sided interval.
+        resamples: of the block bootstrap.
+        seed: of the resampling; the same input and seed give the same interval.
+
+    Returns:
+        The effect. Where nothing can be said (no requests, a baseline of zero, fewer than two
+        blocks, the minimum or maximum of a single run) the interval is infinite.
+
+    Raises:
+        ValueError: no sample in an arm, different metrics, or a confidence or number of
+            resamples that cannot be.
+
+    Source: see the module's docstring and those of
+    :mod:`~pytest_dynamo_bench.verdicts.blocks`.
+    """
+    _check_confidence(confidence)
+    if resamples < 100:
+        raise ValueError(f"resamples: must be 100 or more, got {resamples!r}")
+    if not treatment or not baseline:
+        raise ValueError("estimate_effect: give at least one run of each configuration")
+    metrics = {sample.metric for sample in (*treatment, *baseline)}
+    if len(metrics) > 1:
+        raise ValueError(f"estimate_effect: different metrics: {', '.join(sorted(metrics))}")
+    comparison = _Comparison(treatment, baseline)
+    error, freedom, block_length, method = comparison.uncertainty(resamples, seed)
+    low, high = _interval(comparison.scale, comparison.estimate, error, freedom, confidence)
+    return Effect(
+        metric=treatment[0].metric,
+        treatment_value=comparison.values[0],
+        baseline_value=comparison.values[1],
+        change=comparison.change,
+        low=low,
+        high=high,
+        confidence=confidence,
+        method=method,
+        scale=comparison.scale,
+        estimate=comparison.estimate,
+        standard_error=error,
+        degrees_of_freedom=freedom,
+        block_length=block_length,
+        n_requests=min(len(set(s.request_ids)) for s in (*treatment, *baseline)),
+        repeats=min(len(treatment), len(baseline)),
+        resamples=resamples,
+        paired=comparison.paired,
+    )
+
+
+# Every statistic but the extremes is one of two things: a ratio of two sums over requests (a
+# mean, a ratio, a rate), or a quantile of values of which a request has one or more.
+
+
+@dataclass(frozen=True)
+class _RatioOfSums:
+    """``scale * sum(numerator) / sum(denominator)``; both (n,), one row per request."""
+
+    numerator: FloatArray
+    denominator: FloatArray
+    scale: float
+
+    @property
+    def value(self) -> float:
+        total = float(self.denominator.sum())
+        return self.scale * float(self.numerator.sum()) / total if total > 0 else math.nan
+
+    def influence(self) -> FloatArray:
+        """(n,) first-order effect of each request on the value, times n; sums to 0."""
+        mean = float(self.denominator.mean())
+        ratio = float(self.numerator.sum() / self.denominator.sum())
+        return self.scale * (self.numerator - ratio * self.denominator) / mean
+
+    def resampled(self, picks: sparse.csr_array, length: int) -> FloatArray:
+        """(resamples,) values; ``picks`` counts how often each block start was drawn."""
+        columns = np.column_stack([self.numerator, self.denominator])
+        sums = picks @ circular_block_sums(columns, length)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.scale * sums[:, 0] / sums[:, 1])
+
+
+@dataclass(frozen=True)
+class _Quantile:
+    """The ``share`` quantile of values, each of which belongs to request ``owner``."""
+
+    values: FloatArray
+    owner: IntArray
+    n: int
+    share: float
+
+    @property
+    def value(self) -> float:
+        return float(np.quantile(self.values, self.share)) if len(self.values) else math.nan
+
+    def _counts(self) -> FloatArray:
+        return np.bincount(self.owner, minlength=self.n).astype(np.float64)
+
+    def _above(self, limit: float) -> FloatArray:
+        return np.bincount(self.owner[self.values > limit], minlength=self.n).astype(np.float64)
+
+    def influence(self) -> FloatArray:
+        """(n,) as for a ratio: ``(above - share above) / density``.
+
+        The density at the quantile is a difference quotient over ``± n^(-1/3) / 2`` in
+        probability, less near the ends.
+        """
+        counts, above = self._counts(), self._above(self.value)
+        total = len(self.values)
+        step = min(0.5 / math.cbrt(total), self.share / 2, (1 - self.share) / 2)
+        low, high = np.quantile(self.values, [self.share - step, self.share + step])
+        spread = float(high - low)
+        if not spread > 0:
+            spread = float(np.ptp(self.values)) or 1.0
+        excess = above - above.sum() / total * counts
+        return np.asarray(excess / counts.mean() * spread / (2 * step))
+
+    def _candidates(self) -> FloatArray:
+        """Values between which every resampled quantile lies, ascending, thinned to a few."""
+        ordered = np.sort(self.values)
+        total = len(ordered)
+        spread = uncertainty_of_mean(self._above(self.value))
+        ranks = _CANDIDATE_WIDTH_SD * math.sqrt(max(spread.variance, 0.25 / total)) * self.n
+        center = self.share * (total - 1)
+        first = max(0, math.floor(center - max(ranks, 8)))
+        last = min(total - 1, math.ceil(center + max(ranks, 8)))
+        chosen = np.unique(np.linspace(first, last, _CANDIDATE_VALUES).round().astype(int))
+        return np.unique(ordered[chosen])
+
+    def resampled(self, picks: sparse.csr_array, length: int) -> FloatArray:
+        """(resamples,) quantiles, found by counting values up to each candidate."""
+        candidates = self._candidates()
+        at_most = np.zeros((self.n, len(candidates) + 1))
+        position = np.searchsorted(candidates, self.values, side="left")
+        np.add.at(at_most, (self.owner, position), 1.0)
+        np.cumsum(at_most, axis=1, out=at_most)
+        counts = picks @ circular_block_sums(at_most, length)
+        target = self.share * (counts[:, -1] - 1)
+        below = np.floor(target)
+        last = len(candidates) - 1
+        lower = (counts[:, :-1] <= below[:, None]).sum(axis=1).clip(max=last)
+        upper = (counts[:, :-1] <= np.ceil(target)[:, None]).sum(axis=1).clip(max=last)
+        part = target - below
+        return np.asarray(candidates[lower] * (1 - part) + candidates[upper] * part)
+
+
+_Statistic = _RatioOfSums | _Quantile
+
+
+class _Traffic:
+    """Runs that had the same requests, and so are resampled together.
+
+    ``runs`` are (arm, index) with arm 0 for the treatment and 1 for the baseline.
+    """
+
+    def __init__(self, samples: Sequence[Sample], runs: Sequence[tuple[int, int]]) -> None:
+        self.runs = list(runs)
+        first = samples[0].request_ids
+        if all(sample.request_ids == first for sample in samples) and len(set(first)) == len(first):
+            due = np.mean([sample.time_ms for sample in samples], axis=0)
+            order = np.argsort(due, kind="stable")
+            rank = np.empty_like(order)
+            rank[order] = np.arange(len(order))
+            owners = [rank] * len(samples)
+            self.n = len(first)
+        else:
+            times: dict[str, list[float]] = {}
+            for sample in samples:
+                for request_id, time in zip(
+                    sample.request_ids, sample.time_ms.tolist(), strict=True
+                ):
+                    times.setdefault(request_id, []).append(time)
+            in_order = sorted(times, key=lambda key: (sum(times[key]) / len(times[key]), key))
+            place = {request_id: index for index, request_id in enumerate(in_order)}
+            owners = [
+                np.fromiter((place[key] for key in s.request_ids), np.intp, len(s.request_ids))
+                for s in samples
+            ]
+            self.n = len(in_order)
+        self.statistics = [
+            _statistic(sample, owner, self.n) for sample, owner in zip(samples, owners, strict=True)
+        ]
+
+    @property
+    def block_length_at_least(self) -> int:
+        return math.ceil(math.cbrt(self.n))
+
+
+def _statistic(sample: Sample, owner: IntArray, n: int) -> _Statistic:
+    if sample.statistic == "percentile":
+        return _Quantile(sample.values, owner, n, sample.percentile / 100)
+
+    def per_request(values: FloatArray) -> FloatArray:
+        return np.bincount(owner, weights=values, minlength=n).astype(np.float64)
+
+    if sample.statistic == "rate":
+        # A rate's denominator is time. Each request gets the time until the next one was due,
+        # the last one the rest of the run, so that resampled requests bring their time along.
+        order = np.argsort(sample.time_ms, kind="stable")
+        due = sample.time_ms[order]
+        rest_ms = max(sample.duration_seconds * 1000 - float(due[-1] - due[0]), 0.0)
+        time_ms = np.empty(len(due))
+        time_ms[order] = np.append(np.diff(due), rest_ms)
+        return _RatioOfSums(per_request(sample.values), per_request(time_ms), sample.factor * 1000)
+    weights = np.ones(len(sample.values)) if sample.weights is None else sample.weights
+    return _RatioOfSums(per_request(sample.values), per_request(weights), 1.0)
+
+
+def _same_traffic(a: Sample, b: Sample) -> bool:
+    if a.request_ids == b.request_ids:
+        return True
+    ids_a, ids_b = set(a.request_ids), set(b.request_ids)
+    return len(ids_a & ids_b) >= _SAME_TRAFFIC_OVERLAP * len(ids_a | ids_b)
+
+
+class _Comparison:
+    """Everything between the samples and the effect."""
+
+    def __init__(self, treatment: Sequence[Sample], baseline: Sequence[Sample]) -> None:
+        self.arms = (tuple(treatment), tuple(baseline))
+        name, _ = parse_metric(treatment[0].metric)
+        self.scale: Scale = "difference" if METRICS[name].is_share else "log ratio"
+        self.run_values = tuple(np.array([s.value for s in arm]) for arm in self.arms)
+        self.values = tuple(float(np.mean(values)) for values in self.run_values)
+        self.estimate = float(self._on_scale(np.array(self.values[0]), np.array(self.values[1])))
+        self.change = self._change()
+        self.groups = self._group()
+        self.paired = any({arm for arm, _ in group} == {0, 1} for group in self.groups)
+
+    def _on_scale(self, treatment: FloatArray, baseline: FloatArray) -> FloatArray:
+        if self.scale == "difference":
+            return np.asarray(treatment - baseline)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.log(treatment) - np.log(baseline))
+
+    def _change(self) -> float:
+        treatment, baseline = self.values
+        if self.scale == "difference":
+            return treatment - baseline
+        return treatment / baseline - 1 if baseline > 0 else math.nan
+
+    def _group(self) -> list[list[tuple[int, int]]]:
+        groups: list[list[tuple[int, int]]] = []
+        for arm, samples in enumerate(self.arms):
+            for index, sample in enumerate(samples):
+                for group in groups:
+                    other_arm, other_index = group[0]
+                    if _same_traffic(sample, self.arms[other_arm][other_index]):
+                        group.append((arm, index))
+                        break
+                else:
+                    groups.append([(arm, index)])
+        # In an order that does not depend on which arm is called the treatment.
+        key = [(len(g), float(sum(self.run_values[a][i] for a, i in g))) for g in groups]
+        return [groups[i] for i in sorted(range(len(groups)), key=key.__getitem__)]
+
+    def _sample(self, run: tuple[int, int]) -> Sample:
+        return self.arms[run[0]][run[1]]
+
+    def _slope(self, run: tuple[int, int]) -> float:
+        """How the estimate moves with the value of one run."""
+        arm = run[0]
+        per_run = (1 if arm == 0 else -1) / len(self.arms[arm])
+        return per_run if self.scale == "difference" else per_run / self.values[arm]
+
+    def uncertainty(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
+        """Standard error, degrees of freedom, longest block, and the method as a phrase."""
+        if not all(np.isfinite(values).all() for values in self.run_values):
+            return math.inf, 1.0, 1, "no interval: a run has no value of this metric"
+        if any(not np.isfinite(sample.values).all() for arm in self.arms for sample in arm):
+            return math.inf, 1.0, 1, "no interval: values that are not finite numbers"
+        if self.arms[0][0].statistic in ("min", "max"):
+            return self._between_runs_only()
+        if self.scale == "log ratio" and min(self.values) <= 0:
+            return math.inf, 1.0, 1, "no interval: a relative change needs values above zero"
+        return self._blocks(resamples, seed)
+
+    def _blocks(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
+        drawn = [np.zeros(resamples), np.zeros(resamples)]
+        variances, block_variances, freedoms, longest = [], [], [], 1
+        within, lengthened = 0.0, 1.0
+        for number, group in enumerate(self.groups):
+            traffic = _Traffic([self._sample(run) for run in group], group)
+            influences = [
+                self._slope(run) * statistic.influence()
+                for run, statistic in zip(group, traffic.statistics, strict=True)
+            ]
+            series = np.sum(influences, axis=0)
+            if np.abs(series).max() < _NEGLIGIBLE:
+                series = np.zeros(traffic.n)
+            uncertain = uncertainty_of_mean(series, shortest=traffic.block_length_at_least)
+            if traffic.n < max(_FEWEST_REQUESTS, 2 * uncertain.block_length):
+                return math.inf, 1.0, uncertain.block_length, "no interval: too few requests"
+            longest = max(longest, uncertain.block_length)
+            variances.append(uncertain.variance)
+            block_variances.append(uncertain.block_variance)
+            freedoms.append(uncertain.degrees_of_freedom)
+            within += self._within(group, influences, traffic)
+            generator = np.random.default_rng([seed, number])
+            starts = resampled_blocks(traffic.n, uncertain.block_length, resamples, generator)
+            # Whole blocks make a resample a little longer than the run.
+            lengthened = max(lengthened, starts.shape[1] * uncertain.block_length / traffic.n)
+            picks = _picks(starts, traffic.n)
+            for (arm, _), statistic in zip(group, traffic.statistics, strict=True):
+                drawn[arm] += statistic.resampled(picks, uncertain.block_length) / len(
+                    self.arms[arm]
+                )
+        bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
+        linear = sum(block_variances)
+        enlarged = bootstrap * (sum(variances) / linear) if linear > 0 else bootstrap
+        squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+        freedom = sum(variances) ** 2 / squares if squares > 0 else min(freedoms)
+        paired = "paired by request" if self.paired else "not paired"
+        method = f"circular block bootstrap, blocks of {longest} requests, {paired}, Student's t"
+        enlarged = max(enlarged, self._rare_events_variance())
+        between, between_freedom = self._between_runs()
+        if between_freedom > 0:
+            total = enlarged + max(0.0, between - within)
+            squares = enlarged**2 / freedom + between**2 / between_freedom
+            freedom = max(total**2 / squares, 1.0) if squares > 0 else freedom
+            enlarged = total
+            runs = len(self.arms[0]) + len(self.arms[1])
+            method += f", with the variation between {runs} runs"
+        return math.sqrt(enlarged), freedom, longest, method
+
+    def _within(
+        self,
+        group: list[tuple[int, int]],
+        influences: list[FloatArray],
+        traffic: _Traffic,
+    ) -> float:
+        """Variance of the estimate that noise within runs explains.
+
+        Runs of one arm with the same traffic share what the traffic does; what is left after
+        taking out their mean is noise. A run alone in its group keeps all of its variation.
+        """
+        variance = 0.0
+        for arm in (0, 1):
+            mine = [series for run, series in zip(group, influences, strict=True) if run[0] == arm]
+            if not mine:
+                continue
+            mean = np.mean(mine, axis=0) if len(mine) > 1 else np.zeros(traffic.n)
+            correction = len(mine) / (len(mine) - 1) if len(mine) > 1 else 1.0
+            for series in mine:
+                found = uncertainty_of_mean(series - mean, shortest=traffic.block_length_at_least)
+                variance += found.variance * correction
+        return variance
+
+    def _rare_events_variance(self) -> float:
+        """At least this, where no request changed between good and not good.
+
+        The rule of three (Hanley & Lippman-Hand, JAMA 1983): no event in n does not exclude a
+        share of 3/n at 95 %. Without it two runs with equal goodput would have an interval of
+        no width at all.
+        """
+        name, _ = parse_metric(self.arms[0][0].metric)
+        if not name.startswith("goodput"):
+            return 0.0
+        good = min(float(sample.values.sum()) for arm in self.arms for sample in arm)
+        changed = 0.0
+        by_run = [
+            dict(zip(s.request_ids, s.values.tolist(), strict=True)) for a in self.arms for s in a
+        ]
+        first = by_run[0]
+        changed = sum(first.get(key, 0.0) != value for o in by_run[1:] for key, value in o.items())
+        return 0.0 if changed else (_RULE_OF_THREE / good / special.ndtri(0.975)) ** 2
+
+    def _between_runs(self) -> tuple[float, float]:
+        """Variance of the estimate by the spread of repeats, and its degrees of freedom.
+
+        Repeats with the same index that share their traffic with each other but with no other
+        repeat are compared in pairs; otherwise the spread within each arm is pooled.
+        """
+        counts = [len(arm) for arm in self.arms]
+        in_pairs = (
+            counts[0] == counts[1] > 1
+            and len(self.groups) == counts[0]
+            and all(len(g) == 2 and g[0][1] == g[1][1] for g in self.groups)
+        )
+        if in_pairs:
+            slopes = [self._slope((arm, 0)) for arm in (0, 1)]
+            pairs = sum(
+                slope * values for slope, values in zip(slopes, self.run_values, strict=True)
+            )
+            return float(np.var(pairs, ddof=1)) * counts[0], counts[0] - 1.0
+        freedom = sum(counts) - 2
+        if freedom < 1:
+            return 0.0, 0.0
+        squares = 0.0
+        for arm, values in enumerate(self.run_values):
+            unit = 1.0 if self.scale == "difference" else self.values[arm]
+            squares += float(np.sum((values / unit - values.mean() / unit) ** 2))
+        return squares / freedom * (1 / counts[0] + 1 / counts[1]), float(freedom)
+
+    def _between_runs_only(self) -> tuple[float, float, int, str]:
+        """For extremes, which no resampling of one run can judge."""
+        usable = self.scale == "difference" or min(self.values) > 0
+        variance, freedom = self._between_runs() if usable else (0.0, 0.0)
+        if freedom < 1:
+            return math.inf, 1.0, 1, "no interval: an extreme of a single run has none"
+        return math.sqrt(variance), freedom, 1, "variation between runs, Student's t"
+
+
+def _picks(starts: npt.NDArray[np.int64], n: int) -> sparse.csr_array:
+    """(resamples, n) how often each block start was drawn, sparse."""
+    resamples, blocks = starts.shape
+    ones = np.ones(starts.size)
+    offsets = np.arange(resamples + 1) * blocks
+    return sparse.csr_array((ones, starts.ravel(), offsets), shape=(resamples, n))
+
+
+def _variance(values: FloatArray) -> float:
+    """Variance of a bootstrap distribution; from its quantiles where a tail is infinite."""
+    if np.isfinite(values).all():
+        return float(np.var(values, ddof=1))
+    ordered = np.sort(np.where(np.isnan(values), np.inf, values))
+    low, high = ordered[int(0.025 * len(ordered))], ordered[int(0.975 * len(ordered))]
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return math.inf
+    return float((high - low) / (2 * special.ndtri(0.975))) ** 2

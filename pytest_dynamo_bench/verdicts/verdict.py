@@ -1,0 +1,298 @@
+"""What the evidence says about a claim: it holds, it fails, or it cannot be told.
+
+A claim holds when the whole interval of the change is beyond its limit, fails when the whole
+interval is short of it, and is inconclusive otherwise. It is invalid when a validity gate
+says that a run cannot carry any verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+from pytest_dynamo_bench.benchmark import Bound, Claim
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.verdicts.effect import Effect
+from pytest_dynamo_bench.verdicts.gates import GateResult
+
+Outcome = Literal["holds", "fails", "inconclusive", "invalid"]
+
+_MOST_REPEATS = 200
+_MOST_TIMES_THE_REQUESTS = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim with the evidence for or against it.
+
+    Attributes:
+        claim: what was claimed.
+        target: where it was measured.
+        outcome: ``holds``, ``fails``, ``inconclusive`` or ``invalid``.
+        effect: the change with its interval; None when no run could be evaluated.
+        bound: the limit of the change.
+        statement: the claim in words, with the target's threshold.
+        sentence: both values, the change, the interval and the outcome in one sentence.
+        more_requests: about how many more requests per configuration would decide it, if the
+            estimate stays as it is; None when decided, or beyond reason.
+        more_repeats: likewise, how many more runs of each configuration.
+        gates: every validity gate, passed or not.
+        confounds: what else differs between the configurations, in words.
+    """
+
+    claim: Claim
+    target: str
+    outcome: Outcome
+    effect: Effect | None
+    bound: Bound
+    statement: str
+    sentence: str
+    more_requests: int | None = None
+    more_repeats: int | None = None
+    gates: tuple[GateResult, ...] = ()
+    confounds: tuple[str, ...] = ()
+
+
+def judge(
+    claim: Claim,
+    target: str,
+    effect: Effect | None,
+    gates: Sequence[GateResult] = (),
+    confounds: Sequence[str] = (),
+) -> Verdict:
+    """Decide a claim.
+
+    Args:
+        claim: the claim; it must be made on ``target``.
+        target: where the runs were measured.
+        effect: of the claim's metric; None when there is nothing to estimate it from.
+        gates: results of all validity gates; one that did not pass makes the verdict invalid.
+        confounds: what differs between the configurations beside the feature.
+
+    Raises:
+        ValueError: the claim is not made on this target, or the effect is of another metric.
+    """
+    bound = claim.bound(target)
+    if bound is None:
+        raise ValueError(f"claim {claim.name!r} is not made on {target}")
+    if effect is not None and effect.metric != claim.metric:
+        raise ValueError(f"claim {claim.name!r} is about {claim.metric}, not {effect.metric}")
+    failed = [gate for gate in gates if not gate.passed]
+    outcome: Outcome
+    outcome = "invalid" if failed or effect is None else decide(bound, effect.low, effect.high)
+    more_requests = more_repeats = None
+    if outcome == "inconclusive" and effect is not None:
+        more_requests, more_repeats = _more_needed(effect, bound)
+    verdict = Verdict(
+        claim=claim,
+        target=target,
+        outcome=outcome,
+        effect=effect,
+        bound=bound,
+        statement=claim.statement(target),
+        sentence="",
+        more_requests=more_requests,
+        more_repeats=more_repeats,
+        gates=tuple(gates),
+        confounds=tuple(confounds),
+    )
+    return dataclasses.replace(verdict, sentence=_sentence(verdict))
+
+
+def decide(bound: Bound, low: float, high: float) -> Literal["holds", "fails", "inconclusive"]:
+    """Where the interval ``low`` … ``high`` of the change lies with respect to the limit."""
+    if bound.direction == "at most":
+        if high <= bound.limit:
+            return "holds"
+        return "fails" if low > bound.limit else "inconclusive"
+    if low >= bound.limit:
+        return "holds"
+    return "fails" if high < bound.limit else "inconclusive"
+
+
+def control_false_discoveries(verdicts: Sequence[Verdict], level: float = 0.05) -> list[Verdict]:
+    """Decide several claims of one suite together, so that few decided ones are wrong.
+
+    Of twenty claims about nothing, one is decided wrongly at 95 % each. Here the expected
+    share of wrong ones among those decided (either way: "holds" and "fails" are both
+    statements about the side of the limit) is at most ``level``: Benjamini & Hochberg's
+    procedure (J. R. Statist. Soc. B 57, 1995) on the two-sided p-values of the changes being
+    exactly the limits. It selects the R of m claims for which p <= R level / m; that is the
+    same as giving every claim the interval of confidence ``1 - R level / m`` and deciding by it
+    as usual, and then the intervals of the decided claims have the false coverage-statement
+    rate ``level`` (Benjamini & Yekutieli, J. Am. Statist. Ass. 100, 2005). These are the
+    intervals in the result. With one claim nothing changes at ``level = 1 - confidence``.
+
+    Claims on the same runs are positively dependent, which the procedure allows (Benjamini &
+    Yekutieli, Ann. Statist. 29, 2001). Invalid verdicts are returned as they are and do not
+    count among the m.
+
+    Args:
+        verdicts: of all claims, as :func:`judge` returned them.
+        level: of the false discovery rate.
+
+    Returns:
+        The verdicts in the same order, with adjusted intervals, outcomes and sentences.
+
+    Raises:
+        ValueError: level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: must be between 0 and 1, such as 0.05; got {level!r}")
+    p_values = [
+        two_sided_p_value(verdict.effect, verdict.bound)
+        for verdict in verdicts
+        if verdict.outcome != "invalid" and verdict.effect is not None
+    ]
+    count = len(p_values)
+    ranked = sorted(p_values)
+    selected = max((i for i, p in enumerate(ranked, start=1) if p <= i * level / count), default=0)
+    result = []
+    for verdict in verdicts:
+        if verdict.outcome == "invalid" or verdict.effect is None:
+            result.append(verdict)
+            continue
+        confidence = 1 - max(selected, 1) * level / count
+        low, high = verdict.effect.interval(confidence)
+        effect = dataclasses.replace(verdict.effect, low=low, high=high, confidence=confidence)
+        result.append(
+            judge(verdict.claim, verdict.target, effect, verdict.gates, verdict.confounds)
+        )
+    return result
+
+
+def two_sided_p_value(effect: Effect, bound: Bound) -> float:
+    """p of the change being exactly the limit, in either direction."""
+    if effect.standard_error == 0:
+        return 0.0
+    holds = effect.p_value(bound.direction, bound.limit)
+    opposite: Literal["at most", "at least"] = (
+        "at least" if bound.direction == "at most" else "at most"
+    )
+    return min(1.0, 2 * min(holds, effect.p_value(opposite, bound.limit)))
+
+
+def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
+    """Requests and repeats to add until the interval would no longer contain the limit.
+
+    The half-width shrinks with the square root of the number of requests or repeats while
+    the estimate is taken to stay where it is; so this is a guide, not a promise.
+    """
+    margin = abs(effect.estimate - effect.on_scale(bound.limit))
+    error, freedom = effect.standard_error, effect.degrees_of_freedom
+    if not (math.isfinite(margin) and math.isfinite(error)) or margin == 0 or error == 0:
+        return None, None
+    quantile = (1 + effect.confidence) / 2
+    times = _smallest(
+        lambda k: float(stats.t.ppf(quantile, freedom * k)) * error / math.sqrt(k) <= margin,
+        _MOST_TIMES_THE_REQUESTS,
+    )
+    requests = None if times is None else max(1, math.ceil(effect.n_requests * (times - 1)))
+    more_repeats = next(
+        (
+            more
+            for more in range(1, _MOST_REPEATS + 1)
+            if float(stats.t.ppf(quantile, _freedom_with(effect, more)))
+            * error
+            / math.sqrt(1 + more / effect.repeats)
+            <= margin
+        ),
+        None,
+    )
+    return requests, more_repeats
+
+
+def _freedom_with(effect: Effect, more: int) -> float:
+    if effect.repeats == 1:
+        return effect.degrees_of_freedom
+    return effect.degrees_of_freedom * (effect.repeats + more - 1) / (effect.repeats - 1)
+
+
+def _smallest(enough: object, most: float) -> float | None:
+    """The smallest factor between 1 and ``most`` that is enough, by bisection."""
+    assert callable(enough)
+    if not enough(most):
+        return None
+    low, high = 1.0, float(most)
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with four significant digits and its unit; a share in percent.
+
+    ``quantity(1234.5, "ms")`` is ``"1,234 ms"``.
+    """
+    if math.isnan(value):
+        return "no value"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    size = abs(value)
+    digits = 0 if size >= 1000 or size == 0 else max(0, 3 - math.floor(math.log10(size)))
+    return f"{value:,.{min(digits, 6)}f} {unit}"
+
+
+def change_in_words(change: float, is_share: bool) -> str:
+    """``12.3 % lower``, ``4.0 points higher``, ``unchanged``."""
+    if math.isnan(change):
+        return "a change that is not defined"
+    unit = "points" if is_share else "%"
+    if abs(change) < 0.0005:
+        return "unchanged"
+    return f"{abs(change) * 100:.1f} {unit} {'lower' if change < 0 else 'higher'}"
+
+
+def interval_in_words(effect: Effect) -> str:
+    """``95 % interval -31.0 % to -22.1 %``."""
+    level = f"{effect.confidence * 100:.4g} % interval"
+    if math.isinf(effect.low) and math.isinf(effect.high):
+        return f"no {level}: {effect.method.removeprefix('no interval: ')}"
+    name, _ = parse_metric(effect.metric)
+    unit = "points" if METRICS[name].is_share else "%"
+    ends = [
+        f"{end * 100:+.1f} {unit}" if math.isfinite(end) else "unlimited"
+        for end in (effect.low, effect.high)
+    ]
+    return f"{level} {ends[0]} to {ends[1]}"
+
+
+def _sentence(verdict: Verdict) -> str:
+    claim, effect = verdict.claim, verdict.effect
+    claimed = verdict.statement.removeprefix(f"{claim.metric} ")
+    failed = [gate for gate in verdict.gates if not gate.passed]
+    if failed:
+        reasons = "; ".join(f"{gate.name}: {gate.saw}" for gate in failed)
+        return f"{claim.metric} cannot be judged, the measurement is invalid ({reasons})."
+    if effect is None:
+        return f"{claim.metric} cannot be judged: nothing was measured."
+    definition = METRICS[parse_metric(claim.metric)[0]]
+    text = (
+        f"{claim.metric} was {quantity(effect.treatment_value, definition.unit)} with "
+        f"{claim.treatment} against {quantity(effect.baseline_value, definition.unit)} with "
+        f"{claim.baseline}: {change_in_words(effect.change, definition.is_share)} "
+        f"({interval_in_words(effect)}); claimed was {claimed}"
+    )
+    match verdict.outcome:
+        case "holds":
+            return f"{text}, and that holds."
+        case "fails":
+            return f"{text}, and that fails."
+    return f"{text}, which this cannot decide{_advice(verdict)}."
+
+
+def _advice(verdict: Verdict) -> str:
+    ways = []
+    if verdict.more_requests is not None:
+        ways.append(f"about {verdict.more_requests:,} more requests")
+    if verdict.more_repeats is not None:
+        ways.append(f"{verdict.more_repeats} more repeat{'s' * (verdict.more_repeats > 1)}")
+    if not ways:
+        return "; no reasonable amount of traffic would, as close as the change is to the limit"
+    return f"; {' or '.join(ways)} of each configuration would"
