@@ -10,13 +10,15 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -517,11 +519,37 @@ def to_records(
     traffic.
     """
     start_ms = min((request.timestamp_ms for request in traffic.requests), default=0.0) / speedup
-    by_turn = {(row["session_id"], row["turn_index"]): row for row in rows}
+    if rows and all(row["session_id"] is None for row in rows):
+        found = _matched_by_length(traffic.requests, rows)
+    else:
+        by_turn = {(row["session_id"], row["turn_index"]): row for row in rows}
+        found = [by_turn.get((request.session_id, request.turn)) for request in traffic.requests]
     return tuple(
-        _record(request, by_turn.get((request.session_id, request.turn)), start_ms, configuration)
-        for request in traffic.requests
+        _record(request, row, start_ms, configuration)
+        for request, row in zip(traffic.requests, found, strict=True)
     )
+
+
+def _matched_by_length(
+    requests: Sequence[TrafficRequest], rows: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any] | None]:
+    """The result of each request where results don't name sessions.
+
+    Dynamo leaves the names out where there is one worker. Requests with the same lengths are
+    taken in the order in which they came and were served, which is the order of the trace
+    unless such requests overtake each other.
+    """
+    order: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        order[row["input_length"], row["requested_output_length"]].append(row)
+    for alike in order.values():
+        alike.sort(key=lambda row: (row["arrival_time_ms"], row["first_token_ms"] or math.inf))
+    waiting = {lengths: iter(alike) for lengths, alike in order.items()}
+    none: Iterator[Mapping[str, Any]] = iter(())
+    return [
+        next(waiting.get((request.input_tokens, request.output_tokens), none), None)
+        for request in requests
+    ]
 
 
 def _record(

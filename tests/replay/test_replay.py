@@ -128,6 +128,31 @@ def test_a_later_turn_waits_for_the_one_before(tmp_path, progress):
             assert record.cached_tokens > 0 or record.prefill_worker
 
 
+@pytest.mark.parametrize("schedule", [None, Concurrency(3)])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_one_worker(schedule, turns, tmp_path, progress):
+    """Dynamo's results don't name sessions then."""
+    one = AGGREGATED.but(workers=[Worker(1, tp=2, kv_blocks=9000)], router="kv")
+    traffic = make_traffic(40, turns=turns, schedule=schedule)
+    run = measure(one, traffic, tmp_path, progress)
+    for record, request in zip(run.records, traffic.requests, strict=True):
+        assert record.succeeded and record.prompt_tokens == request.input_tokens
+        if schedule is None and turns == 1:
+            assert record.sent_ms == pytest.approx(request.timestamp_ms)
+
+
+def test_requests_of_equal_length_on_one_worker(tmp_path, progress):
+    one = AGGREGATED.but(workers=[Worker(1, tp=2, kv_blocks=9000)])
+    alike = [
+        dataclasses.replace(r, input_tokens=3000, output_tokens=9, hash_ids=r.hash_ids[:6])
+        for r in make_traffic(30).requests
+    ]
+    traffic = dataclasses.replace(make_traffic(30), requests=alike, schedule=Concurrency(4))
+    run = measure(one, traffic, tmp_path, progress)
+    assert len({(r.sent_ms, r.chunk_ms) for r in run.records}) > 5
+    assert [r.sent_ms for r in run.records] == sorted(r.sent_ms for r in run.records)
+
+
 def test_concurrency_limits_requests_in_flight(tmp_path, progress):
     traffic = make_traffic(60, schedule=Concurrency(3))
     run = measure(AGGREGATED, traffic, tmp_path, progress)
