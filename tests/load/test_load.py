@@ -13,6 +13,8 @@ from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest
 from tests.reference_server import Script, reference_server
 
+pytestmark = pytest.mark.anyio
+
 
 def request(index, *, at=0.0, session=None, turn=0, delay=0.0, isl=40, osl=8):
     return TrafficRequest(f"{index:03d}", session or f"{index:03d}", turn, at, delay, isl, osl,

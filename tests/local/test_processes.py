@@ -22,6 +22,8 @@ from pytest_dynamo_bench.targets.local.processes import (
     tail,
 )
 
+pytestmark = pytest.mark.anyio
+
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 WITH_CHILD = (
