@@ -568,10 +568,10 @@ def _record(
     arrival_ms = row["arrival_time_ms"] + start_ms
     first_ms, last_ms = row["first_token_ms"] + start_ms, row["last_token_ms"] + start_ms
     overlap = row["prefill_route_overlap_tokens"]
-    decode_worker = f"{configuration.workers[-1].mode}-{row['decode_worker_idx']}"
+    # Dynamo leaves the index out where there is one worker.
+    decode_worker = f"{configuration.workers[-1].mode}-{row['decode_worker_idx'] or 0}"
     prefill_worker = decode_worker
     if row["prefill_worker_idx"] is not None:
-        decode_worker = f"decode-{row['decode_worker_idx']}"
         prefill_worker = f"prefill-{row['prefill_worker_idx']}"
     return RequestRecord(
         request_id=request.request_id,

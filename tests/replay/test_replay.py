@@ -137,6 +137,7 @@ def test_one_worker(schedule, turns, tmp_path, progress):
     run = measure(one, traffic, tmp_path, progress)
     for record, request in zip(run.records, traffic.requests, strict=True):
         assert record.succeeded and record.prompt_tokens == request.input_tokens
+        assert record.decode_worker == "aggregated-0"
         if schedule is None and turns == 1:
             assert record.sent_ms == pytest.approx(request.timestamp_ms)
 
