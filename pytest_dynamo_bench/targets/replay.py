@@ -569,7 +569,8 @@ def _record(
     first_ms, last_ms = row["first_token_ms"] + start_ms, row["last_token_ms"] + start_ms
     overlap = row["prefill_route_overlap_tokens"]
     # Dynamo leaves the index out where there is one worker.
-    decode_worker = f"{configuration.workers[-1].mode}-{row['decode_worker_idx'] or 0}"
+    mode = "decode" if configuration.disaggregated else "aggregated"
+    decode_worker = f"{mode}-{row['decode_worker_idx'] or 0}"
     prefill_worker = decode_worker
     if row["prefill_worker_idx"] is not None:
         prefill_worker = f"prefill-{row['prefill_worker_idx']}"

@@ -41,7 +41,12 @@ def measure(configuration, traffic, directory, progress, target=None, **changes)
     )
 
 
-@pytest.mark.parametrize("configuration", [AGGREGATED, KV, SPLIT, SPLIT.but(router="kv")])
+DECODE_FIRST = SPLIT.but(workers=SPLIT.workers[::-1])
+
+
+@pytest.mark.parametrize(
+    "configuration", [AGGREGATED, KV, SPLIT, SPLIT.but(router="kv"), DECODE_FIRST]
+)
 def test_every_request_has_a_record(configuration, tmp_path, progress):
     traffic = make_traffic()
     run = measure(configuration, traffic, tmp_path, progress)
