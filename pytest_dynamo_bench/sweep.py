@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pytest_dynamo_bench import __version__
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import BenchmarkError
@@ -251,6 +252,7 @@ class Sweep:
             digest,
             {
                 "format": _CACHE_FORMAT,
+                "plugin": __version__,
                 "dynamo": metadata.version("ai-dynamo"),
                 "target": target,
                 "model": self.benchmark.model,

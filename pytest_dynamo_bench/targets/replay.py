@@ -47,6 +47,8 @@ _MAX_HASH_ID = 2**32 - 1
 _LOG_LINES = 20
 _DEFAULT_MAX_NUM_SEQS = 256
 _DEFAULT_STEP_TOKENS = 8192
+_MOST_SIMULATIONS = 3
+_CLOSE_ENOUGH = 0.05
 _MARKER = "pytest-dynamo-bench keeps the names of sessions"
 
 
@@ -63,9 +65,10 @@ class ReplayTarget:
         prefix_pricing: how attending to what comes before a prefill's new tokens is paid for,
             which Dynamo's table leaves out (see :mod:`pytest_dynamo_bench.engines.pricing`).
             ``traffic`` adds its mean cost, for the prompts as they are, to every new token:
-            the same for all configurations. ``measured`` simulates twice and adds the cost
-            for the prompts with what each configuration found in its caches. ``none`` leaves
-            the table as it is.
+            the same for all configurations, unless what one finds in its caches makes that
+            wrong by more than 5 %. ``measured`` always simulates again and adds the cost for
+            the prompts with what each configuration found in its caches. ``none`` leaves the
+            table as it is.
     """
 
     profile_directories: tuple[Path, ...] = ()
@@ -163,17 +166,21 @@ class ReplayTarget:
             }
             if isinstance(traffic.schedule, Concurrency):
                 arguments["replay_concurrency"] = traffic.schedule.sessions
-            for _ in range(2 if self.prefix_pricing == "measured" else 1):
-                progress.stage("simulating")
+            for attempt in range(_MOST_SIMULATIONS):
+                progress.stage("simulating" if attempt == 0 else "simulating again, repriced")
                 _charge(arguments, worker, profile, charged, directory)
                 result = self._simulate(configuration, arguments, Path(scratch), directory)
                 rows = _read_rows(Path(arguments["report_jsonl_path"]))
                 records = to_records(traffic, rows, configuration, self.speedup)
                 cached = [record.cached_tokens or 0 for record in records]
                 pricing = price_prefills(profile.tables, inputs, cached, step_tokens)
-                was_charged = charged
-                if self.prefix_pricing == "measured":
-                    charged = pricing.surcharge_ms_per_token
+                priced = _priced(pricing, charged)
+                close = abs(priced["charged_share_of_source"] - 1) <= _CLOSE_ENOUGH
+                if self.prefix_pricing == "none" or (
+                    close and (self.prefix_pricing == "traffic" or attempt > 0)
+                ):
+                    break
+                charged = pricing.surcharge_ms_per_token
         failed = sum(not record.succeeded for record in records)
         progress.requests(len(records) - failed, failed, len(records))
         return Run(
@@ -198,7 +205,7 @@ class ReplayTarget:
             observed={
                 "dynamo": metadata.version("ai-dynamo"),
                 "seeding": result["seeding"],
-                "prefill_pricing": _priced(pricing, was_charged),
+                "prefill_pricing": priced | {"simulations": attempt + 1},
                 "report": result["report"],
                 "simulation_seconds": round(result["seconds"], 3),
                 "wall_seconds": round(time.perf_counter() - began, 3),

@@ -319,6 +319,20 @@ def test_nothing_is_left_behind(tmp_path, progress):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["replay-job.json", "replay.log"]
 
 
+def test_much_reuse_is_priced_as_it_was_found(tmp_path, progress):
+    traffic = make_traffic(120, turns=12)
+    grown = [
+        dataclasses.replace(r, input_tokens=r.input_tokens + 40_000,
+                            hash_ids=(*range(10_000, 10_079), *r.hash_ids))
+        for r in traffic.requests
+    ]  # fmt: skip
+    grown = [dataclasses.replace(r, input_tokens=len(r.hash_ids) * 512) for r in grown]
+    run = measure(KV, dataclasses.replace(traffic, requests=grown), tmp_path, progress)
+    priced = run.observed["prefill_pricing"]
+    assert priced["simulations"] > 1
+    assert priced["charged_share_of_source"] == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("prefix_pricing", ["none", "traffic", "measured"])
 def test_prefill_time_is_charged_as_the_source_says(prefix_pricing, tmp_path, progress):
     long = [
@@ -332,9 +346,11 @@ def test_prefill_time_is_charged_as_the_source_says(prefix_pricing, tmp_path, pr
     run = measure(configuration, traffic, tmp_path, progress, target)
     priced = run.observed["prefill_pricing"]
     share = priced["charged_share_of_source"]
-    assert {"none": share < 0.65, "traffic": 0.9 < share < 1, "measured": share > 0.99}[
-        prefix_pricing
-    ]
+    if prefix_pricing == "none":
+        assert share < 0.65 and priced["simulations"] == 1
+    else:
+        assert share == pytest.approx(1, abs=0.05)
+        assert priced["simulations"] == (1 if prefix_pricing == "traffic" else 2)
     caveats = {caveat["id"] for caveat in run.observed["caveats"]}
     assert ("cached-prefix-free" in caveats) == (prefix_pricing == "none")
 
