@@ -2,6 +2,7 @@
 
 from pytest_dynamo_bench.engines.capacity import kv_capacity_tokens
 from pytest_dynamo_bench.engines.dimensions import ModelDimensions, model_dimensions
+from pytest_dynamo_bench.engines.pricing import PrefillPricing, price_prefills, with_surcharge
 from pytest_dynamo_bench.engines.profiles import (
     EngineProfile,
     ProfileTables,
@@ -12,9 +13,12 @@ from pytest_dynamo_bench.engines.profiles import (
 __all__ = [
     "EngineProfile",
     "ModelDimensions",
+    "PrefillPricing",
     "ProfileTables",
     "find_profile",
     "kv_capacity_tokens",
     "model_dimensions",
+    "price_prefills",
     "shipped_profiles",
+    "with_surcharge",
 ]

@@ -11,12 +11,14 @@ from pytest_dynamo_bench.traffic.model import (
     TrafficSource,
 )
 from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace, read_mooncake, write_mooncake
+from pytest_dynamo_bench.traffic.own import TraceFile, read_traffic
 
 __all__ = [
     "Concurrency",
     "FixedSchedule",
     "MooncakeTrace",
     "Schedule",
+    "TraceFile",
     "Traffic",
     "TrafficFigures",
     "TrafficRequest",
@@ -24,5 +26,6 @@ __all__ = [
     "cut",
     "describe",
     "read_mooncake",
+    "read_traffic",
     "write_mooncake",
 ]

@@ -1,0 +1,405 @@
+"""The same comparison over a range of load, KV capacity or worker split.
+
+Every point is a simulation; they run in parallel over the machine's cores, and what has been
+computed once is read from a cache, found by a hash of everything that went in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pytest_dynamo_bench import __version__
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.engines import kv_capacity_tokens
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.traffic import Traffic
+
+METRICS_OF_A_POINT = (
+    "goodput",
+    "goodput_per_gpu",
+    "request_throughput",
+    "output_token_throughput_per_gpu",
+    "output_token_throughput_per_user.mean",
+    "time_to_first_token.mean",
+    "time_to_first_token.p50",
+    "time_to_first_token.p99",
+    "inter_token_latency.mean",
+    "inter_token_latency.p99",
+    "kv_hit_rate",
+)
+_CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How a point of a sweep departs from the benchmark.
+
+    Attributes:
+        speedup: divides the times between arrivals.
+        kv_scale: multiplies the KV blocks of every worker.
+        split: prefill and decode workers, for configurations that have them.
+    """
+
+    speedup: float = 1.0
+    kv_scale: float = 1.0
+    split: tuple[int, int] | None = None
+
+    def applied_to(self, benchmark: Benchmark, configuration: Configuration) -> Configuration:
+        """The configuration at this point."""
+        workers = tuple(
+            self._vary(benchmark, configuration, worker) for worker in configuration.workers
+        )
+        return configuration.but(workers=workers)
+
+    def _vary(self, benchmark: Benchmark, configuration: Configuration, worker: Worker) -> Worker:
+        changes: dict[str, int] = {}
+        if self.kv_scale != 1:
+            blocks = worker.kv_blocks
+            if blocks is None:
+                tokens = kv_capacity_tokens(
+                    benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine
+                )
+                blocks = tokens // configuration.block_size
+            changes["kv_blocks"] = max(1, round(blocks * self.kv_scale))
+        if self.split is not None and worker.mode != "aggregated":
+            changes["replicas"] = self.split[worker.mode == "decode"]
+        return dataclasses.replace(worker, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """What a configuration did at one point.
+
+    Attributes:
+        metrics: value of each metric; NaN where no request has it.
+        failed: requests that did not succeed.
+        cached: whether the numbers were read from the cache.
+    """
+
+    configuration: str
+    variation: Variation
+    gpus: int
+    metrics: Mapping[str, float]
+    requests: int
+    failed: int
+    cached: bool = False
+
+    def as_row(self) -> dict[str, Any]:
+        """The point as plain data."""
+        row = dataclasses.asdict(self)
+        row.update(row.pop("variation"))
+        return row
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep to be run.
+
+    Attributes:
+        benchmark: the comparison; its configurations are those that are swept.
+        target: its ``speedup`` is multiplied by that of each point.
+        traffic: what is sent; the benchmark's own when None.
+        speedups: loads; 2 is twice as many requests per second.
+        kv_scales: KV capacities, relative to the configuration's.
+        splits: prefill and decode workers, such as ``(6, 2)``; only for configurations with a
+            split, the others stay as they are.
+        metrics: what is computed at each point.
+    """
+
+    benchmark: Benchmark
+    target: ReplayTarget = dataclasses.field(default_factory=ReplayTarget)
+    traffic: Traffic | None = None
+    speedups: Sequence[float] = (1.0,)
+    kv_scales: Sequence[float] = (1.0,)
+    splits: Sequence[tuple[int, int]] = ()
+    metrics: Sequence[str] = METRICS_OF_A_POINT
+
+    def __post_init__(self) -> None:
+        for name in ("speedups", "kv_scales"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not values or any(isinstance(v, bool) or not v > 0 for v in values):
+                raise BenchmarkError(f"Sweep: {name}: give numbers greater than 0, got {values!r}")
+        object.__setattr__(self, "splits", tuple(tuple(split) for split in self.splits))
+        for split in self.splits:
+            if len(split) != 2 or any(not isinstance(n, int) or n < 1 for n in split):
+                raise BenchmarkError(
+                    f"Sweep: splits: give pairs of prefill and decode workers, got {split!r}"
+                )
+        wanted = tuple(
+            name
+            for name in self.metrics
+            if self.benchmark.goodput is not None or not name.startswith("goodput")
+        )
+        for name in wanted:
+            try:
+                parse_metric(name)
+            except ValueError as error:
+                raise BenchmarkError(f"Sweep: metrics: {error}") from None
+        object.__setattr__(self, "metrics", wanted)
+
+    @cached_property
+    def points(self) -> tuple[tuple[Configuration, Variation], ...]:
+        """Every configuration at every point."""
+        found = []
+        for configuration in self.benchmark.configurations:
+            splits: Sequence[tuple[int, int] | None] = (None,)
+            if self.splits and configuration.disaggregated:
+                splits = self.splits
+            for values in itertools.product(self.speedups, self.kv_scales, splits):
+                variation = Variation(*values)
+                found.append((variation.applied_to(self.benchmark, configuration), variation))
+        return tuple(found)
+
+    def run(
+        self,
+        cache: Path | None = None,
+        processes: int | None = None,
+        on_point: Callable[[int, int, SweepPoint], None] | None = None,
+    ) -> tuple[SweepPoint, ...]:
+        """Compute all points, or read them from the cache.
+
+        Args:
+            cache: a directory, made if need be; None computes everything anew.
+            processes: simulations at a time; the machine's cores by default.
+            on_point: told after each point: how many are done, of how many, and the point.
+
+        Returns:
+            The points, by configuration and then in the order of the ranges.
+
+        Raises:
+            TargetError: a configuration cannot be simulated; found out before any is.
+            DeploymentError: a simulation failed. Points that were done are in the cache.
+        """
+        for configuration, _ in self.points:
+            self.target.check(dataclasses.replace(self.benchmark, configurations=[configuration],
+                                                  claims=()))  # fmt: skip
+        traffic = self.traffic if self.traffic is not None else self.target.traffic(self.benchmark)
+        common = self._fingerprint(traffic)
+        keys = [_key(common, *point) for point in self.points]
+        done: dict[str, SweepPoint] = {}
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            done = {key: point for key in keys if (point := _read(cache / f"{key}.json"))}
+        count = 0
+        for key, (configuration, _) in zip(keys, self.points, strict=True):
+            if key in done and on_point is not None:
+                count += 1
+                on_point(count, len(keys), _named(done[key], configuration))
+        missing = {
+            key: point for key, point in zip(keys, self.points, strict=True) if key not in done
+        }
+        for key, point in self._computed(missing, traffic, processes):
+            done[key] = point
+            if cache is not None:
+                _write(cache / f"{key}.json", point)
+            count += keys.count(key)
+            if on_point is not None:
+                on_point(count, len(keys), point)
+        return tuple(
+            _named(done[key], configuration)
+            for key, (configuration, _) in zip(keys, self.points, strict=True)
+        )
+
+    def _computed(
+        self,
+        missing: Mapping[str, tuple[Configuration, Variation]],
+        traffic: Traffic,
+        processes: int | None,
+    ) -> Iterable[tuple[str, SweepPoint]]:
+        if not missing:
+            return
+        workers = min(len(missing), processes or os.cpu_count() or 1)
+        # Spawned, not forked: the caller may have threads.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            workers, context, _share, (self.benchmark, self.target, traffic, tuple(self.metrics))
+        )
+        try:
+            futures: dict[Future[SweepPoint], str] = {
+                pool.submit(_simulate, *point): key for key, point in missing.items()
+            }
+            waiting = set(futures)
+            while waiting:
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fingerprint(self, traffic: Traffic) -> str:
+        """A hash of everything that all points have in common."""
+        target = dataclasses.asdict(self.target)
+        del target["timeout_seconds"], target["profile_directories"]
+        digest = hashlib.sha256()
+        _update(
+            digest,
+            {
+                "format": _CACHE_FORMAT,
+                "plugin": __version__,
+                "dynamo": metadata.version("ai-dynamo"),
+                "target": target,
+                "model": self.benchmark.model,
+                "engine": self.benchmark.engine,
+                "hardware": dataclasses.asdict(self.benchmark.hardware),
+                "goodput": dataclasses.asdict(self.benchmark.goodput)
+                if self.benchmark.goodput
+                else None,
+                "metrics": list(self.metrics),
+                "schedule": traffic.schedule.description,
+                "block_tokens": traffic.block_tokens,
+            },
+        )
+        for request in traffic.requests:
+            digest.update(repr(dataclasses.astuple(request)).encode())
+        used = {
+            profile.path: profile
+            for configuration, _ in self.points
+            for profile in self.target.profiles(self.benchmark, configuration)
+        }
+        for path in sorted(used):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def _update(digest: Any, data: Mapping[str, Any]) -> None:
+    digest.update(json.dumps(data, sort_keys=True, default=str).encode())
+
+
+def _key(common: str, configuration: Configuration, variation: Variation) -> str:
+    """A hash of what a point is computed from; its name and role are not part of that."""
+    row = dataclasses.asdict(configuration)
+    for name in ("name", "role", "published", "note"):
+        del row[name]
+    digest = hashlib.sha256(common.encode())
+    _update(digest, {"configuration": row, "variation": dataclasses.asdict(variation)})
+    return digest.hexdigest()[:32]
+
+
+def _named(point: SweepPoint, configuration: Configuration) -> SweepPoint:
+    return dataclasses.replace(point, configuration=configuration.name)
+
+
+def _write(path: Path, point: SweepPoint) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+    ) as file:
+        json.dump(dataclasses.asdict(point), file)
+    Path(file.name).replace(path)
+
+
+def _read(path: Path) -> SweepPoint | None:
+    """A cached point; None where there is none, or the file is damaged."""
+    try:
+        row = json.loads(path.read_text("utf-8"))
+        variation = row.pop("variation")
+        split = tuple(variation.pop("split") or ()) or None
+        return SweepPoint(**row | {"variation": Variation(split=split, **variation),
+                                   "cached": True})  # fmt: skip
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+_shared: tuple[Benchmark, ReplayTarget, Traffic, tuple[str, ...]] | None = None
+
+
+def _share(
+    benchmark: Benchmark, target: ReplayTarget, traffic: Traffic, metrics: tuple[str, ...]
+) -> None:
+    """Run once in each process of the pool, so that the traffic is sent to it once."""
+    global _shared
+    _shared = (benchmark, target, traffic, metrics)
+
+
+class _Silent:
+    def stage(self, name: str) -> None:
+        """Nobody watches."""
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        """Nobody watches."""
+
+
+def _simulate(configuration: Configuration, variation: Variation) -> SweepPoint:
+    assert _shared is not None
+    benchmark, target, traffic, names = _shared
+    at_point = dataclasses.replace(target, speedup=target.speedup * variation.speedup)
+    with tempfile.TemporaryDirectory(prefix="dynamo-bench-sweep-") as directory:
+        run = at_point.measure(benchmark, configuration, traffic, Path(directory), _Silent())
+    metrics = Metrics(run, benchmark.goodput)
+    failed = sum(not record.succeeded for record in run.records)
+    values = {name: float(metrics.value(name)) for name in names}
+    return SweepPoint(
+        configuration.name, variation, configuration.gpus, values, len(run.records), failed
+    )
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The best configuration changes somewhere between two points of an axis."""
+
+    metric: str
+    axis: str
+    after: float
+    before: float
+    from_configuration: str
+    to_configuration: str
+
+
+def winner_changes(
+    points: Iterable[SweepPoint], metric: str, axis: str = "speedup"
+) -> tuple[Crossing, ...]:
+    """Where along an axis another configuration becomes the best.
+
+    At each value of the axis a configuration counts with its best point.
+
+    Args:
+        axis: ``speedup`` or ``kv_scale``.
+    """
+    sign = 1 if METRICS[parse_metric(metric)[0]].better == "higher" else -1
+    best: dict[float, SweepPoint] = {}
+    for point in points:
+        value = sign * point.metrics[metric]
+        at = getattr(point.variation, axis)
+        if value == value and (at not in best or value > sign * best[at].metrics[metric]):
+            best[at] = point
+    return tuple(
+        Crossing(metric, axis, left, right, best[left].configuration, best[right].configuration)
+        for left, right in itertools.pairwise(sorted(best))
+        if best[left].configuration != best[right].configuration
+    )
+
+
+def pareto_front(
+    points: Iterable[SweepPoint],
+    across: str = "output_token_throughput_per_user.mean",
+    up: str = "output_token_throughput_per_gpu",
+) -> tuple[SweepPoint, ...]:
+    """The points that no other point beats on both metrics, from left to right.
+
+    Points with failed requests don't count: what they have dropped made the others faster.
+    """
+    usable = sorted(
+        (point for point in points if not point.failed),
+        key=lambda point: (-point.metrics[across], -point.metrics[up]),
+    )
+    front: list[SweepPoint] = []
+    for point in usable:
+        if not front or point.metrics[up] > front[-1].metrics[up]:
+            front.append(point)
+    return tuple(reversed(front))

@@ -1,0 +1,619 @@
+"""The replay target: Dynamo's own discrete-event simulation of a configuration.
+
+The traffic is sent in full and in simulated time; the schedulers, KV caches and the router
+are Dynamo's, the time of an engine's steps comes from a profile. Each run is a process of its
+own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.engines import (
+    EngineProfile,
+    PrefillPricing,
+    find_profile,
+    kv_capacity_tokens,
+    price_prefills,
+    with_surcharge,
+)
+from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.targets import replay_child
+from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.caveats import Caveat, caveats
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+
+PrefixPricing = Literal["none", "traffic", "measured"]
+REQUIREMENT = "ai-dynamo==1.4.2"
+ROUTERS = {"round-robin": "round_robin", "kv": "kv_router"}
+_MAX_HASH_ID = 2**32 - 1
+_LOG_LINES = 20
+_DEFAULT_MAX_NUM_SEQS = 256
+_DEFAULT_STEP_TOKENS = 8192
+_MOST_SIMULATIONS = 3
+_CLOSE_ENOUGH = 0.05
+_MARKER = "pytest-dynamo-bench keeps the names of sessions"
+
+
+@dataclass(frozen=True)
+class ReplayTarget:
+    """Measures configurations by simulating them.
+
+    Attributes:
+        profile_directories: where to look for engine profiles before the shipped ones.
+        seed: decides ties in Dynamo's KV router; None leaves them to chance, as in a real
+            deployment, and makes runs differ.
+        speedup: divides the times between arrivals; 2 is twice the load.
+        timeout_seconds: a simulation that takes longer is ended.
+        prefix_pricing: how attending to what comes before a prefill's new tokens is paid for,
+            which Dynamo's table leaves out (see :mod:`pytest_dynamo_bench.engines.pricing`).
+            ``traffic`` adds its mean cost, for the prompts as they are, to every new token:
+            the same for all configurations, unless what one finds in its caches makes that
+            wrong by more than 5 %. ``measured`` always simulates again and adds the cost for
+            the prompts with what each configuration found in its caches. ``none`` leaves the
+            table as it is.
+    """
+
+    profile_directories: tuple[Path, ...] = ()
+    seed: int | None = 0
+    speedup: float = 1.0
+    timeout_seconds: float = 1800.0
+    prefix_pricing: PrefixPricing = "traffic"
+    name: str = field(default="replay", init=False)
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Whether ai-dynamo is installed and every configuration can be simulated.
+
+        Raises:
+            TargetError: it isn't, or one cannot; the message says what to install or change.
+        """
+        if importlib.util.find_spec("dynamo") is None or not _has_replay():
+            raise TargetError(
+                f"the replay target needs Dynamo's replay: pip install {REQUIREMENT!r}"
+            )
+        for configuration in benchmark.configurations:
+            engine_arguments(self, benchmark, configuration)
+
+    def traffic(self, benchmark: Benchmark) -> Traffic:
+        """The benchmark's traffic in full.
+
+        Raises:
+            TrafficError: the traffic cannot be read.
+        """
+        return benchmark.traffic.load()
+
+    def caveats(self, benchmark: Benchmark, configuration: Configuration) -> tuple[Caveat, ...]:
+        """The simplifications that apply to a configuration, as data."""
+        profiles = self.profiles(benchmark, configuration)
+        return caveats(
+            benchmark,
+            configuration,
+            profiles,
+            prefix_priced=self.prefix_pricing != "none",
+            ranks_as_workers=ranks_as_workers(benchmark),
+        )
+
+    def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
+        """What isn't expressed of the configuration, then what is simplified."""
+        return (
+            *_not_expressed(benchmark, configuration),
+            *map(str, self.caveats(benchmark, configuration)),
+        )
+
+    def profiles(
+        self, benchmark: Benchmark, configuration: Configuration
+    ) -> tuple[EngineProfile, ...]:
+        """The engine profile of each role.
+
+        Raises:
+            TargetError: there is none for a role; the message says how to make it.
+        """
+        return tuple(self._profile(benchmark, worker) for worker in configuration.workers)
+
+    def measure(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+    ) -> Run:
+        """Simulate the traffic through the configuration.
+
+        ``directory`` gets ``replay-job.json`` (what the simulation was given),
+        ``replay.log``, and the profile that was used if it isn't a shipped one.
+
+        Raises:
+            TargetError: the configuration cannot be simulated.
+            DeploymentError: the simulation ended with an error; the message has the log's end.
+        """
+        arguments = engine_arguments(self, benchmark, configuration)
+        started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        began = time.perf_counter()
+        directory.mkdir(parents=True, exist_ok=True)
+        worker, profile = self._prefilling(benchmark, configuration)
+        step_tokens = worker.max_num_batched_tokens or _DEFAULT_STEP_TOKENS
+        inputs = [request.input_tokens for request in traffic.requests]
+        pricing = price_prefills(profile.tables, inputs, [0] * len(inputs), step_tokens)
+        charged = 0.0 if self.prefix_pricing == "none" else pricing.surcharge_ms_per_token
+        with tempfile.TemporaryDirectory(prefix="replay-", dir=directory) as scratch:
+            progress.stage("writing the trace")
+            trace = Path(scratch) / "trace.jsonl"
+            write_trace(traffic.requests, trace)
+            arguments |= {
+                "trace_files": str(trace),
+                "trace_format": "mooncake",
+                "trace_block_size": traffic.block_tokens,
+                "arrival_speedup_ratio": self.speedup,
+                "report_jsonl_path": str(Path(scratch) / "requests.jsonl"),
+            }
+            if isinstance(traffic.schedule, Concurrency):
+                arguments["replay_concurrency"] = traffic.schedule.sessions
+            for attempt in range(_MOST_SIMULATIONS):
+                progress.stage("simulating" if attempt == 0 else "simulating again, repriced")
+                _charge(arguments, worker, profile, charged, directory)
+                result = self._simulate(configuration, arguments, Path(scratch), directory)
+                rows = _read_rows(Path(arguments["report_jsonl_path"]))
+                records = to_records(traffic, rows, configuration, self.speedup)
+                cached = [record.cached_tokens or 0 for record in records]
+                pricing = price_prefills(profile.tables, inputs, cached, step_tokens)
+                priced = _priced(pricing, charged)
+                close = abs(priced["charged_share_of_source"] - 1) <= _CLOSE_ENOUGH
+                if self.prefix_pricing == "none" or (
+                    close and (self.prefix_pricing == "traffic" or attempt > 0)
+                ):
+                    break
+                charged = pricing.surcharge_ms_per_token
+        failed = sum(not record.succeeded for record in records)
+        progress.requests(len(records) - failed, failed, len(records))
+        return Run(
+            benchmark=benchmark.name,
+            configuration=configuration.name,
+            target=self.name,
+            gpus=configuration.gpus,
+            records=records,
+            started_at=started_at,
+            simulated=True,
+            deployed={
+                "engine_arguments": {
+                    key: arguments[key] for key in arguments if key.endswith("_engine_args")
+                },
+                "workers": {key: arguments[key] for key in arguments if key.endswith("_workers")},
+                "router_mode": arguments["router_mode"],
+                "profiles": [p.name for p in self.profiles(benchmark, configuration)],
+                "prefix_pricing": self.prefix_pricing,
+                "command": _bare_command(arguments),
+                "speedup": self.speedup,
+            },
+            observed={
+                "dynamo": metadata.version("ai-dynamo"),
+                "seeding": result["seeding"],
+                "prefill_pricing": priced | {"simulations": attempt + 1},
+                "report": result["report"],
+                "simulation_seconds": round(result["seconds"], 3),
+                "wall_seconds": round(time.perf_counter() - began, 3),
+                "caveats": [vars(caveat) for caveat in self.caveats(benchmark, configuration)],
+            },
+            traffic={"history": list(traffic.history), "requests": len(traffic.requests)},
+            problems=_problems(result, self.seed, configuration),
+        )
+
+    def _profile(self, benchmark: Benchmark, worker: Worker) -> EngineProfile:
+        found = find_profile(
+            benchmark.model,
+            benchmark.hardware.gpu,
+            benchmark.engine,
+            worker,
+            self.profile_directories,
+        )
+        if found is None:
+            words = [
+                "python -m pytest_dynamo_bench.engines.make",
+                f"--model {benchmark.model} --gpu {benchmark.hardware.gpu}",
+                f"--engine {benchmark.engine} --tp {worker.tp}",
+            ]
+            words += [f"--attention-dp {worker.attention_dp}"] if worker.attention_dp > 1 else []
+            words += [f"--moe-ep {worker.moe_ep}"] if worker.moe_ep else []
+            if worker.speculative:
+                words.append(f"--draft-tokens {worker.speculative.draft_tokens}")
+            raise TargetError(
+                f"benchmark {benchmark.name!r}: there is no engine profile of this deployment, so "
+                f"that its timing isn't known; make one with: {' '.join(words)}"
+            )
+        return found
+
+    def _prefilling(
+        self, benchmark: Benchmark, configuration: Configuration
+    ) -> tuple[Worker, EngineProfile]:
+        """The workers that process prompts, with their profile."""
+        profiles = self.profiles(benchmark, configuration)
+        pairs = zip(configuration.workers, profiles, strict=True)
+        return next((worker, profile) for worker, profile in pairs if worker.mode != "decode")
+
+    def _simulate(
+        self,
+        configuration: Configuration,
+        arguments: Mapping[str, Any],
+        scratch: Path,
+        directory: Path,
+    ) -> dict[str, Any]:
+        result_path = scratch / "result.json"
+        job = {"arguments": arguments, "seed": self.seed, "result": str(result_path)}
+        job_path, log_path = directory / "replay-job.json", directory / "replay.log"
+        job_path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+        # DYN_LOG: at info Dynamo's router writes a line per request, which takes longer than
+        # the simulation.
+        environment = {**os.environ, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
+        command = [sys.executable, replay_child.__file__, str(job_path)]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment,
+            )  # fmt: skip
+            try:
+                code = process.wait(self.timeout_seconds)
+            except subprocess.TimeoutExpired:
+                raise DeploymentError(
+                    f"configuration {configuration.name!r}: the simulation took longer than "
+                    f"{self.timeout_seconds:g} s and was ended; log: {log_path}"
+                ) from None
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        if code:
+            tail = log_path.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+            raise DeploymentError(
+                f"configuration {configuration.name!r}: the simulation ended with exit code "
+                f"{code}; the end of {log_path}:\n" + "\n".join(tail)
+            )
+        result: dict[str, Any] = json.loads(result_path.read_text("utf-8"))
+        return result
+
+
+def _charge(
+    arguments: dict[str, Any],
+    worker: Worker,
+    profile: EngineProfile,
+    ms_per_token: float,
+    directory: Path,
+) -> None:
+    """Have the prefilling workers use their profile with a surcharge on new tokens."""
+    if ms_per_token == 0:
+        return
+    path = directory / f"{profile.name}-with-prefix-priced.npz"
+    with_surcharge(profile.tables, ms_per_token).write(path)
+    key = "extra" if worker.mode == "aggregated" else worker.mode
+    name = f"{key}_engine_args"
+    arguments[name] = {**arguments[name], "planner_profile_data": str(path)}
+
+
+def _priced(pricing: PrefillPricing, charged_ms_per_token: float) -> dict[str, float]:
+    """What prefilling was charged in a run, and what it would cost by the source."""
+    charged_ms = pricing.table_ms + charged_ms_per_token * pricing.new_tokens
+    return {
+        "surcharge_us_per_token": round(1000 * charged_ms_per_token, 3),
+        "charged_seconds": round(charged_ms / 1000, 3),
+        "source_seconds": round(pricing.source_ms / 1000, 3),
+        "charged_share_of_source": round(charged_ms / max(pricing.source_ms, 1e-9), 4),
+    }
+
+
+def _has_replay() -> bool:
+    try:
+        return importlib.util.find_spec("dynamo.replay") is not None
+    except ImportError:
+        return False
+
+
+def engine_arguments(
+    target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
+) -> dict[str, Any]:
+    """A configuration as arguments of ``dynamo.replay.run_trace_replay``, traffic aside.
+
+    Raises:
+        TargetError: it cannot be expressed.
+    """
+    if configuration.router not in ROUTERS:
+        raise TargetError(
+            f"configuration {configuration.name!r}: router {configuration.router!r} cannot be "
+            f"simulated; the replay has {', '.join(map(repr, ROUTERS))}"
+        )
+    router = ROUTERS[configuration.router]
+    if _routing_targets(configuration) < 2:
+        router = "round_robin"
+    arguments: dict[str, Any] = {"router_mode": router, "replay_mode": "offline"}
+    profiles = target.profiles(benchmark, configuration)
+    for worker, profile in zip(configuration.workers, profiles, strict=True):
+        engine = _engine(benchmark, configuration, worker, profile)
+        count = worker.replicas
+        if ranks_as_workers(benchmark):
+            count *= worker.attention_dp
+        elif worker.attention_dp > 1:
+            engine["dp_size"] = worker.attention_dp
+        if worker.mode == "aggregated":
+            arguments |= {"extra_engine_args": engine, "num_workers": count}
+        else:
+            arguments |= {
+                f"{worker.mode}_engine_args": engine,
+                f"num_{worker.mode}_workers": count,
+            }
+    return arguments
+
+
+def ranks_as_workers(benchmark: Benchmark) -> bool:
+    """Whether ranks of attention data parallelism are simulated as workers of their own.
+
+    Dynamo's replay has no attention data parallelism in a split. Where a comparison has that,
+    all of its configurations are simulated the same way, so that they can be compared.
+    """
+    return any(
+        configuration.disaggregated and worker.attention_dp > 1
+        for configuration in benchmark.configurations
+        for worker in configuration.workers
+    )
+
+
+def _routing_targets(configuration: Configuration) -> int:
+    """Workers or ranks that the router has to choose from, in the larger pool."""
+    return max(worker.replicas * worker.attention_dp for worker in configuration.workers)
+
+
+def _engine(
+    benchmark: Benchmark, configuration: Configuration, worker: Worker, profile: EngineProfile
+) -> dict[str, Any]:
+    """Engine arguments of one role; per rank under attention data parallelism."""
+    blocks = worker.kv_blocks
+    if blocks is None:
+        tokens = kv_capacity_tokens(
+            benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine
+        )
+        blocks = tokens // configuration.block_size
+    engine: dict[str, Any] = {
+        "engine_type": _engine_type(benchmark),
+        "block_size": configuration.block_size,
+        "num_gpu_blocks": blocks,
+        "enable_prefix_caching": worker.prefix_caching,
+        "planner_profile_data": str(profile.path),
+        "worker_type": worker.mode,
+    }
+    if worker.max_num_seqs is not None:
+        engine["max_num_seqs"] = worker.max_num_seqs
+    if worker.max_num_batched_tokens is not None:
+        engine["max_num_batched_tokens"] = worker.max_num_batched_tokens
+    bandwidth = benchmark.hardware.kv_transfer_gb_per_second
+    if configuration.disaggregated and bandwidth is not None:
+        engine["kv_transfer_bandwidth"] = bandwidth
+        engine["kv_bytes_per_token"] = profile.dimensions.kv_bytes_per_token
+    if worker.speculative is not None and worker.mode != "prefill":
+        rates = worker.speculative.acceptance_rates
+        if not rates:
+            raise TargetError(
+                f"configuration {configuration.name!r}: a simulation cannot know how many drafts "
+                "are accepted; give SpeculativeDecoding its acceptance_rates"
+            )
+        engine["aic_nextn"] = worker.speculative.draft_tokens
+        engine["aic_nextn_accept_rates"] = ",".join(f"{rate:g}" for rate in rates)
+    return engine
+
+
+def _engine_type(benchmark: Benchmark) -> str:
+    """The scheduler that is simulated, the same for all configurations of a comparison.
+
+    The replay has no split for TensorRT-LLM's scheduler; vLLM's takes its place.
+    """
+    if benchmark.engine == "trtllm" and any(c.disaggregated for c in benchmark.configurations):
+        return "vllm"
+    return benchmark.engine
+
+
+def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterable[str]:
+    """What of the configuration the arguments above leave out or replace."""
+    if _engine_type(benchmark) != benchmark.engine:
+        yield (
+            "Dynamo's replay has no prefill/decode split for TensorRT-LLM: in all configurations "
+            "of this comparison its scheduler is simulated by vLLM's, with TensorRT-LLM's step "
+            "times."
+        )
+    if configuration.router == "kv" and _routing_targets(configuration) < 2:
+        yield "There is one worker, so that KV routing has nothing to choose from."
+    for worker in configuration.workers:
+        if worker.kv_blocks is None:
+            yield (
+                f"KV blocks of the {worker.mode} workers are computed from the model's and the "
+                "GPU's numbers, not taken from the deployment."
+            )
+        for name, default in (
+            ("max_num_seqs", _DEFAULT_MAX_NUM_SEQS),
+            ("max_num_batched_tokens", _DEFAULT_STEP_TOKENS),
+        ):
+            if getattr(worker, name) is None:
+                yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
+        if worker.nodes > 1:
+            yield (
+                f"That a {worker.mode} worker spans {worker.nodes} nodes is not simulated beyond "
+                "what is in its step times."
+            )
+        if worker.wideep:
+            yield f"The wide-EP kernels of the {worker.mode} workers are not simulated."
+        if worker.speculative is not None and worker.mode == "prefill":
+            yield "Speculative decoding on the prefill workers has no effect: they don't decode."
+    if configuration.nodes > 1:
+        yield (
+            f"That the workers sit on {configuration.nodes} nodes is not simulated, except "
+            "through the bandwidth of the KV transfer."
+        )
+    if isinstance(_schedule(benchmark), Concurrency):
+        yield (
+            "Concurrency limits requests in flight; a session that waits between turns does not "
+            "count, while a load generator would count it."
+        )
+
+
+def _schedule(benchmark: Benchmark) -> object:
+    return getattr(benchmark.traffic, "schedule", None)
+
+
+def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:
+    """Write requests in the Mooncake form that Dynamo's replay reads.
+
+    Unlike the form that AIPerf reads, a later turn has its whole prompt. Every request names
+    its session, by which its result is found again; but Dynamo drops the names where no
+    session has a second turn. Such a trace gets one more session, of two requests of one token
+    each, an hour after the last; its results are dropped. On a fixed schedule that leaves
+    all others as they were; in a closed loop a step of the very last requests may have a
+    token more.
+    """
+    ids: Mapping[int, int] | None = None
+    if any(request.hash_ids and max(request.hash_ids) > _MAX_HASH_ID for request in requests):
+        distinct = dict.fromkeys(block for request in requests for block in request.hash_ids)
+        ids = {block: index for index, block in enumerate(distinct)}
+    with path.open("w", encoding="utf-8") as file:
+        for request in requests:
+            hash_ids = request.hash_ids
+            row: dict[str, Any] = {
+                "session_id": request.session_id,
+                "input_length": request.input_tokens,
+                "output_length": request.output_tokens,
+                "hash_ids": list(hash_ids) if ids is None else [ids[block] for block in hash_ids],
+            }
+            if request.turn == 0:
+                row["timestamp"] = request.timestamp_ms
+            else:
+                row["delay"] = request.delay_ms
+            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        if not any(request.turn for request in requests):
+            last_ms = max((request.timestamp_ms for request in requests), default=0.0)
+            marker = {
+                "session_id": _MARKER, "input_length": 1, "output_length": 1, "hash_ids": [0],
+            }  # fmt: skip
+            file.write(json.dumps(marker | {"timestamp": last_ms + 3_600_000}) + "\n")
+            file.write(json.dumps(marker | {"delay": 0}) + "\n")
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def to_records(
+    traffic: Traffic,
+    rows: Sequence[Mapping[str, Any]],
+    configuration: Configuration,
+    speedup: float = 1.0,
+) -> tuple[RequestRecord, ...]:
+    """Per-request results of a replay as records; requests without a result have an error.
+
+    The replay knows when the first and the last token came, not those between: ``chunk_ms``
+    has these two. It counts time from the first arrival; records count from the start of the
+    traffic.
+    """
+    start_ms = min((request.timestamp_ms for request in traffic.requests), default=0.0) / speedup
+    if rows and all(row["session_id"] is None for row in rows):
+        found = _matched_by_length(traffic.requests, rows)
+    else:
+        by_turn = {(row["session_id"], row["turn_index"]): row for row in rows}
+        found = [by_turn.get((request.session_id, request.turn)) for request in traffic.requests]
+    return tuple(
+        _record(request, row, start_ms, configuration)
+        for request, row in zip(traffic.requests, found, strict=True)
+    )
+
+
+def _matched_by_length(
+    requests: Sequence[TrafficRequest], rows: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any] | None]:
+    """The result of each request where results don't name sessions.
+
+    Dynamo leaves the names out where there is one worker. Requests with the same lengths are
+    taken in the order in which they came and were served, which is the order of the trace
+    unless such requests overtake each other.
+    """
+    order: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        order[row["input_length"], row["requested_output_length"]].append(row)
+    for alike in order.values():
+        alike.sort(key=lambda row: (row["arrival_time_ms"], row["first_token_ms"] or math.inf))
+    waiting = {lengths: iter(alike) for lengths, alike in order.items()}
+    none: Iterator[Mapping[str, Any]] = iter(())
+    return [
+        next(waiting.get((request.input_tokens, request.output_tokens), none), None)
+        for request in requests
+    ]
+
+
+def _record(
+    request: TrafficRequest,
+    row: Mapping[str, Any] | None,
+    start_ms: float,
+    configuration: Configuration,
+) -> RequestRecord:
+    if row is None or row["terminal_status"] != "completed" or row["first_token_ms"] is None:
+        status = "never started" if row is None else f"ended as {row['terminal_status']!r}"
+        return RequestRecord(
+            request.request_id, request.session_id, request.turn, request.timestamp_ms, None, (),
+            None, request.input_tokens, request.output_tokens,
+            error=f"in the simulation the request {status}",
+        )  # fmt: skip
+    arrival_ms = row["arrival_time_ms"] + start_ms
+    first_ms, last_ms = row["first_token_ms"] + start_ms, row["last_token_ms"] + start_ms
+    overlap = row["prefill_route_overlap_tokens"]
+    # Dynamo leaves the index out where there is one worker.
+    mode = "decode" if configuration.disaggregated else "aggregated"
+    decode_worker = f"{mode}-{row['decode_worker_idx'] or 0}"
+    prefill_worker = decode_worker
+    if row["prefill_worker_idx"] is not None:
+        prefill_worker = f"prefill-{row['prefill_worker_idx']}"
+    return RequestRecord(
+        request_id=request.request_id,
+        session_id=request.session_id,
+        turn=request.turn,
+        scheduled_ms=arrival_ms,
+        sent_ms=arrival_ms,
+        chunk_ms=(first_ms, last_ms) if row["output_length"] > 1 else (first_ms,),
+        end_ms=row["terminal_time_ms"] + start_ms,
+        input_tokens=request.input_tokens,
+        output_tokens=request.output_tokens,
+        prompt_tokens=row["input_length"],
+        completion_tokens=row["output_length"],
+        cached_tokens=row["reused_input_tokens"],
+        router_hit_rate=None if overlap is None else overlap / request.input_tokens,
+        prefill_worker=prefill_worker,
+        decode_worker=decode_worker,
+    )
+
+
+def _problems(
+    result: Mapping[str, Any], seed: int | None, configuration: Configuration
+) -> tuple[str, ...]:
+    if seed is not None and result["seeding"] != "seeded" and configuration.router == "kv":
+        return (f"the simulation is not reproducible: {result['seeding']}",)
+    return ()
+
+
+def _bare_command(arguments: Mapping[str, Any]) -> str:
+    """The same simulation as a command of Dynamo's own, to be pasted into a shell."""
+    words = ["python", "-m", "dynamo.replay", "trace.jsonl"]
+    for name, value in arguments.items():
+        if name in ("trace_files", "report_jsonl_path"):
+            continue
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        words += [f"--{name.replace('_', '-')}", text]
+    return shlex.join(words)

@@ -1,0 +1,466 @@
+"""A user's own traffic, in whatever of the usual forms it comes.
+
+Told apart by content, never by name:
+
+* a Mooncake trace: JSON lines with ``hash_ids``. Later turns of a session may add to the turn
+  before (as AIPerf writes them) or repeat it (as Dynamo's replay reads them);
+* Dynamo's request trace (``DYN_REQUEST_TRACE=1``): JSON lines of the schema
+  ``dynamo.request.trace.v1``, as they are or within an ``event``;
+* AIPerf's inputs: the ``inputs.json`` that it writes, or JSON lines with ``text`` or
+  ``turns``. These have text, not tokens: lengths are estimated from characters, and equal
+  beginnings of texts become equal prefix blocks.
+
+Files may be compressed with gzip or xz.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.traffic.model import (
+    Concurrency,
+    FixedSchedule,
+    Schedule,
+    Traffic,
+    TrafficRequest,
+    TrafficSource,
+)
+from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS, read_mooncake
+
+Format = Literal["mooncake", "dynamo", "aiperf-inputs", "aiperf-jsonl"]
+FORMATS: Mapping[Format, str] = {
+    "mooncake": "Mooncake trace",
+    "dynamo": "Dynamo request trace",
+    "aiperf-inputs": "AIPerf inputs.json",
+    "aiperf-jsonl": "AIPerf dataset",
+}
+DYNAMO_SCHEMA = "dynamo.request.trace.v1"
+# What English text comes to with the tokenizers of current models.
+CHARACTERS_PER_TOKEN = 4
+_XZ, _GZIP = b"\xfd7zXZ\x00", b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class TraceFile(TrafficSource):
+    """A file of a user's own traffic, its form told by its content.
+
+    Attributes:
+        path: the file, relative to the working directory.
+        schedule: how it is sent; a fixed schedule needs times in the file.
+        output_tokens: for AIPerf inputs that don't say how long the output is.
+
+    Raises:
+        TrafficError: the file does not exist; looked for when the benchmark is imported.
+    """
+
+    path: str
+    schedule: Schedule = field(default_factory=FixedSchedule)
+    output_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not Path(self.path).is_file():
+            raise TrafficError(f"TraceFile: there is no file {self.path!r} (in {Path.cwd()})")
+
+    @property
+    def description(self) -> str:
+        return f"{Path(self.path).name}, {self.schedule.description}"
+
+    def load(self) -> Traffic:
+        modified = os.stat(self.path).st_mtime_ns  # noqa: PTH116
+        return _load(self.path, modified, self.schedule, self.output_tokens)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, _modified: int, schedule: Schedule, output_tokens: int | None) -> Traffic:
+    return read_traffic(Path(path), schedule, output_tokens)
+
+
+def read_traffic(path: Path, schedule: Schedule, output_tokens: int | None = None) -> Traffic:
+    """Read a file of any of the known forms.
+
+    Raises:
+        TrafficError: it is none of them, or something in it is wrong; the message has the line.
+    """
+    name = path.name
+    text = _decoded(path)
+    kind = tell_format(text, name)
+    block_tokens = BLOCK_TOKENS
+    timed = True
+    notes: tuple[str, ...] = ()
+    if kind == "mooncake":
+        requests = read_mooncake(_as_additions(text.split("\n"), name), name)
+    elif kind == "dynamo":
+        requests, block_tokens = _read_dynamo(text.split("\n"), name)
+    else:
+        rows = _aiperf_rows(text, name, kind, output_tokens)
+        requests, timed = _from_texts(rows, name)
+        notes = (
+            f"lengths estimated from the text at {CHARACTERS_PER_TOKEN} characters a token; "
+            "equal beginnings of texts count as equal prefix blocks",
+        )
+    if not timed and not isinstance(schedule, Concurrency):
+        raise TrafficError(
+            f"{name}: has no times, so that it cannot be sent on a fixed schedule; give it a "
+            "concurrency, for example Concurrency(32)"
+        )
+    return Traffic(requests, schedule, block_tokens, (f"{FORMATS[kind]} {name!r}", *notes))
+
+
+def tell_format(text: str, name: str) -> Format:
+    """The form of a file, by its first line, or by the whole if it is one JSON object.
+
+    Raises:
+        TrafficError: it is none that is known.
+    """
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    row: Any = None
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError:
+        if first.lstrip().startswith("{"):
+            row = _whole(text, name)
+    if isinstance(row, dict):
+        event = row.get("event")
+        inner: dict[str, Any] = event if isinstance(event, dict) else row
+        if str(inner.get("schema", "")).startswith("dynamo.request.trace"):
+            return "dynamo"
+        if "hash_ids" in row:
+            return "mooncake"
+        if isinstance(row.get("data"), list):
+            return "aiperf-inputs"
+        if row.keys() & {"text", "texts", "turns"}:
+            return "aiperf-jsonl"
+    shown = first.strip() if len(first.strip()) <= 80 else first.strip()[:77] + "..."
+    raise TrafficError(
+        f"{name}: is no form of traffic that is known. It begins with {shown!r}; known are: a "
+        'Mooncake trace (lines with "hash_ids"), Dynamo\'s request trace (lines with "schema": '
+        f'"{DYNAMO_SCHEMA}"), AIPerf\'s inputs.json (an object with "data"), and AIPerf datasets '
+        '(lines with "text" or "turns")'
+    )
+
+
+def _whole(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TrafficError(
+            f"{name}, line {error.lineno}: is not JSON ({error.msg} at column {error.colno})"
+        ) from None
+
+
+def _decoded(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        if raw.startswith(_XZ):
+            raw = lzma.decompress(raw)
+        elif raw.startswith(_GZIP):
+            raw = gzip.decompress(raw)
+        return raw.decode("utf-8")
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        raise TrafficError(f"{path.name}: cannot be read: {error}") from error
+
+
+def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TrafficError(
+                f"{name}, line {number}: is not JSON ({error.msg} at column {error.colno})"
+            ) from None
+        if not isinstance(row, dict):
+            raise TrafficError(
+                f"{name}, line {number}: must be a JSON object, got {type(row).__name__}"
+            )
+        yield number, row
+
+
+def _as_additions(lines: list[str], name: str) -> Iterator[str]:
+    """Mooncake lines whose later turns repeat their session, as lines whose turns add to it.
+
+    A turn that repeats begins with the blocks of the one before; where a trace does that,
+    its length is that of the whole prompt. All other lines stay as they are, so that what is
+    wrong with them is reported by the reader.
+    """
+    latest: dict[str, tuple[list[Any], int, int]] = {}
+    for line in lines:
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError:
+            row = None
+        session = row.get("session_id") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or session is None:
+            yield line
+            continue
+        ids, length, output = (
+            row.get(key) for key in ("hash_ids", "input_length", "output_length")
+        )
+        if not isinstance(ids, list) or not all(isinstance(n, int) for n in (length, output)):
+            yield line
+            continue
+        before = latest.get(str(session))
+        if before is not None and ids[: len(before[0])] == before[0]:
+            old_ids, old_length, old_output = before
+            added = int(length or 0) - old_length - old_output
+            if added < 1:
+                raise TrafficError(
+                    f"{name}: session {session!r} has a turn of {length} tokens after one of "
+                    f"{old_length} and an output of {old_output}; a turn must add to these"
+                )
+            row = {**row, "hash_ids": ids[len(old_ids) :], "input_length": added}
+            if "delay" not in row and "delay_ms" in row:
+                row["delay"] = row["delay_ms"]
+            latest[str(session)] = (ids, int(length or 0), int(output or 0))
+            yield json.dumps(row)
+            continue
+        if before is None:
+            latest[str(session)] = (ids, int(length or 0), int(output or 0))
+        yield line
+
+
+def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...], int]:
+    """Requests of a Dynamo request trace, and the tokens that each of its hashes stands for.
+
+    Its hashes say a block with everything before it, in 64 bits; they are numbered anew. A
+    request with a session follows the one before it of the same session after the time that
+    passed between them; without, it is independent. Other records than ``request_end`` are
+    passed over.
+    """
+    found: list[tuple[float, float, str, str, int, int, tuple[int, ...]]] = []
+    numbers: dict[int, int] = {}
+    block_tokens = 0
+    seen: set[str] = set()
+    for number, row in _parsed(lines, name):
+        record = row["event"] if isinstance(row.get("event"), dict) else row
+        if record.get("event_type") != "request_end":
+            continue
+
+        def fail(field_name: str, problem: str, at: int = number) -> TrafficError:
+            return TrafficError(f"{name}, line {at}, field {field_name!r}: {problem}")
+
+        if record.get("schema") != DYNAMO_SCHEMA:
+            raise fail("schema", f"must be {DYNAMO_SCHEMA!r}, got {record.get('schema')!r}")
+        request = record.get("request")
+        if not isinstance(request, dict):
+            raise fail("request", "is missing")
+        replay = request.get("replay")
+        if not isinstance(replay, dict):
+            raise fail("request.replay", "is missing; the trace was recorded without it")
+        received = _number(request, "request_received_ms", 0, fail)
+        output = int(_number(request, "output_tokens", 0, fail))
+        length = int(_number(replay, "input_length", 1, fail))
+        size = int(_number(replay, "trace_block_size", 1, fail))
+        block_tokens = block_tokens or size
+        if size != block_tokens:
+            raise fail("trace_block_size", f"{size}, but {block_tokens} on an earlier line")
+        hashes = replay.get("input_sequence_hashes")
+        if not isinstance(hashes, list) or not all(
+            isinstance(item, int) and not isinstance(item, bool) for item in hashes
+        ):
+            raise fail("input_sequence_hashes", "must be a list of whole numbers")
+        if len(hashes) != -(-length // size):
+            raise fail(
+                "input_sequence_hashes",
+                f"{len(hashes)} hashes for {length} tokens; {-(-length // size)} are needed, "
+                f"one for every {size} tokens",
+            )
+        request_id = str(request.get("request_id") or f"line-{number}")
+        if request_id in seen:
+            raise fail("request_id", f"{request_id!r} is there twice")
+        seen.add(request_id)
+        context = record.get("agent_context")
+        session = context.get("session_id") if isinstance(context, dict) else None
+        took = request.get("total_time_ms")
+        ended = record.get("event_time_unix_ms")
+        end = received + took if isinstance(took, int | float) else ended
+        if output < 1:
+            continue
+        found.append((
+            received, float(end) if isinstance(end, int | float) else received, request_id,
+            request_id if session is None else str(session), length, output,
+            tuple(numbers.setdefault(item, len(numbers)) for item in hashes),
+        ))  # fmt: skip
+    if not found:
+        raise TrafficError(f"{name}: has no request_end records with output")
+    found.sort(key=lambda item: (item[0], item[2]))
+    start = found[0][0]
+    latest: dict[str, tuple[TrafficRequest, float]] = {}
+    requests = []
+    for received, end, request_id, session, length, output, ids in found:
+        before = latest.get(session)
+        made = TrafficRequest(
+            request_id, session, 0 if before is None else before[0].turn + 1,
+            received - start if before is None else before[0].timestamp_ms,
+            0.0 if before is None else max(0.0, received - before[1]), length, output, ids,
+        )  # fmt: skip
+        latest[session] = (made, end)
+        requests.append(made)
+    requests.sort(key=lambda made: made.timestamp_ms)
+    return tuple(requests), block_tokens
+
+
+def _number(
+    row: Mapping[str, Any], key: str, minimum: float, fail: Callable[[str, str], TrafficError]
+) -> float:
+    value = row.get(key)
+    if value is None:
+        raise fail(key, "is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise fail(key, f"must be a number, got {value!r}")
+    if value < minimum:
+        raise fail(key, f"must be {minimum:g} or more, got {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A request as text: where it stands in the file, and the whole of its prompt."""
+
+    where: str
+    session: str
+    turn: int
+    prompt: str
+    output_tokens: int
+    timestamp_ms: float | None
+    delay_ms: float
+
+
+def _aiperf_rows(text: str, name: str, kind: Format, output_tokens: int | None) -> Iterator[_Text]:
+    if kind == "aiperf-inputs":
+        yield from _inputs_rows(_whole(text, name), name, output_tokens)
+    else:
+        for number, row in _parsed(io.StringIO(text), name):
+            yield from _dataset_rows(row, f"{name}, line {number}", number, output_tokens)
+
+
+def _inputs_rows(document: Any, name: str, output_tokens: int | None) -> Iterator[_Text]:
+    for index, session in enumerate(document["data"]):
+        place = f"{name}, data[{index}]"
+        if not isinstance(session, dict) or not isinstance(session.get("payloads"), list):
+            raise TrafficError(f"{place}: must be an object with 'session_id' and 'payloads'")
+        for turn, payload in enumerate(session["payloads"]):
+            where = f"{place}.payloads[{turn}]"
+            if not isinstance(payload, dict):
+                raise TrafficError(f"{where}: must be a JSON object")
+            yield _Text(
+                where, str(session.get("session_id", index)), turn, _payload_text(payload, where),
+                _output_tokens(payload, where, output_tokens), None, 0.0,
+            )  # fmt: skip
+
+
+def _payload_text(payload: Mapping[str, Any], where: str) -> str:
+    """The prompt of an OpenAI request: its messages, or its text."""
+    if isinstance(payload.get("prompt"), str):
+        return str(payload["prompt"])
+    messages = payload.get("messages", payload.get("input"))
+    if isinstance(messages, str):
+        return messages
+    if not isinstance(messages, list):
+        raise TrafficError(f"{where}: has neither 'messages' nor 'prompt'")
+    parts = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str):
+            raise TrafficError(f"{where}: a message has no text: {message!r:.60}")
+        parts.append(f"{message.get('role', '')}\n{content}\n")
+    return "".join(parts)
+
+
+def _dataset_rows(
+    row: Mapping[str, Any], where: str, number: int, output_tokens: int | None
+) -> Iterator[_Text]:
+    turns = row.get("turns", [row])
+    if not isinstance(turns, list) or not turns:
+        raise TrafficError(f"{where}, field 'turns': must be a list with at least one turn")
+    session = str(row.get("session_id", f"line-{number}"))
+    prompt = ""
+    for turn, item in enumerate(turns):
+        at = where if "turns" not in row else f"{where}, turns[{turn}]"
+        if not isinstance(item, dict):
+            raise TrafficError(f"{at}: must be a JSON object")
+        texts = item.get("texts", [item.get("text")])
+        if not isinstance(texts, list) or not all(isinstance(part, str) for part in texts):
+            raise TrafficError(f"{at}, field 'text': must be a text, got {item.get('text')!r}")
+        asked = _output_tokens(item, at, output_tokens)
+        prompt += "".join(texts)
+        timestamp = item.get("timestamp", row.get("timestamp") if turn == 0 else None)
+        for key, value in (("timestamp", timestamp), ("delay", item.get("delay"))):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
+                raise TrafficError(f"{at}, field {key!r}: must be a number, got {value!r}")
+        yield _Text(at, session, turn, prompt, asked, timestamp, float(item.get("delay") or 0))
+        # What the model will answer isn't known; it takes as much room as was asked for, and
+        # no other session has the same.
+        prompt += f"\n{session}/{turn}\n".ljust(asked * CHARACTERS_PER_TOKEN, "\0")
+
+
+def _output_tokens(row: Mapping[str, Any], where: str, default: int | None) -> int:
+    keys = ("max_tokens", "max_completion_tokens", "max_output_tokens", "output_length")
+    value = next((row[key] for key in keys if row.get(key) is not None), default)
+    if value is None:
+        raise TrafficError(
+            f"{where}: doesn't say how long the output is ({', '.join(map(repr, keys))}); give "
+            "TraceFile its output_tokens"
+        )
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TrafficError(f"{where}: output tokens must be a whole number from 1, got {value!r}")
+    return value
+
+
+def _from_texts(rows: Iterable[_Text], name: str) -> tuple[tuple[TrafficRequest, ...], bool]:
+    """Texts as lengths and prefix blocks, and whether all sessions have a time."""
+    numbers: dict[bytes, int] = {}
+    requests: list[TrafficRequest] = []
+    starts: dict[str, float] = {}
+    timed = True
+    block = BLOCK_TOKENS * CHARACTERS_PER_TOKEN
+    for index, row in enumerate(rows):
+        tokens = max(1, -(-len(row.prompt) // CHARACTERS_PER_TOKEN))
+        prefix = hashlib.blake2b(digest_size=16)
+        ids = []
+        for start in range(0, tokens * CHARACTERS_PER_TOKEN, block):
+            prefix.update(row.prompt[start : start + block].encode())
+            ids.append(numbers.setdefault(prefix.digest(), len(numbers)))
+        if row.turn == 0:
+            timed &= row.timestamp_ms is not None
+            starts[row.session] = row.timestamp_ms or 0.0
+        requests.append(
+            TrafficRequest(
+                f"{index:06d}", row.session, row.turn, starts.get(row.session, 0.0), row.delay_ms,
+                tokens, row.output_tokens, tuple(ids),
+            )
+        )  # fmt: skip
+    if not requests:
+        raise TrafficError(f"{name}: has no requests")
+    first = min(starts.values())
+    shifted = [
+        dataclasses.replace(request, timestamp_ms=request.timestamp_ms - first)
+        for request in requests
+    ]
+    shifted.sort(key=lambda request: request.timestamp_ms)
+    doubled = [
+        one.session_id
+        for one, other in itertools.pairwise(sorted(shifted, key=lambda r: (r.session_id, r.turn)))
+        if (one.session_id, one.turn) == (other.session_id, other.turn)
+    ]
+    if doubled:
+        raise TrafficError(f"{name}: the session {doubled[0]!r} is there twice")
+    return tuple(shifted), timed

@@ -1,0 +1,119 @@
+"""Sweeps: points, cache, and what is read off them."""
+
+import dataclasses
+
+import pytest
+from replay_bench import AGGREGATED, SPLIT, make_benchmark, make_traffic
+
+from pytest_dynamo_bench.errors import BenchmarkError, TargetError
+from pytest_dynamo_bench.sweep import Sweep, SweepPoint, Variation, pareto_front, winner_changes
+from pytest_dynamo_bench.targets.replay import ReplayTarget
+
+UP, ACROSS = "output_token_throughput_per_gpu", "output_token_throughput_per_user.mean"
+
+
+def point(name, speedup=1.0, goodput=1.0, up=1.0, across=1.0, failed=0):
+    return SweepPoint(
+        name, Variation(speedup), 8, {"goodput": goodput, UP: up, ACROSS: across}, 10, failed
+    )
+
+
+def test_a_split_axis_leaves_other_configurations_alone():
+    sweep = Sweep(make_benchmark(), speedups=(1, 2), splits=((3, 1), (2, 2)))
+    assert len(sweep.points) == 2 + 4
+    workers = {
+        (configuration.name, tuple(worker.replicas for worker in configuration.workers))
+        for configuration, _ in sweep.points
+    }
+    assert workers == {("agg", (4,)), ("pd", (3, 1)), ("pd", (2, 2))}
+
+
+def test_kv_capacity_is_scaled_from_what_is_given_or_computed():
+    benchmark = make_benchmark()
+    assert Variation(kv_scale=0.5).applied_to(benchmark, AGGREGATED).workers[0].kv_blocks == 2000
+    computed = AGGREGATED.but(workers=[dataclasses.replace(AGGREGATED.workers[0], kv_blocks=None)])
+    half = Variation(kv_scale=0.5).applied_to(benchmark, computed).workers[0].kv_blocks
+    assert half == pytest.approx(751_726 / 64 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speedups": (0,)}, "speedups"),
+        ({"kv_scales": ()}, "kv_scales"),
+        ({"splits": ((3,),)}, "splits"),
+        ({"metrics": ("ttft",)}, "'ttft' is not a metric"),
+    ],
+)
+def test_wrong_ranges_are_errors_that_name_them(changes, message):
+    with pytest.raises(BenchmarkError, match=message):
+        Sweep(make_benchmark(), **changes)
+
+
+def test_goodput_is_left_out_where_there_are_no_limits():
+    assert "goodput" not in Sweep(make_benchmark(goodput=None)).metrics
+
+
+def test_the_winner_is_found_and_where_it_changes():
+    points = [
+        point("a", 1, 5), point("b", 1, 4), point("a", 2, 6), point("b", 2, 7), point("b", 3, 9),
+        point("a", 3, float("nan")),
+    ]  # fmt: skip
+    (crossing,) = winner_changes(points, "goodput")
+    assert (crossing.after, crossing.before) == (1, 2)
+    assert (crossing.from_configuration, crossing.to_configuration) == ("a", "b")
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [
+        point("a", up=1, across=9), point("b", up=5, across=5), point("c", up=4, across=4),
+        point("d", up=9, across=1), point("e", up=99, across=99, failed=1),
+    ]  # fmt: skip
+    assert [found.configuration for found in pareto_front(points)] == ["d", "b", "a"]
+
+
+def test_an_impossible_point_is_found_before_anything_runs(tmp_path):
+    pytest.importorskip("dynamo.replay")
+    random = AGGREGATED.but(router="random")
+    with pytest.raises(TargetError, match="cannot be simulated"):
+        Sweep(make_benchmark(random), traffic=make_traffic(5)).run(tmp_path)
+
+
+def test_a_second_call_reads_the_cache(tmp_path):
+    pytest.importorskip("dynamo.replay")
+    sweep = Sweep(make_benchmark(AGGREGATED, SPLIT), traffic=make_traffic(60), speedups=(1, 4))
+    seen = []
+    first = sweep.run(tmp_path, 2, lambda done, total, found: seen.append((done, total)))
+    assert sorted(seen) == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [p.configuration for p in first] == ["agg", "agg", "pd", "pd"]
+    assert not any(p.cached for p in first)
+    assert first[1].metrics["request_throughput"] > first[0].metrics["request_throughput"]
+    second = sweep.run(tmp_path)
+    assert all(p.cached for p in second)
+    assert [p.metrics for p in second] == [p.metrics for p in first]
+    renamed = dataclasses.replace(
+        sweep, benchmark=make_benchmark(AGGREGATED.but(name="other"), SPLIT)
+    )
+    assert renamed.run(tmp_path)[0].configuration == "other"
+
+
+def test_what_goes_in_decides_what_is_cached(tmp_path):
+    pytest.importorskip("dynamo.replay")
+    sweep = Sweep(make_benchmark(AGGREGATED), traffic=make_traffic(20))
+    sweep.run(tmp_path)
+    for changed in (
+        dataclasses.replace(sweep, traffic=make_traffic(20, seed=1)),
+        dataclasses.replace(sweep, target=ReplayTarget(seed=1)),
+        dataclasses.replace(sweep, benchmark=make_benchmark(AGGREGATED.but(block_size=32))),
+    ):
+        assert not changed.run(tmp_path)[0].cached
+
+
+def test_a_damaged_cache_is_computed_anew(tmp_path):
+    pytest.importorskip("dynamo.replay")
+    sweep = Sweep(make_benchmark(AGGREGATED), traffic=make_traffic(20))
+    (first,) = sweep.run(tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text()[:40])
+    (again,) = sweep.run(tmp_path)
+    assert not again.cached and again.metrics == first.metrics
