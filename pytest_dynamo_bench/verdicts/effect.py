@@ -9,11 +9,11 @@ the degrees of freedom of t come about, step by step:
    the metric is computed anew. Where the request ids of the two configurations coincide, both
    get the same blocks, so that what the traffic does to both cancels.
 2. *Block length*, from the data: Politis & White's automatic choice on the series of each
-   request's influence on L. It is treatment minus baseline when they are paired, so that
-   blocks are as long as the *difference* is correlated. For a mean the influence is
+   request's influence on L. For a mean the influence is
    ``(x - mean) / mean``; for a ratio or a rate ``(v - R w) / (R mean w)``; for a percentile it
-   is the indicator of being above it, divided by the density (Hampel 1974). Never shorter than
-   the cube root of the number of requests.
+   is the indicator of being above it, divided by the density (Hampel 1974). The longest of
+   three: for the difference and for each configuration alone; with a floor that
+   :func:`~pytest_dynamo_bench.verdicts.blocks.block_length` explains.
 3. *Few blocks.* Block variances are too small when blocks are few or correlated across their
    ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, or to Politis & Romano's flat-top
    estimate where that is larger; t has at most m - 1 degrees of freedom, and fewer when few
@@ -46,6 +46,7 @@ from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
     FloatArray,
+    block_length,
     circular_block_sums,
     resampled_blocks,
     uncertainty_of_mean,
@@ -287,8 +288,10 @@ class _Quantile:
         """Values between which every resampled quantile lies, ascending, thinned to a few."""
         ordered = np.sort(self.values)
         total = len(ordered)
-        spread = uncertainty_of_mean(self._above(self.value))
-        ranks = _CANDIDATE_WIDTH_SD * math.sqrt(max(spread.variance, 0.25 / total)) * self.n
+        above = self._above(self.value)
+        spread = uncertainty_of_mean(above, block_length([above])).variance
+        spread = spread if math.isfinite(spread) else 1.0
+        ranks = _CANDIDATE_WIDTH_SD * math.sqrt(max(spread, 0.25 / total)) * self.n
         center = self.share * (total - 1)
         first = max(0, math.floor(center - max(ranks, 8)))
         last = min(total - 1, math.ceil(center + max(ranks, 8)))
@@ -348,10 +351,6 @@ class _Traffic:
         self.statistics = [
             _statistic(sample, owner, self.n) for sample, owner in zip(samples, owners, strict=True)
         ]
-
-    @property
-    def block_length_at_least(self) -> int:
-        return math.ceil(math.cbrt(self.n))
 
 
 def _statistic(sample: Sample, owner: IntArray, n: int) -> _Statistic:
@@ -456,23 +455,28 @@ class _Comparison:
             series = np.sum(influences, axis=0)
             if np.abs(series).max() < _NEGLIGIBLE:
                 series = np.zeros(traffic.n)
-            uncertain = uncertainty_of_mean(series, shortest=traffic.block_length_at_least)
-            if traffic.n < max(_FEWEST_REQUESTS, 2 * uncertain.block_length):
-                return math.inf, 1.0, uncertain.block_length, "no interval: too few requests"
-            longest = max(longest, uncertain.block_length)
+            by_arm = [
+                np.sum(
+                    [x for run, x in zip(group, influences, strict=True) if run[0] == arm], axis=0
+                )
+                for arm in sorted({arm for arm, _ in group})
+            ]
+            length = block_length([series, *by_arm])
+            if traffic.n < max(_FEWEST_REQUESTS, 2 * length):
+                return math.inf, 1.0, length, "no interval: too few requests"
+            uncertain = uncertainty_of_mean(series, length)
+            longest = max(longest, length)
             variances.append(uncertain.variance)
             block_variances.append(uncertain.block_variance)
             freedoms.append(uncertain.degrees_of_freedom)
-            within += self._within(group, influences, traffic)
+            within += self._within(group, influences, length)
             generator = np.random.default_rng([seed, number])
-            starts = resampled_blocks(traffic.n, uncertain.block_length, resamples, generator)
+            starts = resampled_blocks(traffic.n, length, resamples, generator)
             # Whole blocks make a resample a little longer than the run.
-            lengthened = max(lengthened, starts.shape[1] * uncertain.block_length / traffic.n)
+            lengthened = max(lengthened, starts.shape[1] * length / traffic.n)
             picks = _picks(starts, traffic.n)
             for (arm, _), statistic in zip(group, traffic.statistics, strict=True):
-                drawn[arm] += statistic.resampled(picks, uncertain.block_length) / len(
-                    self.arms[arm]
-                )
+                drawn[arm] += statistic.resampled(picks, length) / len(self.arms[arm])
         bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
         linear = sum(block_variances)
         enlarged = bootstrap * (sum(variances) / linear) if linear > 0 else bootstrap
@@ -495,7 +499,7 @@ class _Comparison:
         self,
         group: list[tuple[int, int]],
         influences: list[FloatArray],
-        traffic: _Traffic,
+        length: int,
     ) -> float:
         """Variance of the estimate that noise within runs explains.
 
@@ -507,10 +511,10 @@ class _Comparison:
             mine = [series for run, series in zip(group, influences, strict=True) if run[0] == arm]
             if not mine:
                 continue
-            mean = np.mean(mine, axis=0) if len(mine) > 1 else np.zeros(traffic.n)
+            mean = np.mean(mine, axis=0) if len(mine) > 1 else np.zeros_like(mine[0])
             correction = len(mine) / (len(mine) - 1) if len(mine) > 1 else 1.0
             for series in mine:
-                found = uncertainty_of_mean(series - mean, shortest=traffic.block_length_at_least)
+                found = uncertainty_of_mean(series - mean, length)
                 variance += found.variance * correction
         return variance
 
