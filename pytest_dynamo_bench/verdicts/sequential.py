@@ -164,6 +164,7 @@ def spending_bounds(times: tuple[float, ...], alpha: float) -> tuple[float, ...]
             bound = float(-special.ndtri(to_spend / 2))
         else:
             weights = density * (grid[1] - grid[0])
+            weights[[0, -1]] /= 2  # the trapezoidal rule
 
             def crossed(
                 bound: float,
