@@ -6,6 +6,8 @@ from pytest_dynamo_bench.benchmark import (
     Configuration,
     Goodput,
     Hardware,
+    KvOffload,
+    SpeculativeDecoding,
     Worker,
 )
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, MooncakeTrace
@@ -20,6 +22,8 @@ __all__ = [
     "FixedSchedule",
     "Goodput",
     "Hardware",
+    "KvOffload",
     "MooncakeTrace",
+    "SpeculativeDecoding",
     "Worker",
 ]

@@ -89,10 +89,98 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class SpeculativeDecoding:
+    """A draft proposes tokens that the model checks in one step.
+
+    Attributes:
+        draft_tokens: tokens proposed in a step, 1 to 5.
+        acceptance_rates: for each proposed token the probability that it is accepted, given
+            that all before it were; a simulation needs them, an engine measures them itself.
+        method: how the draft is made, in the engine's own word, such as ``Eagle3`` or ``MTP``.
+        draft_model: model id of the draft head, where it is a model of its own.
+    """
+
+    draft_tokens: int
+    acceptance_rates: Sequence[float] = ()
+    method: str = "MTP"
+    draft_model: str = ""
+
+    def __post_init__(self) -> None:
+        owner = "SpeculativeDecoding"
+        if isinstance(self.draft_tokens, bool) or self.draft_tokens not in range(1, 6):
+            _fail(owner, f"draft_tokens: must be 1 to 5, got {self.draft_tokens!r}")
+        object.__setattr__(self, "acceptance_rates", tuple(self.acceptance_rates))
+        rates = self.acceptance_rates
+        if rates and len(rates) != self.draft_tokens:
+            _fail(
+                owner,
+                f"acceptance_rates: give one for each of the {self.draft_tokens} draft tokens, "
+                f"got {len(rates)}",
+            )
+        for rate in rates:
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                _fail(owner, f"acceptance_rates: must be between 0 and 1, got {rate!r}")
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Expected tokens of a decode step: one, plus every draft that is accepted.
+
+        ``1 + r1 + r1 r2 + …`` with conditional rates ``r``; None without rates.
+        """
+        if not self.acceptance_rates:
+            return None
+        expected, reached = 1.0, 1.0
+        for rate in self.acceptance_rates:
+            reached *= rate
+            expected += reached
+        return expected
+
+
+@dataclass(frozen=True)
+class KvOffload:
+    """Cold KV blocks move to host memory and can be brought back.
+
+    Attributes:
+        host_gib: host memory for them, GiB (2^30 bytes) per replica.
+        to_host_gb_per_second: bandwidth from GPU to host, 10^9 bytes per second.
+        to_gpu_gb_per_second: bandwidth from host to GPU, 10^9 bytes per second.
+    """
+
+    host_gib: float
+    to_host_gb_per_second: float | None = None
+    to_gpu_gb_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            _check_positive("KvOffload", item.name, getattr(self, item.name))
+
+
+@dataclass(frozen=True)
 class Worker:
     """Workers of one role: how many, how parallel, and how large their KV cache is.
 
-    ``kv_blocks`` counts blocks of ``Configuration.block_size`` tokens, per replica.
+    A replica uses ``tp * attention_dp`` GPUs. What TensorRT-LLM's recipes call TEP8 is
+    ``tp=8, moe_ep=8``; DEP8 is ``attention_dp=8, moe_ep=8``.
+
+    Attributes:
+        replicas: how many of them.
+        mode: ``aggregated``, or the ``prefill`` or ``decode`` side of a split.
+        tp: tensor parallelism of the attention, GPUs.
+        attention_dp: ranks that each hold whole attention weights and a KV cache of their
+            own; 1 is off.
+        moe_ep: GPUs over which the experts of a mixture are spread; None for dense models.
+            The GPUs of a replica that ``moe_ep`` does not use up split each expert.
+        wideep: the experts use the engine's wide expert parallelism (TensorRT-LLM's WIDEEP).
+        nodes: machines that one replica spans.
+        prefix_caching: whether finished blocks are kept for later prompts.
+        kv_blocks: blocks of ``Configuration.block_size`` tokens, for each replica, or for
+            each rank under attention data parallelism; None leaves it to the target.
+        memory_fraction: share of GPU memory in the engine's own sense (vLLM and SGLang: of all
+            memory, TensorRT-LLM: of what the weights leave free for the KV cache).
+        max_num_seqs: most requests in one step.
+        max_num_batched_tokens: most tokens in one step.
+        speculative: speculative decoding, None for off.
+        kv_offload: KV offload to host memory, None for off.
     """
 
     replicas: int
@@ -102,20 +190,53 @@ class Worker:
     kv_blocks: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    attention_dp: int = 1
+    moe_ep: int | None = None
+    wideep: bool = False
+    nodes: int = 1
+    memory_fraction: float | None = None
+    speculative: SpeculativeDecoding | None = None
+    kv_offload: KvOffload | None = None
 
     def __post_init__(self) -> None:
         owner = f"Worker(mode={self.mode!r})"
         _check_choice(owner, "mode", self.mode, get_args(WorkerMode))
-        for name in ("replicas", "tp", "kv_blocks", "max_num_seqs", "max_num_batched_tokens"):
+        for name in (
+            "replicas", "tp", "kv_blocks", "max_num_seqs", "max_num_batched_tokens",
+            "attention_dp", "moe_ep", "nodes",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
                 _fail(owner, f"{name}: must be a whole number, got {value!r}")
             _check_positive(owner, name, value)
+        _check_positive(owner, "memory_fraction", self.memory_fraction)
+        if self.memory_fraction is not None and self.memory_fraction > 1:
+            _fail(owner, f"memory_fraction: must be at most 1, got {self.memory_fraction!r}")
+        per_replica = self.gpus_per_replica
+        for name in ("moe_ep", "nodes"):
+            value = getattr(self, name)
+            if value is not None and per_replica % value:
+                _fail(
+                    owner,
+                    f"{name}: {value} does not divide the {per_replica} GPUs of a replica "
+                    f"(tp {self.tp} x attention_dp {self.attention_dp})",
+                )
+        if self.wideep and (self.moe_ep or 1) < 2:
+            _fail(owner, "wideep: needs moe_ep of 2 or more")
+        for name, kind in (("speculative", SpeculativeDecoding), ("kv_offload", KvOffload)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                _fail(owner, f"{name}: must be a {kind.__name__}, got {value!r}")
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of one replica."""
+        return self.tp * self.attention_dp
 
     @property
     def gpus(self) -> int:
         """GPUs of all replicas together."""
-        return self.replicas * self.tp
+        return self.replicas * self.gpus_per_replica
 
 
 @dataclass(frozen=True)
@@ -126,6 +247,9 @@ class Configuration:
     in the source::
 
         KV = ROUND_ROBIN.but(name="agg-kv", role="treatment", router="kv")
+
+    ``nodes`` says over how many machines the workers are laid out, where the layout is part
+    of the question; a replica that spans machines says so itself (``Worker.nodes``).
     """
 
     name: str
@@ -135,6 +259,7 @@ class Configuration:
     block_size: int = 64
     published: bool = True
     note: str = ""
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         _check_name("Configuration", self.name)
@@ -142,6 +267,7 @@ class Configuration:
         _check_choice(owner, "role", self.role, get_args(Role))
         _check_choice(owner, "router", self.router, get_args(RouterMode))
         _check_positive(owner, "block_size", self.block_size)
+        _check_positive(owner, "nodes", self.nodes)
         object.__setattr__(self, "workers", tuple(self.workers))
         if not self.workers:
             _fail(owner, "workers: give at least one Worker")
@@ -199,6 +325,14 @@ class Configuration:
             found.add("kv_routing")
         if self.disaggregated:
             found.add("pd_split")
+        if any(worker.speculative for worker in self.workers):
+            found.add("spec_decode")
+        if any(worker.kv_offload for worker in self.workers):
+            found.add("kv_offload")
+        if any(worker.wideep for worker in self.workers):
+            found.add("wideep")
+        if self.nodes > 1 or any(worker.nodes > 1 for worker in self.workers):
+            found.add("multi_node")
         return frozenset(found)
 
 

@@ -92,6 +92,11 @@ class GateResult:
     what_to_do: str = ""
     configuration: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """Which gate saw what, what is allowed, and the remedy."""
+        return f"{self.name}: {self.saw} (allowed: {self.threshold}). {self.what_to_do}".rstrip()
+
 
 def check_run(
     run: Run,

@@ -1,0 +1,30 @@
+"""Hooks that a ``conftest.py`` or another plugin can implement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pluggy import HookspecMarker
+
+from pytest_dynamo_bench.targets.base import Target
+
+if TYPE_CHECKING:
+    import pytest
+
+hookspec = HookspecMarker("pytest")
+
+
+@hookspec(firstresult=True)
+def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target | None:
+    """Make the target that ``--dynamo-target=name`` asks for; the first result is taken.
+
+    Implement it to measure where the plugin cannot by itself::
+
+        def pytest_dynamo_bench_make_target(config, name):
+            return MyTarget() if name == "my-cluster" else None
+    """
+    _ = (config, name)
+    return None
+
+
+__all__: list[Any] = ["pytest_dynamo_bench_make_target"]

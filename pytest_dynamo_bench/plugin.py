@@ -1,0 +1,464 @@
+"""The pytest side: options, fixtures, collection, terminal summary, JUnit properties.
+
+This is the only module that imports pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pytest_dynamo_bench.benchmark import Benchmark, Claim
+from pytest_dynamo_bench.comparison import Comparison
+from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.metric_names import METRICS
+from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.reports.store import ResultStore
+from pytest_dynamo_bench.reports.terminal import LineProgress, live_progress, render_comparison
+from pytest_dynamo_bench.targets.base import Progress, Target
+from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+from pytest_dynamo_bench.verdicts import Verdict
+
+_SLUG = re.compile(r"[^a-z0-9]+")
+_TARGETS = ("local",)
+_DEFAULT_SECONDS = 35.0
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Register the hooks that a conftest.py can implement."""
+    from pytest_dynamo_bench import hookspec
+
+    pluginmanager.add_hookspecs(hookspec)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """All options of the plugin, in one group."""
+    group = parser.getgroup("dynamo", "NVIDIA Dynamo benchmarks")
+    group.addoption(
+        "--dynamo-target", metavar="TARGET", default=None,
+        help="where configurations are brought up: "
+        "'local' is the real Dynamo with mocker engines on this machine (default)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-reports", metavar="DIR", default=None,
+        help="directory that a directory of results is made in (default: reports)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=_DEFAULT_SECONDS,
+        help="local: length of the traffic that is cut from the benchmark's, for each "
+        "configuration (default: %(default)g); longer runs give narrower intervals",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-cut-seed", metavar="N", type=int, default=0,
+        help="local: choose another, equally representative cut (default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
+        help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
+        help="outcome of a claim that the measurement neither confirms nor refutes "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.addini("dynamo_target", "default of --dynamo-target", default="local")
+    parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
+
+
+def _positive_seconds(text: str) -> float:
+    import argparse
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be between 1 and 86400 seconds, got {text!r}")
+    return seconds
+
+
+class _Session:
+    """What lives as long as the pytest session: the target, the results, the comparisons."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.comparisons: dict[str, Comparison] = {}
+        self._target: Target | None = None
+        self._store: ResultStore | None = None
+        self.target_name = config.getoption("dynamo_target") or config.getini("dynamo_target")
+
+    @property
+    def target(self) -> Target:
+        if self._target is None:
+            target = self.config.hook.pytest_dynamo_bench_make_target(
+                config=self.config, name=self.target_name
+            )
+            if target is None:
+                raise pytest.UsageError(
+                    f"--dynamo-target: {self.target_name!r} is not a target; "
+                    f"targets: {', '.join(_TARGETS)}"
+                )
+            self._target = target
+        assert self._target is not None
+        return self._target
+
+    @property
+    def store(self) -> ResultStore:
+        if self._store is None:
+            parent = self.config.getoption("dynamo_reports") or self.config.getini("dynamo_reports")
+            directory = _new_directory(self.config.rootpath / parent, self.target.name)
+            command = ["pytest", *map(str, self.config.invocation_params.args)]
+            self._store = ResultStore(directory, self.target.name, command)
+        return self._store
+
+    @property
+    def report_directory(self) -> Path | None:
+        return self._store.directory if self._store else None
+
+    def comparison(self, benchmark: Benchmark) -> Comparison:
+        if benchmark.name not in self.comparisons:
+            self.comparisons[benchmark.name] = Comparison(
+                benchmark, self.target, self.store, self._show_progress
+            )
+        found = self.comparisons[benchmark.name]
+        if found.benchmark != benchmark:
+            raise pytest.UsageError(f"two benchmarks are called {benchmark.name!r}")
+        return found
+
+    @contextmanager
+    def _show_progress(self, benchmark: str, configuration: str) -> Iterator[Progress]:
+        label = f"{benchmark}: {configuration}"
+        with self._terminal() as terminal:
+            if terminal is None:
+                yield LineProgress(label, lambda line: None)
+            elif terminal.isatty and not os.environ.get("CI"):
+                console = Console(file=terminal._tw._file, force_terminal=True)
+                with live_progress(label, console) as live:
+                    yield live
+            else:
+                yield LineProgress(label, terminal.write_line)
+
+    @contextmanager
+    def _terminal(self) -> Iterator[pytest.TerminalReporter | None]:
+        """The terminal with output capturing out of the way; None under -p no:terminal or -q."""
+        manager = self.config.pluginmanager
+        terminal: pytest.TerminalReporter | None = manager.get_plugin("terminalreporter")
+        if terminal is None or terminal.verbosity < 0:
+            yield None
+            return
+        capture: Any = manager.get_plugin("capturemanager")
+        free: AbstractContextManager[Any] = (
+            capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
+        )
+        with free:
+            terminal.ensure_newline()
+            yield terminal
+
+
+_SESSION = pytest.StashKey[_Session]()
+_PREVIOUS_HANDLER = pytest.StashKey[Any]()
+
+
+def _new_directory(parent: Path, target: str) -> Path:
+    """A directory name that sorts by time and does not exist yet."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    for number in range(1, 1000):
+        directory = parent / (f"{stamp}-{target}" + (f"-{number}" if number > 1 else ""))
+        if not directory.exists():
+            return directory
+    raise pytest.UsageError(f"cannot make a new directory in {parent}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start a session; treat SIGTERM like Ctrl-C, so that a summary is still printed."""
+    config.stash[_SESSION] = _Session(config)
+    for feature in ("kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode",
+                    "kv_offload", "frontend_decoding", "multi_node"):  # fmt: skip
+        config.addinivalue_line("markers", f"{feature}: a benchmark of this Dynamo feature")
+    if threading.current_thread() is threading.main_thread():
+        config.stash[_PREVIOUS_HANDLER] = signal.signal(
+            signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give SIGTERM back."""
+    previous = config.stash.get(_PREVIOUS_HANDLER, None)
+    if previous is not None:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target | None:
+    """The targets that come with the plugin."""
+    if name == "local":
+        return LocalTarget(
+            LocalOptions(
+                seconds=config.getoption("dynamo_seconds"),
+                frontend_port=config.getoption("dynamo_frontend_port"),
+                seed=config.getoption("dynamo_cut_seed"),
+            )
+        )
+    return None
+
+
+# ---------------------------------------------------------------------------------------
+# Collection: claims become test items, features become markers, mistakes become messages.
+# ---------------------------------------------------------------------------------------
+
+
+def _benchmark_of(module: object) -> Benchmark | None:
+    found = getattr(module, "benchmark", None)
+    return found if isinstance(found, Benchmark) else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``claim`` runs once for every claim of its module's benchmark."""
+    benchmark = _benchmark_of(metafunc.module)
+    if benchmark is not None and "claim" in metafunc.fixturenames:
+        ids = [_SLUG.sub("-", claim.name.lower()).strip("-") for claim in benchmark.claims]
+        metafunc.parametrize("claim", benchmark.claims, ids=ids)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of a benchmark with the features that its configurations use."""
+    for item in items:
+        benchmark = _benchmark_of(getattr(item, "module", None))
+        if benchmark is not None and "comparison" in getattr(item, "fixturenames", ()):
+            used = {name for item_ in benchmark.configurations for name in item_.features}
+            for feature in sorted(used):
+                item.add_marker(feature)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Everything that can be found wrong is found before anything is brought up."""
+    config = session.config
+    if config.option.collectonly:
+        return
+    benchmarks = {}
+    for item in session.items:
+        if "comparison" in getattr(item, "fixturenames", ()):
+            benchmark = _benchmark_of(getattr(item, "module", None))
+            if benchmark is not None:
+                benchmarks[benchmark.name] = benchmark
+    if not benchmarks:
+        return
+    if hasattr(config, "workerinput"):
+        raise pytest.UsageError(
+            "benchmarks cannot run under xdist: workers would bring up the same configurations "
+            "side by side and disturb each other; run them without -n"
+        )
+    dynamo = config.stash[_SESSION]
+    for benchmark in benchmarks.values():
+        try:
+            dynamo.target.check(benchmark)
+            dynamo.target.traffic(benchmark)
+        except DynamoBenchError as error:
+            raise pytest.UsageError(f"{benchmark.name}: {error}") from None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Show a mistake in a benchmark as file, line and message, not as a traceback."""
+    report = yield
+    call = getattr(report, "call", None)
+    error = call.excinfo.value if call is not None and call.excinfo is not None else None
+    if isinstance(error, DynamoBenchError):
+        frames = traceback.extract_tb(error.__traceback__)
+        path = str(getattr(collector, "path", ""))
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        where = f"{collector.nodeid}, line {lines[-1]}" if lines else collector.nodeid
+        report.longrepr = f"{where}: {error}"
+    return report
+
+
+# ---------------------------------------------------------------------------------------
+# Fixtures
+# ---------------------------------------------------------------------------------------
+
+
+class MeasuredComparison:
+    """What a test gets: measured configurations, and the judgement of claims.
+
+    ``comparison["agg-kv"].time_to_first_token.p50`` is a number that a plain ``assert`` can
+    use; ``comparison.check(claim)`` lets the measurement decide.
+    """
+
+    def __init__(self, comparison: Comparison, request: pytest.FixtureRequest) -> None:
+        self._comparison = comparison
+        self._request = request
+
+    def __repr__(self) -> str:
+        return repr(self._comparison)
+
+    def __getitem__(self, configuration: str) -> Metrics:
+        """The metrics of a configuration; brought up if it has not been yet."""
+        __tracebackhide__ = True
+        try:
+            return self._comparison[configuration]
+        except DynamoBenchError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    def check(self, claim: Claim) -> Verdict:
+        """Judge a claim, and give the test the outcome that follows.
+
+        Returns:
+            The verdict, when the claim holds.
+        """
+        __tracebackhide__ = True
+        target = self._comparison.target.name
+        if claim.bound(target) is None:
+            pytest.skip(f"not claimed on {target}")
+        try:
+            verdict = self._comparison.verdict(claim)
+        except DynamoBenchError as error:
+            pytest.fail(str(error), pytrace=False)
+        self._request.node.user_properties.extend(_properties(self._comparison, verdict))
+        if verdict.outcome == "holds":
+            return verdict
+        message = self.explain(verdict)
+        if verdict.outcome == "inconclusive":
+            outcome = self._request.config.getoption("dynamo_inconclusive")
+            if outcome == "skip":
+                pytest.skip(message)
+            if outcome == "xfail":
+                pytest.xfail(message)
+        pytest.fail(message, pytrace=False)
+
+    def explain(self, verdict: Verdict) -> str:
+        """Why a verdict is what it is, in a message that stands alone."""
+        lines = [f"{verdict.outcome}: {verdict.claim.name}", verdict.sentence]
+        lines += [f"- {gate.sentence}" for gate in verdict.gates if not gate.passed]
+        if verdict.confounds:
+            lines.append(f"what differs: {'; '.join(map(str, verdict.confounds))}")
+        lines.append(f"records and logs: {self._comparison.store.directory}")
+        return "\n".join(lines)
+
+
+def _properties(comparison: Comparison, verdict: Verdict) -> list[tuple[str, object]]:
+    """What JUnit carries of a verdict."""
+    claim, effect = verdict.claim, verdict.effect
+    found: list[tuple[str, object]] = [
+        ("dynamo.benchmark", comparison.benchmark.name),
+        ("dynamo.target", verdict.target),
+        ("dynamo.claim", claim.name),
+        ("dynamo.kind", claim.kind),
+        ("dynamo.statement", verdict.statement),
+        ("dynamo.metric", claim.metric),
+        ("dynamo.treatment", claim.treatment),
+        ("dynamo.baseline", claim.baseline),
+        ("dynamo.verdict", verdict.outcome),
+        ("dynamo.report", str(comparison.store.directory)),
+        ("dynamo.confounds", "; ".join(map(str, verdict.confounds))),
+    ]
+    if effect is not None:
+        found += [
+            ("dynamo.treatment_value", effect.treatment_value),
+            ("dynamo.baseline_value", effect.baseline_value),
+            ("dynamo.change", effect.change),
+            ("dynamo.change_low", effect.low),
+            ("dynamo.change_high", effect.high),
+            ("dynamo.threshold", verdict.bound.limit),
+        ]
+    for configuration in (claim.treatment, claim.baseline):
+        metrics = comparison[configuration]
+        for name, definition in METRICS.items():
+            if name.startswith("goodput") and comparison.benchmark.goodput is None:
+                continue
+            for statistic in (".mean", ".p50", ".p99") if definition.distribution else ("",):
+                value = metrics.value(name + statistic)
+                found.append((f"dynamo.{configuration}.{name}{statistic}", value))
+    return found
+
+
+@pytest.fixture
+def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
+    """The configurations of the module's ``benchmark``, measured on the target.
+
+    Measuring happens while this fixture is set up, so that a deployment that does not come
+    up, or a run that is invalid, is an error of the test and never a result: for a test
+    with a ``claim`` its two configurations, for any other test all of them.
+    """
+    benchmark = _benchmark_of(request.module)
+    if benchmark is None:
+        raise pytest.UsageError(
+            f"{request.node.nodeid}: the fixture 'comparison' needs a Benchmark called "
+            "'benchmark' in the module"
+        )
+    dynamo = request.config.stash[_SESSION]
+    callspec = getattr(request.node, "callspec", None)
+    claim = callspec.params.get("claim") if callspec is not None else None
+    if claim is not None and claim.bound(dynamo.target.name) is None:
+        pytest.skip(f"not claimed on {dynamo.target.name}")
+    wanted = (
+        [claim.baseline, claim.treatment]
+        if claim is not None
+        else [configuration.name for configuration in benchmark.configurations]
+    )
+    measured = dynamo.comparison(benchmark)
+    result = MeasuredComparison(measured, request)
+    try:
+        measured.ensure(wanted)
+        verdict = measured.verdict(claim) if claim is not None else None
+    except DynamoBenchError as error:
+        pytest.fail(str(error), pytrace=False)
+    if verdict is not None and verdict.outcome == "invalid":
+        request.node.user_properties.extend(_properties(measured, verdict))
+        pytest.fail(result.explain(verdict), pytrace=False)
+    return result
+
+
+# ---------------------------------------------------------------------------------------
+# Reporting
+# ---------------------------------------------------------------------------------------
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Name the target, where somebody asked for one."""
+    if config.getoption("dynamo_target"):
+        return f"dynamo target: {config.stash[_SESSION].target_name}"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A table per comparison, a line per verdict, and where the results are."""
+    dynamo = terminalreporter.config.stash.get(_SESSION, None)
+    if dynamo is None or not any(item.measured for item in dynamo.comparisons.values()):
+        return
+    terminalreporter.section("dynamo benchmarks")
+    for item in dynamo.comparisons.values():
+        if item.measured:
+            text = render_comparison(
+                item.benchmark,
+                item.target.name,
+                item.measured,
+                item.verdicts,
+                terminalreporter._tw.fullwidth,
+                terminalreporter._tw.hasmarkup,
+            )
+            for line in text.splitlines():
+                terminalreporter.write_line(line)
+            terminalreporter.write_line("")
+    terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")
+
+
+def _relative(path: Path | None) -> str:
+    if path is None:
+        return "-"
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

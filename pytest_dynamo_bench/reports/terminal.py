@@ -1,0 +1,158 @@
+"""What a terminal shows: progress while it runs, a table and the verdicts at the end."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from pytest_dynamo_bench.benchmark import Benchmark
+from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
+from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.verdicts import Verdict
+
+_QUIET_SECONDS = 10.0
+_COLUMNS = (
+    ("TTFT\nmean", "time_to_first_token.mean"),
+    ("TTFT\np50", "time_to_first_token.p50"),
+    ("TTFT\np99", "time_to_first_token.p99"),
+    ("ITL\nmean", "inter_token_latency.mean"),
+    ("ITL\np99", "inter_token_latency.p99"),
+    ("good-\nput", "goodput"),
+    ("KV\nhits", "kv_hit_rate"),
+)
+_SHORT_UNITS = {"requests/s": "req/s", "tokens/s": "tok/s"}
+_MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid": "magenta"}
+
+
+class LineProgress:
+    """Progress as plain lines, a line per stage and at most one every ten seconds between."""
+
+    def __init__(self, label: str, write: Callable[[str], None]) -> None:
+        self._label = label
+        self._write = write
+        self._last = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        self._last = time.monotonic()
+        self._write(f"{self._label}: {name}")
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        if time.monotonic() - self._last >= _QUIET_SECONDS or done == total:
+            self._last = time.monotonic()
+            trouble = f", {failed} failed" if failed else ""
+            self._write(f"{self._label}: {done} of {total} requests{trouble}")
+
+
+class LiveProgress:
+    """Progress as one live line, for a person at a terminal."""
+
+    def __init__(self, label: str, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task(label, total=None, stage="")
+
+    def stage(self, name: str) -> None:
+        self._progress.update(self._task, stage=name)
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        trouble = f", [red]{failed} failed[/]" if failed else ""
+        self._progress.update(self._task, completed=done, total=total, stage=f"measuring{trouble}")
+
+
+@contextmanager
+def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
+    """A live line that is gone when it closes."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[stage]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield LiveProgress(label, progress)
+
+
+def render_comparison(
+    benchmark: Benchmark,
+    target: str,
+    measured: Mapping[str, Metrics],
+    verdicts: Iterable[Verdict],
+    width: int,
+    color: bool,
+) -> str:
+    """The table of a comparison and a line per verdict, as text for a terminal."""
+    console = Console(
+        file=io.StringIO(), width=max(width, 60), force_terminal=color, no_color=not color,
+        color_system="standard" if color else None, highlight=False, emoji=False,
+    )  # fmt: skip
+    title = Text(f"{benchmark.name} on {target}", style="bold")
+    console.print(title.append(f": {benchmark.question}", style="not bold"))
+    console.print(_table(benchmark, measured))
+    for verdict in verdicts:
+        line = Text(f"{verdict.outcome:>12}  ", style=_MARKS[verdict.outcome])
+        line.append(f"{verdict.claim.name}. {verdict.sentence}", style="default")
+        console.print(line)
+        if verdict.confounds:
+            named = "; ".join(str(item) for item in verdict.confounds)
+            console.print(Text(f"{'':>14}what differs: {named}", style="dim"))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()
+
+
+def _table(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:
+    rows = [item for item in benchmark.configurations if item.name in measured]
+    shown = [item for item in _COLUMNS if item[1] != "goodput" or benchmark.goodput is not None]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("configuration")
+    table.add_column("GPUs", justify="right")
+    cells: list[list[Text]] = []
+    for title, metric in shown:
+        definition = METRICS[parse_metric(metric)[0]]
+        table.add_column(f"{title}\n{_unit(definition)}", justify="right", no_wrap=True)
+        values = [measured[row.name].value(metric) for row in rows]
+        best = _best(values, metric)
+        cells.append(
+            [
+                Text(_format(value, definition), style="bold" if index == best else "")
+                for index, value in enumerate(values)
+            ]
+        )
+    for index, row in enumerate(rows):
+        table.add_row(row.name, str(row.gpus), *(column[index] for column in cells))
+    return table
+
+
+def _unit(definition: MetricDefinition) -> str:
+    return "%" if definition.is_share else _SHORT_UNITS.get(definition.unit, definition.unit)
+
+
+def _best(values: list[float], metric: str) -> int | None:
+    finite = [(value, index) for index, value in enumerate(values) if math.isfinite(value)]
+    if len(finite) < 2:
+        return None
+    better = METRICS[parse_metric(metric)[0]].better
+    return (min(finite) if better == "lower" else max(finite))[1]
+
+
+def _format(value: float, definition: MetricDefinition) -> str:
+    if not math.isfinite(value):
+        return "-"
+    if definition.is_share:
+        return f"{value * 100:.1f}"
+    return f"{value:,.{1 if definition.unit == 'ms' else 2}f}" if value < 100 else f"{value:,.0f}"

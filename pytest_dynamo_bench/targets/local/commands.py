@@ -1,0 +1,117 @@
+"""A configuration as the command lines of local Dynamo processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.engines import find_profile, model_dimensions
+from pytest_dynamo_bench.targets.local.processes import ProcessSpec
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of one deployment, all on loopback."""
+
+    frontend: int
+    event_publishers: int
+    event_subscribers: int
+
+
+def environment(directory: Path, ports: Ports) -> dict[str, str]:
+    """What Dynamo's processes get beside the plugin's own environment.
+
+    The host settings keep Dynamo's listeners on loopback (``DYN_TCP_RESPONSE_STREAM_HOST``
+    wants an interface, not an address); the broker does so for the event plane. At log level
+    info the router writes a line per request, which slows it down.
+    """
+    return {
+        "DYN_FILE_KV": str(directory / "discovery"),
+        "DYN_HTTP_RPC_HOST": LOOPBACK,
+        "DYN_TCP_RPC_HOST": LOOPBACK,
+        "DYN_SYSTEM_HOST": LOOPBACK,
+        "DYN_TCP_RESPONSE_STREAM_HOST": "lo",
+        "DYN_ZMQ_BROKER_URL": (
+            f"xsub=tcp://{LOOPBACK}:{ports.event_publishers} , "
+            f"xpub=tcp://{LOOPBACK}:{ports.event_subscribers}"
+        ),
+        "DYN_SELF_HOST_METADATA": "0",
+        "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
+        "DYN_LOG": "warn",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def inherited_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The plugin's environment without settings that would steer Dynamo behind our back."""
+    source = os.environ if source is None else source
+    return {key: value for key, value in source.items() if not key.startswith(("DYN_", "PYTEST_"))}
+
+
+def process_specs(
+    benchmark: Benchmark,
+    configuration: Configuration,
+    directory: Path,
+    logs: Path,
+    ports: Ports,
+) -> list[ProcessSpec]:
+    """Event tap, frontend, and one process of mockers for each role, in starting order."""
+    variables = {**inherited_environment(), **environment(directory, ports)}
+    tap = [
+        sys.executable, str(Path(__file__).with_name("event_tap.py")),
+        "--publishers-port", str(ports.event_publishers),
+        "--subscribers-port", str(ports.event_subscribers),
+        "--events", str(directory / "events.jsonl"),
+    ]  # fmt: skip
+    frontend = [
+        sys.executable, "-m", "dynamo.frontend",
+        "--http-host", LOOPBACK, "--http-port", str(ports.frontend),
+        "--router-mode", configuration.router, "--discovery-backend", "file",
+    ]  # fmt: skip
+    commands = {"event-tap": tap, "frontend": frontend}
+    for worker in configuration.workers:
+        commands[worker.mode] = mocker_command(benchmark, configuration, worker, directory)
+    return [
+        ProcessSpec(name, argv, variables, logs / f"{name}.log") for name, argv in commands.items()
+    ]
+
+
+def mocker_command(
+    benchmark: Benchmark,
+    configuration: Configuration,
+    worker: Worker,
+    directory: Path,
+) -> list[str]:
+    """The command line of the mockers of one role, one process for all its replicas."""
+    command = [
+        sys.executable, "-m", "dynamo.mocker",
+        "--model-path", str(directory / "model"),
+        "--num-workers", str(worker.replicas),
+        "--discovery-backend", "file",
+        "--engine-type", benchmark.engine,
+        "--block-size", str(configuration.block_size),
+        "--enable-prefix-caching" if worker.prefix_caching else "--no-enable-prefix-caching",
+    ]  # fmt: skip
+    optional: dict[str, object] = {
+        "--num-gpu-blocks-override": worker.kv_blocks,
+        "--max-num-seqs": worker.max_num_seqs,
+        "--max-num-batched-tokens": worker.max_num_batched_tokens,
+    }
+    profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
+    if profile is not None:
+        optional["--planner-profile-data"] = str(profile.path)
+    if worker.mode != "aggregated":
+        # No --bootstrap-ports: they stand for SGLang's handshake, and bind all interfaces.
+        command += ["--disaggregation-mode", worker.mode]
+        optional["--kv-transfer-bandwidth"] = benchmark.hardware.kv_transfer_gb_per_second
+        optional["--kv-bytes-per-token"] = model_dimensions(benchmark.model).kv_bytes_per_token
+    for option, value in optional.items():
+        if value is not None:
+            command += [option, str(value)]
+    return command

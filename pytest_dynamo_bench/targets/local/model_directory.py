@@ -1,0 +1,58 @@
+"""A model directory without weights: what Dynamo's frontend and mockers read of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pytest_dynamo_bench.engines import ModelDimensions
+from pytest_dynamo_bench.traffic.prompts import VOCABULARY_TOKENS, word
+
+_END_OF_TEXT = "<end>"
+_UNKNOWN = "<unknown>"
+_MAX_TOKENS = 262_144
+
+
+def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
+    """Write tokenizer and configuration.
+
+    The tokenizer knows the words of :mod:`pytest_dynamo_bench.traffic.prompts`, one word one
+    token, and the chat template adds nothing, so that a prompt of n words is n tokens.
+
+    Args:
+        directory: made if it does not exist.
+        dimensions: the model's; ``config.json`` says those that size a KV cache. It names an
+            architecture that every reader of such files knows, since no weights are loaded.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word(token): token for token in range(VOCABULARY_TOKENS)}
+    vocabulary |= {_UNKNOWN: VOCABULARY_TOKENS, _END_OF_TEXT: VOCABULARY_TOKENS + 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    files = {
+        "config.json": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": dimensions.hidden_size,
+            "num_hidden_layers": dimensions.layers,
+            "num_attention_heads": dimensions.query_heads,
+            "num_key_value_heads": dimensions.kv_heads,
+            "head_dim": dimensions.head_dim,
+            "torch_dtype": "bfloat16",
+            "max_position_embeddings": _MAX_TOKENS,
+            "vocab_size": len(vocabulary),
+            "eos_token_id": vocabulary[_END_OF_TEXT],
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": _UNKNOWN,
+            "eos_token": _END_OF_TEXT,
+            "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        },
+        "generation_config.json": {"eos_token_id": vocabulary[_END_OF_TEXT]},
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2), encoding="utf-8")

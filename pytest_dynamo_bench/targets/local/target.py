@@ -1,0 +1,426 @@
+"""The local target: bring a configuration up as processes, send real requests, take it down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import uvloop
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.engines import find_profile, model_dimensions
+from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.load.client import AsyncioClient
+from pytest_dynamo_bench.load.generator import LoadGenerator
+from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.frontend_metrics import summarize
+from pytest_dynamo_bench.targets.local.cache_hits import read_events, with_cached_tokens
+from pytest_dynamo_bench.targets.local.commands import LOOPBACK, Ports, process_specs
+from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
+from pytest_dynamo_bench.targets.local.processes import Processes, tail
+from pytest_dynamo_bench.traffic import (
+    Concurrency,
+    Traffic,
+    TrafficRequest,
+    cut,
+    describe,
+)
+from pytest_dynamo_bench.traffic.prompts import block_token_ids
+
+DYNAMO_VERSION = "1.4.2"
+_READY_SECONDS = 90.0
+_POLL_SECONDS = 0.1
+_ATTEMPTS = 3
+_PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
+# Prompts shorter than a block of the cache leave no trace in it.
+_WARM_UP_TOKENS = 8
+_WARM_UP_BLOCK_ID = 8192**5 - 1
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalOptions:
+    """How this machine is used.
+
+    Attributes:
+        seconds: length of the traffic that is cut from the benchmark's.
+        frontend_port: a port that the frontend must use; a free one when None.
+        seed: chooses among equally good cuts.
+    """
+
+    seconds: float = 35.0
+    frontend_port: int | None = None
+    seed: int = 0
+
+
+class LocalTarget:
+    """Dynamo's real frontend and router with mocker workers, as child processes on loopback."""
+
+    name = "local"
+
+    def __init__(self, options: LocalOptions | None = None) -> None:
+        self._options = options or LocalOptions()
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Find out whether Dynamo is installed and the asked port is free.
+
+        Raises:
+            TargetError: says what to install or change.
+        """
+        remedy = "install it with: pip install 'pytest-dynamo-bench[local]'"
+        try:
+            version = importlib.metadata.version("ai-dynamo")
+        except importlib.metadata.PackageNotFoundError:
+            raise TargetError(
+                f"target 'local' needs ai-dynamo {DYNAMO_VERSION}, which is not installed; "
+                f"{remedy}; or choose another target with --dynamo-target"
+            ) from None
+        if importlib.util.find_spec("dynamo.mocker") is None:
+            raise TargetError(f"ai-dynamo {version} has no dynamo.mocker; {remedy}")
+        port = self._options.frontend_port
+        if port is not None and not _is_free(port):
+            raise TargetError(
+                f"port {port} of {LOOPBACK} is in use by another process; give another one with "
+                "--dynamo-frontend-port, or leave the option out and a free one is chosen"
+            )
+
+    def traffic(self, benchmark: Benchmark) -> Traffic:
+        """The benchmark's traffic, cut to the length that the options ask for."""
+        return cut(benchmark.traffic.load(), self._options.seconds, seed=self._options.seed)
+
+    def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
+        """What is modelled here, and by what."""
+        found = [
+            "engines are Dynamo's mockers: scheduling, KV cache and routing are real, the time of "
+            "a forward pass is modelled",
+            "all workers share this machine; the network between them is modelled",
+        ]
+        for worker in configuration.workers:
+            profile = find_profile(
+                benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker
+            )
+            found.append(
+                f"{worker.mode} workers: timing of the engine profile {profile.name}, "
+                f"{profile.provenance['tool']}"
+                if profile is not None
+                else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
+                f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
+                "built-in model of no particular GPU"
+            )
+        return tuple(found)
+
+    def measure(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+    ) -> Run:
+        """Bring up, warm, measure and take down; see :class:`~..base.Target`.
+
+        Raises:
+            DeploymentError: the configuration did not come up.
+        """
+        measuring = _Measurement(
+            benchmark, configuration, traffic, directory, progress, self._options
+        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(measuring.run())
+
+
+class _PortTakenError(DeploymentError):
+    """Another process took a port between choosing it and binding it."""
+
+
+class _Measurement:
+    """One configuration from nothing to a run and back to nothing."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+        options: LocalOptions,
+    ) -> None:
+        self._benchmark = benchmark
+        self._configuration = configuration
+        self._traffic = traffic
+        self._logs = directory / "logs"
+        self._progress = progress
+        self._options = options
+
+    async def run(self) -> Run:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await self._attempt()
+            except _PortTakenError:
+                if attempt == _ATTEMPTS or self._options.frontend_port is not None:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _attempt(self) -> Run:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="dynamo-bench-"))
+        try:
+            self._progress.stage("bringing up")
+            (scratch / "discovery").mkdir()
+            write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
+            ports = _choose_ports(self._options.frontend_port)
+            specs = process_specs(self._benchmark, self._configuration, scratch, self._logs, ports)
+            started = time.monotonic()
+            async with Processes(specs, scratch) as processes:
+                model = str(scratch / "model")
+                async with _frontend(ports) as frontend:
+                    await self._until_ready(processes, frontend, model)
+                    ready_seconds = time.monotonic() - started
+                    run = await self._measure(processes, frontend, ports, model, scratch)
+                self._progress.stage("taking down")
+            deployed = {
+                "model": self._benchmark.model,
+                "router": self._configuration.router,
+                "workers": self._configuration.replicas,
+                "processes": {
+                    spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
+                    for spec in specs
+                },
+                "environment": {
+                    key: value.replace(str(scratch), "<scratch>")
+                    for key, value in specs[0].environment.items()
+                    if key.startswith(("DYN_", "HF_HUB_OFFLINE"))
+                },
+                "ready_seconds": round(ready_seconds, 2),
+            }
+            return dataclasses.replace(run, deployed=deployed)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _until_ready(
+        self, processes: Processes, frontend: httpx.AsyncClient, model: str
+    ) -> None:
+        """Wait until the frontend lists our model with all its workers, then ask it once.
+
+        The model's name is a directory made for this deployment, so that an answer cannot
+        come from anybody else's frontend.
+        """
+        seen = 0
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                while True:
+                    self._raise_if_dead(processes, "while coming up")
+                    with contextlib.suppress(httpx.HTTPError, ValueError):
+                        seen = await _workers_of(frontend, model)
+                    if seen >= self._configuration.replicas:
+                        return
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            logs = "\n".join(
+                f"{name}.log ends:\n{processes.log_tail(name)}" for name in processes.pids
+            )
+            raise DeploymentError(
+                f"{self._configuration.name} was not ready after {_READY_SECONDS:.0f} s: the "
+                f"frontend knew {seen} of {self._configuration.replicas} workers\n{logs}"
+            ) from None
+
+    async def _measure(
+        self,
+        processes: Processes,
+        frontend: httpx.AsyncClient,
+        ports: Ports,
+        model: str,
+        scratch: Path,
+    ) -> Run:
+        client = AsyncioClient(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
+        try:
+            self._progress.stage("warming")
+            await self._unless_dead(processes, self._warm_up(client, model), "while warming up")
+            await client.connect(16)
+            self._progress.stage("measuring")
+            generator = LoadGenerator(client, model)
+            problems = await self._send(processes, generator)
+            observed: dict[str, Any] = {"dynamo_version": importlib.metadata.version("ai-dynamo")}
+            if not problems:
+                observed |= await self._observe(frontend, model)
+        finally:
+            await client.close()
+        records, started_at = generator.records(), generator.started_at
+        events = read_events(scratch / "events.jsonl")
+        start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
+        records = with_cached_tokens(
+            records, self._block_hashes(records), events, start_wall_ms,
+            self._configuration.block_size,
+        )  # fmt: skip
+        observed["engine_prefill_tokens"] = events.prefill_tokens
+        observed["evicted_blocks"] = events.removed_blocks
+        if events.unreadable:
+            problems = [*problems, f"{events.unreadable} events of the engines were unreadable"]
+        return Run(
+            benchmark=self._benchmark.name,
+            configuration=self._configuration.name,
+            target="local",
+            gpus=self._configuration.gpus,
+            records=records,
+            started_at=started_at,
+            observed=observed,
+            traffic={
+                "history": list(self._traffic.history),
+                "schedule": self._traffic.schedule.description,
+                **dataclasses.asdict(describe(self._traffic)),
+            },
+            problems=problems,
+        )
+
+    async def _send(self, processes: Processes, generator: LoadGenerator) -> list[str]:
+        """Send the traffic; what ended it early, if anything did."""
+        total, done, failed = len(self._traffic.requests), 0, 0
+
+        def ended(whole: bool) -> None:
+            nonlocal done, failed
+            done, failed = done + 1, failed + (not whole)
+            self._progress.requests(done, failed, total)
+
+        try:
+            await self._unless_dead(
+                processes, generator.send(self._traffic, ended), "while measuring"
+            )
+        except DeploymentError as error:
+            return [f"{error}\n  ({done} of {total} requests had ended by then)"]
+        self._raise_if_dead(processes, "at the end of the run")
+        return []
+
+    async def _warm_up(self, client: AsyncioClient, model: str) -> None:
+        """Two short requests per worker, so that none of the measured ones is anybody's first."""
+        count = 2 * self._configuration.replicas
+        requests = [
+            TrafficRequest(f"warm-{i}", f"warm-{i}", 0, 0.0, 0.0, _WARM_UP_TOKENS, 2,
+                           (_WARM_UP_BLOCK_ID - i,))
+            for i in range(count)
+        ]  # fmt: skip
+        traffic = Traffic(requests, Concurrency(4), self._traffic.block_tokens, ())
+        generator = LoadGenerator(client, model, request_timeout_seconds=30)
+        await generator.send(traffic, lambda whole: None)
+        for record in generator.records():
+            if record.error:
+                raise DeploymentError(
+                    f"{self._configuration.name} came up but did not answer: {record.error}"
+                )
+            if record.prompt_tokens != _WARM_UP_TOKENS:
+                raise DeploymentError(
+                    f"{self._configuration.name} counts {record.prompt_tokens} tokens in a prompt "
+                    f"of {_WARM_UP_TOKENS}; is this the model that was asked for?"
+                )
+
+    async def _observe(self, frontend: httpx.AsyncClient, model: str) -> dict[str, Any]:
+        metrics = (await frontend.get("/metrics")).text
+        (self._logs / "frontend-metrics.txt").write_text(metrics, encoding="utf-8")
+        return {
+            "model": self._benchmark.model,
+            "workers": await _workers_of(frontend, model),
+            "frontend": summarize(metrics),
+        }
+
+    def _block_hashes(self, records: list[RequestRecord]) -> dict[str, list[int]]:
+        """Request id to the hashes of its prompt's full blocks, by Dynamo's own function."""
+        from dynamo.llm import compute_block_hash_for_seq
+
+        size, block_tokens = self._configuration.block_size, self._traffic.block_tokens
+        tokens_of: dict[int, list[int]] = {}
+        hashes = {}
+        by_id = {request.request_id: request for request in self._traffic.requests}
+        for record in records:
+            request = by_id[record.request_id]
+            tokens: list[int] = []
+            for block_id in request.hash_ids:
+                if block_id not in tokens_of:
+                    tokens_of[block_id] = block_token_ids(block_id, block_tokens).tolist()
+                tokens += tokens_of[block_id]
+            full = request.input_tokens // size * size
+            hashes[record.request_id] = list(compute_block_hash_for_seq(tokens[:full], size))
+        return hashes
+
+    async def _unless_dead(
+        self, processes: Processes, work: Coroutine[Any, Any, T], when: str
+    ) -> T:
+        """Do the work, but give it up as soon as a process dies."""
+        working = asyncio.ensure_future(work)
+        dying = asyncio.ensure_future(processes.died())
+        try:
+            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            self._raise_if_dead(processes, when)
+            raise DeploymentError(f"{self._configuration.name} {when}: {dying.result()}")
+        finally:
+            for task in (working, dying):
+                task.cancel()
+            await asyncio.gather(working, dying, return_exceptions=True)
+
+    def _raise_if_dead(self, processes: Processes, when: str) -> None:
+        if not (processes.exits or processes.failure):
+            return
+        logs = [tail(log, lines=100) for log in self._logs.glob("*.log")]
+        kind = (
+            _PortTakenError
+            if when == "while coming up" and any(_PORT_TAKEN.search(log) for log in logs)
+            else DeploymentError
+        )
+        raise kind(f"{self._configuration.name} died {when}: {processes.obituary()}")
+
+
+@asynccontextmanager
+async def _frontend(ports: Ports) -> AsyncIterator[httpx.AsyncClient]:
+    address = f"http://{LOOPBACK}:{ports.frontend}"
+    # Proxies of the environment are for the outside, never for loopback.
+    async with httpx.AsyncClient(base_url=address, timeout=5, trust_env=False) as client:
+        yield client
+
+
+async def _workers_of(frontend: httpx.AsyncClient, model: str) -> int:
+    """How many workers serve ``model``; 0 as long as the frontend does not list it."""
+    listed = (await frontend.get("/v1/models")).json()
+    if model not in [entry.get("id") for entry in listed.get("data", [])]:
+        return 0
+    health = (await frontend.get("/health")).json()
+    return sum(instance.get("endpoint") == "generate" for instance in health.get("instances", []))
+
+
+def _choose_ports(frontend_port: int | None) -> Ports:
+    """Free ports, all chosen at once so that they differ.
+
+    Between here and the bind of the process that gets it, somebody else can take a port. The
+    process then ends, and the deployment is tried again with other ports.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for sock in sockets:
+            sock.bind((LOOPBACK, 0))
+        frontend, publishers, subscribers = (sock.getsockname()[1] for sock in sockets)
+    return Ports(frontend_port or frontend, publishers, subscribers)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
