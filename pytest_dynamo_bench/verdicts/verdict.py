@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
+from scipy import special
 
 from pytest_dynamo_bench.benchmark import Bound, Claim
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
@@ -189,7 +189,7 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
         return None, None
     quantile = (1 + effect.confidence) / 2
     times = _smallest(
-        lambda k: float(stats.t.ppf(quantile, freedom * k)) * error / math.sqrt(k) <= margin,
+        lambda k: float(special.stdtrit(freedom * k, quantile)) * error / math.sqrt(k) <= margin,
         _MOST_TIMES_THE_REQUESTS,
     )
     requests = None if times is None else max(1, math.ceil(effect.n_requests * (times - 1)))
@@ -197,7 +197,7 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
         (
             more
             for more in range(1, _MOST_REPEATS + 1)
-            if float(stats.t.ppf(quantile, _freedom_with(effect, more)))
+            if float(special.stdtrit(_freedom_with(effect, more), quantile))
             * error
             / math.sqrt(1 + more / effect.repeats)
             <= margin
