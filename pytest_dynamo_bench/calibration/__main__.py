@@ -1,4 +1,4 @@
-"""``python -m pytest_dynamo_bench.calibration``: run the study, write JSON and the tables.
+"""``python -m pytest_dynamo_bench.calibration``: run the study, write JSON and the page.
 
 Parts can be run one after another; each is added to the JSON file that is there already.
 """
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pytest_dynamo_bench.calibration.page import render
 from pytest_dynamo_bench.calibration.study import run_scenario, scenarios
 
 
@@ -48,7 +49,11 @@ def main() -> int:
             )
         sys.stdout.flush()
         found[part] = result.as_dict() | {"resamples": options.resamples, "seed": options.seed}
+        # In the order of the study, whichever part was run last.
+        found = {name: found[name] for name in known if name in found}
         options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        page = options.output.with_suffix(".md")
+        page.write_text(render(found), encoding="utf-8")
     return 0
 
 

@@ -17,7 +17,8 @@ the degrees of freedom of t come about, step by step:
 3. *Few blocks.* Block variances are too small when blocks are few or correlated across their
    ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, or to Politis & Romano's flat-top
    estimate where that is larger; t has at most m - 1 degrees of freedom, and fewer when few
-   blocks carry all of the variation (see :mod:`~pytest_dynamo_bench.verdicts.blocks`).
+   blocks carry all of the variation (see :mod:`~pytest_dynamo_bench.verdicts.blocks`). For
+   a percentile without pairs it has no more than there are clusters of slow requests beyond it.
 4. *Repeats.* With more than one run per configuration the variation between runs is added:
    ``V = V_blocks + max(0, V_between - V_within)``, where V_between is what the repeats' values
    show, and V_within what the noise inside single runs already explains of it. Degrees of
