@@ -124,7 +124,7 @@ def circular_block_sums(series: FloatArray, length: int) -> FloatArray:
     return sums
 
 
-def block_length(series: Sequence[FloatArray]) -> int:
+def block_length(series: Sequence[FloatArray], *, repeated: bool = False) -> int:
     """One block length for several series over the same requests.
 
     The longest of the automatic choices for each of them, and not shorter than a floor: the
@@ -133,14 +133,18 @@ def block_length(series: Sequence[FloatArray]) -> int:
     little: beyond 20 or 30 blocks an interval hardly gets narrower (Schmeiser, "Batch size
     effects in the analysis of simulation output", Operations Research 30, 1982). So there are
     never more than 20 blocks; blocks have at least 125 requests, so that they outlast the
-    queues of a burst, unless that leaves fewer than 6.
+    queues of a burst, unless that leaves fewer than 6. With repeats that last condition is not
+    needed: correlation that blocks miss shows as variation between runs.
 
     Args:
         series: (n,) each, in the order of time.
+        repeated: whether variation between runs is known as well.
     """
     n = len(series[0])
     automatic = max(automatic_block_length(one)[0] for one in series)
-    floor = max(n / _MOST_BLOCKS, min(_REQUESTS_PER_BLOCK, n / _FEWEST_BLOCKS))
+    floor = n / _MOST_BLOCKS
+    if not repeated:
+        floor = max(floor, min(_REQUESTS_PER_BLOCK, n / _FEWEST_BLOCKS))
     return int(np.clip(np.ceil(max(automatic, floor)), 1, max(n, 1)))
 
 

@@ -448,6 +448,7 @@ class _Comparison:
         drawn = [np.zeros(resamples), np.zeros(resamples)]
         variances, block_variances, freedoms, longest = [], [], [], 1
         within, lengthened = 0.0, 1.0
+        repeated = len(self.arms[0]) + len(self.arms[1]) > 2
         for number, group in enumerate(self.groups):
             traffic = _Traffic([self._sample(run) for run in group], group)
             influences = [
@@ -463,7 +464,7 @@ class _Comparison:
                 )
                 for arm in sorted({arm for arm, _ in group})
             ]
-            length = block_length([series, *by_arm])
+            length = block_length([series, *by_arm], repeated=repeated)
             if traffic.n < max(_FEWEST_REQUESTS, 2 * length):
                 return math.inf, 1.0, length, "no interval: too few requests"
             uncertain = uncertainty_of_mean(series, length)
