@@ -153,7 +153,6 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
             "A/A, same traffic, closed loop of 16 sessions",
             many(1000),
             model=dataclasses.replace(ORDINARY, closed_loop_sessions=16),
-            naive=True,
         ),
         "aa-repeats": Scenario(
             "A/A, same traffic, runs differ by 2 %, 3 repeats",
@@ -300,7 +299,7 @@ def _metric_result(
     )
 
 
-def _naive_claims(treatment: Sample, baseline: Sample, seed: int, resamples: int = 300) -> bool:
+def _naive_claims(treatment: Sample, baseline: Sample, seed: int, resamples: int = 200) -> bool:
     """Whether the usual bootstrap claims a difference: single requests, each run on its own."""
     generator = np.random.default_rng(seed)
     logs = []

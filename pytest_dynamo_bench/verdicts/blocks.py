@@ -32,6 +32,7 @@ _FEWEST_LAGS = 5
 _MOST_BLOCKS = 20
 _FEWEST_BLOCKS = 6
 _REQUESTS_PER_BLOCK = 125
+_FEWEST_BY_KURTOSIS = 4.0
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class SeriesUncertainty:
         n: length of the series.
         block_length: consecutive values that are resampled together.
         block_variance: variance of the mean as block resampling gives it.
-        variance: variance of the mean; ``block_variance``, or the flat-top estimate where
-            that is larger, since blocks lose the correlation across their ends.
+        unbiased_variance: the same times ``m / (m - 1)`` for m blocks.
+        variance: ``unbiased_variance``, or the flat-top estimate where that is larger, since
+            blocks lose the correlation across their ends.
         degrees_of_freedom: of ``variance``; about the number of blocks, fewer when few blocks
             carry all of the variation.
     """
@@ -51,6 +53,7 @@ class SeriesUncertainty:
     n: int
     block_length: int
     block_variance: float
+    unbiased_variance: float
     variance: float
     degrees_of_freedom: float
 
@@ -154,7 +157,8 @@ def uncertainty_of_mean(series: FloatArray, length: int) -> SeriesUncertainty:
     Blocks number ``m = n / length``. The variance has ``m - 1`` degrees of freedom when
     block sums are normal (Kiefer & Vogelsang's critical values for b = 1/m agree with
     Student's t to two digits), and Satterthwaite's ``2 m / (kurtosis - 1)`` when few blocks
-    carry all of the variation, as with an indicator that is rarely set.
+    carry all of the variation, as with an indicator that is rarely set; but not below 4, since
+    the kurtosis of a handful of blocks is itself hardly known.
 
     Args:
         series: (n,) values in the order of time.
@@ -162,18 +166,19 @@ def uncertainty_of_mean(series: FloatArray, length: int) -> SeriesUncertainty:
     """
     n = len(series)
     if n < 2 * length:
-        return SeriesUncertainty(n, length, 0.0, float("inf"), 1.0)
+        return SeriesUncertainty(n, length, 0.0, 0.0, float("inf"), 1.0)
     sums = circular_block_sums(series - series.mean(), length)
     second = float(np.mean(sums**2))
     block_variance = second / length / n
     blocks = n / length
     if not second > 0:
-        return SeriesUncertainty(n, length, 0.0, 0.0, blocks - 1)
+        return SeriesUncertainty(n, length, 0.0, 0.0, 0.0, max(blocks - 1, 1.0))
     kurtosis = float(np.mean(sums**4)) / second**2
-    freedom = min(blocks - 1, 2 * blocks / max(kurtosis - 1, 1e-9))
+    by_kurtosis = max(2 * blocks / max(kurtosis - 1, 1e-9), _FEWEST_BY_KURTOSIS)
+    freedom = max(min(blocks - 1, by_kurtosis), 1.0)
     unbiased = block_variance * blocks / (blocks - 1)
     variance = max(unbiased, automatic_block_length(series)[1] / n)
-    return SeriesUncertainty(n, length, block_variance, variance, max(freedom, 1.0))
+    return SeriesUncertainty(n, length, block_variance, unbiased, variance, freedom)
 
 
 def resampled_blocks(

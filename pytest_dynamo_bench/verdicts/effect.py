@@ -15,10 +15,11 @@ the degrees of freedom of t come about, step by step:
    three: for the difference and for each configuration alone; with a floor that
    :func:`~pytest_dynamo_bench.verdicts.blocks.block_length` explains.
 3. *Few blocks.* Block variances are too small when blocks are few or correlated across their
-   ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, or to Politis & Romano's flat-top
-   estimate where that is larger; t has at most m - 1 degrees of freedom, and fewer when few
-   blocks carry all of the variation (see :mod:`~pytest_dynamo_bench.verdicts.blocks`). For
-   a percentile without pairs it has no more than there are clusters of slow requests beyond it.
+   ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, and is not less than Politis &
+   Romano's flat-top estimate from the influences. t has at most m - 1 degrees of freedom, and
+   fewer when few blocks carry all of the variation (see
+   :mod:`~pytest_dynamo_bench.verdicts.blocks`); for a percentile without pairs no more than
+   there are clusters of slow requests beyond it.
 4. *Repeats.* With more than one run per configuration the variation between runs is added:
    ``V = V_blocks + max(0, V_between - V_within)``, where V_between is what the repeats' values
    show, and V_within what the noise inside single runs already explains of it. Degrees of
@@ -446,7 +447,8 @@ class _Comparison:
 
     def _blocks(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
         drawn = [np.zeros(resamples), np.zeros(resamples)]
-        variances, block_variances, freedoms, longest = [], [], [], 1
+        variances, freedoms, longest = [], [], 1
+        raw = unbiased = 0.0
         within, lengthened = 0.0, 1.0
         repeated = len(self.arms[0]) + len(self.arms[1]) > 2
         for number, group in enumerate(self.groups):
@@ -473,7 +475,8 @@ class _Comparison:
                 freedom = min(freedom, _clusters_beyond(series) - 1)
             longest = max(longest, length)
             variances.append(uncertain.variance)
-            block_variances.append(uncertain.block_variance)
+            raw += uncertain.block_variance
+            unbiased += uncertain.unbiased_variance
             freedoms.append(max(freedom, 1.0))
             within += self._within(group, influences, length)
             generator = np.random.default_rng([seed, number])
@@ -484,8 +487,7 @@ class _Comparison:
             for (arm, _), statistic in zip(group, traffic.statistics, strict=True):
                 drawn[arm] += statistic.resampled(picks, length) / len(self.arms[arm])
         bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
-        linear = sum(block_variances)
-        enlarged = bootstrap * (sum(variances) / linear) if linear > 0 else bootstrap
+        enlarged = max(bootstrap * (unbiased / raw if raw > 0 else 1.0), sum(variances))
         squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
         freedom = sum(variances) ** 2 / squares if squares > 0 else min(freedoms)
         paired = "paired by request" if self.paired else "not paired"
