@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookspecMarker
 
-from pytest_dynamo_bench.targets.base import Target
-
 if TYPE_CHECKING:
     import pytest
+
+    from pytest_dynamo_bench.targets.base import Target
 
 hookspec = HookspecMarker("pytest")
 

@@ -1,6 +1,7 @@
 """The pytest side: options, fixtures, collection, terminal summary, JUnit properties.
 
-This is the only module that imports pytest.
+This is the only module that imports pytest. It is loaded in every pytest session of an
+environment that has it, so what measures and judges is imported when a benchmark needs it.
 """
 
 from __future__ import annotations
@@ -15,21 +16,20 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.comparison import Comparison
 from pytest_dynamo_bench.errors import DynamoBenchError
 from pytest_dynamo_bench.metric_names import METRICS
-from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.reports.store import ResultStore
-from pytest_dynamo_bench.reports.terminal import LineProgress, live_progress, render_comparison
-from pytest_dynamo_bench.targets.base import Progress, Target
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
-from pytest_dynamo_bench.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.comparison import Comparison
+    from pytest_dynamo_bench.metrics import Metrics
+    from pytest_dynamo_bench.reports.store import ResultStore
+    from pytest_dynamo_bench.targets.base import Progress, Target
+    from pytest_dynamo_bench.verdicts import Verdict
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local",)
@@ -116,6 +116,8 @@ class _Session:
 
     @property
     def store(self) -> ResultStore:
+        from pytest_dynamo_bench.reports.store import ResultStore
+
         if self._store is None:
             parent = self.config.getoption("dynamo_reports") or self.config.getini("dynamo_reports")
             directory = _new_directory(self.config.rootpath / parent, self.target.name)
@@ -128,6 +130,8 @@ class _Session:
         return self._store.directory if self._store else None
 
     def comparison(self, benchmark: Benchmark) -> Comparison:
+        from pytest_dynamo_bench.comparison import Comparison
+
         if benchmark.name not in self.comparisons:
             self.comparisons[benchmark.name] = Comparison(
                 benchmark, self.target, self.store, self._show_progress
@@ -139,6 +143,10 @@ class _Session:
 
     @contextmanager
     def _show_progress(self, benchmark: str, configuration: str) -> Iterator[Progress]:
+        from rich.console import Console
+
+        from pytest_dynamo_bench.reports.terminal import LineProgress, live_progress
+
         label = f"{benchmark}: {configuration}"
         with self._terminal() as terminal:
             if terminal is None:
@@ -203,6 +211,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target | None:
     """The targets that come with the plugin."""
+    from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+
     if name == "local":
         return LocalTarget(
             LocalOptions(
@@ -245,7 +255,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Everything that can be found wrong is found before anything is brought up."""
     config = session.config
-    if config.option.collectonly:
+    if config.option.collectonly or hasattr(config, "workerinput"):
         return
     benchmarks = {}
     for item in session.items:
@@ -255,11 +265,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 benchmarks[benchmark.name] = benchmark
     if not benchmarks:
         return
-    if hasattr(config, "workerinput"):
-        raise pytest.UsageError(
-            "benchmarks cannot run under xdist: workers would bring up the same configurations "
-            "side by side and disturb each other; run them without -n"
-        )
     dynamo = config.stash[_SESSION]
     for benchmark in benchmarks.values():
         try:
@@ -311,7 +316,7 @@ class MeasuredComparison:
         try:
             return self._comparison[configuration]
         except DynamoBenchError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise _told(error) from None
 
     def check(self, claim: Claim) -> Verdict:
         """Judge a claim, and give the test the outcome that follows.
@@ -326,7 +331,7 @@ class MeasuredComparison:
         try:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise _told(error) from None
         self._request.node.user_properties.extend(_properties(self._comparison, verdict))
         if verdict.outcome == "holds":
             return verdict
@@ -347,6 +352,11 @@ class MeasuredComparison:
             lines.append(f"what differs: {'; '.join(map(str, verdict.confounds))}")
         lines.append(f"records and logs: {self._comparison.store.directory}")
         return "\n".join(lines)
+
+
+def _told(error: DynamoBenchError) -> BaseException:
+    """The error as pytest shows it without a traceback."""
+    return pytest.fail.Exception(str(error), pytrace=False)
 
 
 def _properties(comparison: Comparison, verdict: Verdict) -> list[tuple[str, object]]:
@@ -393,6 +403,12 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     up, or a run that is invalid, is an error of the test and never a result: for a test
     with a ``claim`` its two configurations, for any other test all of them.
     """
+    if hasattr(request.config, "workerinput"):
+        pytest.fail(
+            "benchmarks cannot run under xdist: workers would bring up the same configurations "
+            "side by side and disturb each other; run them without -n",
+            pytrace=False,
+        )
     benchmark = _benchmark_of(request.module)
     if benchmark is None:
         raise pytest.UsageError(
@@ -415,7 +431,7 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         measured.ensure(wanted)
         verdict = measured.verdict(claim) if claim is not None else None
     except DynamoBenchError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
         request.node.user_properties.extend(_properties(measured, verdict))
         pytest.fail(result.explain(verdict), pytrace=False)
@@ -439,6 +455,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     dynamo = terminalreporter.config.stash.get(_SESSION, None)
     if dynamo is None or not any(item.measured for item in dynamo.comparisons.values()):
         return
+    from pytest_dynamo_bench.reports.terminal import render_comparison
+
     terminalreporter.section("dynamo benchmarks")
     for item in dynamo.comparisons.values():
         if item.measured:

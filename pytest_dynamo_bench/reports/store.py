@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
-import pandas as pd
 import psutil
 
 from pytest_dynamo_bench.benchmark import Benchmark
@@ -159,21 +159,22 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def to_frame(run: Run) -> pd.DataFrame:
-    """One row per request, columns as the attributes of :class:`RequestRecord`, in ms."""
-    names = [field.name for field in dataclasses.fields(RequestRecord)]
-    columns = {name: [getattr(record, name) for record in run.records] for name in names}
-    frame = pd.DataFrame(columns)
-    return frame.astype(
-        dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens", "status"), "Int64")
-    )
-
-
 def write_parquet(path: Path, run: Run) -> None:
-    """Write the records of a run in one step."""
+    """Write the records of a run in one step: a row per request, times in milliseconds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        str: pa.string(), int: pa.int64(), float: pa.float64(), tuple: pa.list_(pa.float64()),
+    }  # fmt: skip
+    columns = {}
+    for name, hint in get_type_hints(RequestRecord).items():
+        kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType]
+        plain = tuple if get_origin(hint) is tuple else kinds[0]
+        columns[name] = pa.array([getattr(r, name) for r in run.records], type=types[plain])
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        to_frame(run).to_parquet(partial, index=False)
+        pq.write_table(pa.table(columns), partial, compression="zstd")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -104,15 +104,23 @@ def render_comparison(
     title = Text(f"{benchmark.name} on {target}", style="bold")
     console.print(title.append(f": {benchmark.question}", style="not bold"))
     console.print(_table(benchmark, measured))
-    for verdict in verdicts:
-        line = Text(f"{verdict.outcome:>12}  ", style=_MARKS[verdict.outcome])
-        line.append(f"{verdict.claim.name}. {verdict.sentence}", style="default")
-        console.print(line)
-        if verdict.confounds:
-            named = "; ".join(str(item) for item in verdict.confounds)
-            console.print(Text(f"{'':>14}what differs: {named}", style="dim"))
+    console.print(_verdicts(verdicts))
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
+
+
+def _verdicts(verdicts: Iterable[Verdict]) -> Table:
+    """A block per claim: outcome, claim, what was measured, what else differs."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_column()
+    for verdict in verdicts:
+        told = Text(f"{verdict.claim.name}\n", style="bold")
+        told.append(verdict.sentence, style="not bold")
+        if verdict.confounds:
+            told.append(f"\nwhat differs: {'; '.join(verdict.confounds)}", style="dim not bold")
+        grid.add_row(Text(verdict.outcome, style=_MARKS[verdict.outcome]), told)
+    return grid
 
 
 def _table(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:

@@ -22,8 +22,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter, defaultdict
 
-import numpy as np
-
 from pytest_dynamo_bench.errors import TrafficError
 from pytest_dynamo_bench.traffic.figures import describe
 from pytest_dynamo_bench.traffic.model import Traffic, TrafficRequest
@@ -89,6 +87,8 @@ def _prefix_trees(traffic: Traffic) -> list[list[TrafficRequest]]:
 def _most_alike(
     traffic: Traffic, trees: list[list[TrafficRequest]], share: float, seed: int
 ) -> list[TrafficRequest]:
+    import numpy as np  # here, so that an author's module need not pay for it
+
     whole = describe(traffic)
     target_tokens = whole.input_tokens * share
     tree_tokens = np.array([sum(r.input_tokens for r in tree) for tree in trees])

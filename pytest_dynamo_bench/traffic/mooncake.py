@@ -11,14 +11,13 @@ previous prompt, the previous output, and the new tokens (the form that AIPerf's
 from __future__ import annotations
 
 import functools
-import io
 import json
 import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from pytest_dynamo_bench.errors import TrafficError
 from pytest_dynamo_bench.traffic.model import (
@@ -67,23 +66,18 @@ class MooncakeTrace(TrafficSource):
 def _load(trace: str, schedule: Schedule) -> Traffic:
     if trace in SHIPPED:
         source = resources.files("pytest_dynamo_bench") / "data" / SHIPPED[trace]
-        with source.open("rb") as compressed, _decompressed(compressed) as lines:
+        with resources.as_file(source) as path, _open_text(path) as lines:
             requests = read_mooncake(lines, trace)
     else:
-        path = Path(trace)
-        with _open_text(path) as lines:
+        with _open_text(Path(trace)) as lines:
             requests = read_mooncake(lines, trace)
     return Traffic(requests, schedule, BLOCK_TOKENS, (f"Mooncake trace {trace!r}",))
 
 
 def _open_text(path: Path) -> TextIO:
     if path.suffix == ".xz":
-        return _decompressed(path.open("rb"))
+        return lzma.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
-
-
-def _decompressed(compressed: IO[bytes]) -> TextIO:
-    return io.TextIOWrapper(lzma.LZMAFile(compressed), encoding="utf-8")
 
 
 def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]:

@@ -1,0 +1,1 @@
+"""Makes the helpers in tests/ importable from everywhere in the project."""

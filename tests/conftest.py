@@ -1,0 +1,22 @@
+"""Fixtures of all tests."""
+
+import io
+
+import pandas as pd
+import pytest
+
+# pytester forgets the modules that an inner session imported, and numpy, scipy and pyarrow
+# cannot be imported twice: what an inner session imports late is imported here.
+import pytest_dynamo_bench.comparison
+import pytest_dynamo_bench.reports.terminal
+import pytest_dynamo_bench.targets.local  # noqa: F401
+
+pytest_plugins = ["pytester"]
+
+pd.DataFrame({"period": [1]}).to_parquet(io.BytesIO())
+
+
+@pytest.fixture
+def anyio_backend():
+    """Async tests run on asyncio, by the pytest plugin of anyio, which httpx brings along."""
+    return "asyncio"

@@ -1,0 +1,80 @@
+"""A configuration becomes the command lines of Dynamo's processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_dynamo_bench import Benchmark, Configuration, Hardware, MooncakeTrace, Worker
+from pytest_dynamo_bench.targets.local.commands import (
+    Ports,
+    environment,
+    inherited_environment,
+    process_specs,
+)
+
+PORTS = Ports(8100, 8101, 8102)
+SPLIT = Configuration(
+    "split", "winner", router="kv", block_size=32,
+    workers=[
+        Worker(6, mode="prefill", tp=2, kv_blocks=100, max_num_seqs=9),
+        Worker(2, mode="decode", tp=2, prefix_caching=False, max_num_batched_tokens=4096),
+    ],
+)  # fmt: skip
+
+
+def commands(configuration):
+    benchmark = Benchmark(
+        name="b", question="?", model="Qwen/Qwen3-32B", engine="vllm",
+        hardware=Hardware("H200", 16, kv_transfer_gb_per_second=50),
+        traffic=MooncakeTrace("conversation"), configurations=[configuration], claims=[],
+    )  # fmt: skip
+    specs = process_specs(benchmark, configuration, Path("/scratch"), Path("/logs"), PORTS)
+    return {spec.name: spec for spec in specs}
+
+
+def value(argv, option):
+    return argv[argv.index(option) + 1]
+
+
+def test_the_router_mode_is_the_frontends():
+    argv = commands(SPLIT)["frontend"].argv
+    assert value(argv, "--router-mode") == "kv"
+    assert value(argv, "--http-host") == "127.0.0.1"
+    assert value(argv, "--http-port") == "8100"
+
+
+def test_roles_become_processes_with_their_own_options():
+    specs = commands(SPLIT)
+    assert list(specs) == ["event-tap", "frontend", "prefill", "decode"]
+    prefill, decode = specs["prefill"].argv, specs["decode"].argv
+    assert value(prefill, "--num-workers") == "6"
+    assert value(decode, "--num-workers") == "2"
+    assert value(prefill, "--disaggregation-mode") == "prefill"
+    assert value(decode, "--disaggregation-mode") == "decode"
+    assert value(prefill, "--num-gpu-blocks-override") == "100"
+    assert "--num-gpu-blocks-override" not in decode
+    assert value(prefill, "--max-num-seqs") == "9"
+    assert value(decode, "--max-num-batched-tokens") == "4096"
+    assert value(prefill, "--block-size") == "32"
+    assert "--enable-prefix-caching" in prefill
+    assert "--no-enable-prefix-caching" in decode
+    assert value(prefill, "--kv-transfer-bandwidth") == "50"
+    assert value(prefill, "--kv-bytes-per-token") == str(2 * 64 * 8 * 128 * 2)
+
+
+def test_aggregated_workers_transfer_nothing_and_take_the_profile_of_their_gpu():
+    argv = commands(Configuration("agg", "baseline", [Worker(8, tp=2)]))["aggregated"].argv
+    assert "--disaggregation-mode" not in argv
+    assert "--kv-transfer-bandwidth" not in argv
+    assert "Qwen3-32B" in value(argv, "--planner-profile-data")
+
+
+def test_a_gpu_without_a_profile_gets_dynamos_own_timing():
+    argv = commands(Configuration("agg", "baseline", [Worker(8, tp=1)]))["aggregated"].argv
+    assert "--planner-profile-data" not in argv
+
+
+def test_nothing_of_the_users_environment_steers_dynamo():
+    source = {"DYN_ROUTER_MODE": "random", "PATH": "/bin", "PYTEST_CURRENT_TEST": "x"}
+    assert inherited_environment(source) == {"PATH": "/bin"}
+    assert "DYN_ROUTER_MODE" not in environment(Path("/scratch"), PORTS)

@@ -1,0 +1,145 @@
+"""What an author may write, and what the errors say when it is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_dynamo_bench import (
+    Benchmark,
+    Claim,
+    Concurrency,
+    Configuration,
+    Goodput,
+    Hardware,
+    MooncakeTrace,
+    Worker,
+)
+from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
+
+AGG = Configuration("agg", "baseline", [Worker(8, tp=2)])
+KV = AGG.but(name="kv", role="treatment", router="kv")
+TTFT = Claim("lower", "time_to_first_token.mean", "kv", "agg", lower_by=0.1)
+
+
+def benchmark(**changes):
+    fields = {
+        "name": "example",
+        "question": "?",
+        "model": "Qwen/Qwen3-32B",
+        "hardware": Hardware("H200", 16),
+        "traffic": MooncakeTrace("conversation"),
+        "configurations": [AGG, KV],
+        "claims": [TTFT],
+    }
+    return Benchmark(**{**fields, **changes})
+
+
+def test_a_configuration_derived_by_but_differs_only_in_what_is_named():
+    assert KV.router == "kv"
+    assert KV.workers == AGG.workers
+    assert (AGG.features, KV.features) == (frozenset(), {"kv_routing"})
+
+
+def test_gpus_and_replicas_are_counted_over_roles():
+    split = AGG.but(
+        workers=[Worker(6, mode="prefill", tp=2), Worker(2, mode="decode", tp=2)], router="kv"
+    )
+    assert (split.gpus, split.replicas, split.prefill_replicas) == (16, 8, 6)
+    assert split.features == {"kv_routing", "pd_split"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AGG.but(router="kvv"), r"'agg': router: 'kvv' is not one of .*'kv'"),
+        (lambda: AGG.but(routerr="kv"), r"has no field 'routerr'; fields: name, role"),
+        (lambda: Configuration("A b", "baseline", [Worker(1)]), "name: 'A b' must be lower-case"),
+        (lambda: AGG.but(workers=[]), "workers: give at least one Worker"),
+        (lambda: AGG.but(workers=[Worker(1, mode="prefill")]), "one prefill and one decode"),
+        (lambda: AGG.but(block_size=0), "block_size: must be greater than 0"),
+        (lambda: Worker(0), "replicas: must be greater than 0"),
+        (lambda: Worker(1.5), "replicas: must be a whole number, got 1.5"),
+        (lambda: Worker(1, mode="both"), "mode: 'both' is not one of"),
+        (lambda: Goodput(), "give at least one limit: time_to_first_token_ms"),
+        (lambda: Goodput(time_to_first_token_ms=-1), "time_to_first_token_ms: must be greater"),
+        (lambda: Concurrency(0), "sessions: must be 1 or more, got 0"),
+        (lambda: Claim("c", "ttft.mean", "kv", "agg", lower_by=0.1), "'ttft' is not a metric"),
+        (
+            lambda: Claim("c", "time_to_first_token", "kv", "agg", lower_by=0.1),
+            "add a statistic, for example time_to_first_token.mean",
+        ),
+        (
+            lambda: Claim("c", "time_to_first_token.p100", "kv", "agg", lower_by=0.1),
+            "add a statistic",
+        ),
+        (lambda: Claim("c", "goodput.mean", "kv", "agg", higher_by=0.1), "without .mean"),
+        (lambda: Claim("c", "kv_hit_rate", "kv", "agg"), "give exactly one of lower_by"),
+        (
+            lambda: Claim("c", "kv_hit_rate", "kv", "agg", lower_by=0.1, higher_by=0.1),
+            "give exactly one of",
+        ),
+        (
+            lambda: Claim("c", "kv_hit_rate", "kv", "agg", higher_by={"lokal": 0.1}),
+            "'lokal' is not one of 'local'",
+        ),
+        (
+            lambda: Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by=20),
+            "write 0.2 for 20 %",
+        ),
+        (
+            lambda: Claim("c", "kv_hit_rate", "agg", "agg", higher_by=0.1),
+            "treatment and baseline are the same",
+        ),
+        (lambda: benchmark(configurations=[AGG, AGG]), "the name 'agg' is used more than once"),
+        (lambda: benchmark(configurations=[AGG]), "'lower': treatment: 'kv' is not one of 'agg'"),
+        (lambda: benchmark(traffic="conversation"), "traffic: must be a traffic source"),
+        (
+            lambda: benchmark(claims=[Claim("g", "goodput", "kv", "agg", higher_by=0.1)]),
+            "goodput needs limits",
+        ),
+        (lambda: benchmark(engine="tgi"), "engine: 'tgi' is not one of"),
+        (lambda: benchmark().configuration("kvv"), "has no configuration 'kvv'; it has agg, kv"),
+    ],
+)
+def test_errors_name_the_field_and_the_remedy(make, message):
+    with pytest.raises(BenchmarkError, match=message):
+        make()
+
+
+def test_a_missing_trace_is_found_when_the_benchmark_is_written():
+    with pytest.raises(TrafficError, match=r"no file 'nowhere.jsonl'.*shipped: 'conversation'"):
+        MooncakeTrace("nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("claim", "statement", "limit"),
+    [
+        (TTFT, "time_to_first_token.mean lower by at least 10 %", -0.1),
+        (
+            Claim("c", "kv_hit_rate", "kv", "agg", higher_by=0.05),
+            "kv_hit_rate higher by at least 5 points",
+            0.05,
+        ),
+        (
+            Claim("c", "request_latency.p99", "kv", "agg", not_higher_by=0.02),
+            "request_latency.p99 at most 2 % higher",
+            0.02,
+        ),
+        (
+            Claim("c", "output_token_throughput", "kv", "agg", not_lower_by=0.02),
+            "output_token_throughput at most 2 % lower",
+            -0.02,
+        ),
+    ],
+)
+def test_a_claim_says_in_words_what_its_bound_says_in_numbers(claim, statement, limit):
+    assert claim.statement("local") == statement
+    bound = claim.bound("local")
+    assert bound is not None
+    assert bound.limit == pytest.approx(limit)
+
+
+def test_a_claim_is_made_only_on_the_targets_that_it_names():
+    claim = Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by={"replay": 0.1})
+    assert claim.bound("local") is None
+    assert claim.statement("local") == "not claimed on local"

@@ -1,0 +1,65 @@
+"""Prompts have exactly the tokens and exactly the shared prefixes of their block ids."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_dynamo_bench.traffic.prompts import VOCABULARY_TOKENS, block_token_ids, prompt_text
+
+LARGEST_ID = VOCABULARY_TOKENS**5 - 1
+IDS = st.lists(st.integers(0, LARGEST_ID), min_size=1, max_size=6)
+
+
+def shared_words(a: str, b: str) -> int:
+    pairs = zip(a.split(), b.split(), strict=False)
+    return next(
+        (i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.split()), len(b.split()))
+    )
+
+
+@given(IDS, st.integers(1, 512))
+def test_a_prompt_has_exactly_its_tokens(ids, last):
+    tokens = (len(ids) - 1) * 512 + last
+    assert len(prompt_text(tuple(ids), tokens, 512).split()) == tokens
+
+
+@given(IDS, IDS)
+def test_prompts_share_exactly_the_blocks_that_they_share(a, b):
+    shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+                  min(len(a), len(b)))  # fmt: skip
+    words = shared_words(prompt_text(tuple(a), len(a) * 512, 512),
+                         prompt_text(tuple(b), len(b) * 512, 512))  # fmt: skip
+    # Blocks with different ids differ within their first five words, which spell the id.
+    assert shared * 512 <= words < shared * 512 + 5 or words == min(len(a), len(b)) * 512
+
+
+def test_prompts_are_the_same_on_every_machine():
+    text = prompt_text((0, 7402, 182_789), 1100, 512)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest[:16] == GOLDEN
+
+
+GOLDEN = "38bb87b60ff35705"
+
+
+def test_ids_and_lengths_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="1 blocks of 512 for 513 tokens"):
+        prompt_text((1,), 513, 512)
+    with pytest.raises(ValueError, match="is outside 0"):
+        block_token_ids(LARGEST_ID + 1, 4)
+
+
+def test_a_real_tokenizer_counts_one_token_a_word(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    from pytest_dynamo_bench.engines import model_dimensions
+    from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
+
+    write_model_directory(tmp_path / "model", model_dimensions("Qwen/Qwen3-32B"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    encoded = tokenizer.encode(prompt_text((5, 6), 800, 512))
+    assert len(encoded.ids) == 800
+    assert encoded.ids[:512] == block_token_ids(5, 512).tolist()
