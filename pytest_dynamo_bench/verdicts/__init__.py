@@ -9,6 +9,15 @@ from pytest_dynamo_bench.verdicts.gates import (
     check_pair,
     check_run,
 )
+from pytest_dynamo_bench.verdicts.regression import (
+    DEFAULT_TOLERANCES,
+    Regression,
+    Tolerance,
+    compare_with_stored,
+    mismatches,
+    parse_tolerances,
+)
+from pytest_dynamo_bench.verdicts.sequential import SequentialPlan
 from pytest_dynamo_bench.verdicts.verdict import (
     Outcome,
     Verdict,
@@ -17,18 +26,25 @@ from pytest_dynamo_bench.verdicts.verdict import (
 )
 
 __all__ = [
+    "DEFAULT_TOLERANCES",
     "Difference",
     "Effect",
     "GateResult",
     "GateThresholds",
     "Outcome",
+    "Regression",
+    "SequentialPlan",
+    "Tolerance",
     "Verdict",
     "all_passed",
     "check_pair",
     "check_run",
+    "compare_with_stored",
     "confounds",
     "control_false_discoveries",
     "estimate_effect",
     "is_confounded",
     "judge",
+    "mismatches",
+    "parse_tolerances",
 ]

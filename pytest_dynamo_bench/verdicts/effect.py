@@ -9,15 +9,17 @@ the degrees of freedom of t come about, step by step:
    the metric is computed anew. Where the request ids of the two configurations coincide, both
    get the same blocks, so that what the traffic does to both cancels.
 2. *Block length*, from the data: Politis & White's automatic choice on the series of each
-   request's influence on L. It is treatment minus baseline when they are paired, so that
-   blocks are as long as the *difference* is correlated. For a mean the influence is
+   request's influence on L. For a mean the influence is
    ``(x - mean) / mean``; for a ratio or a rate ``(v - R w) / (R mean w)``; for a percentile it
-   is the indicator of being above it, divided by the density (Hampel 1974). Never shorter than
-   the cube root of the number of requests.
+   is the indicator of being above it, divided by the density (Hampel 1974). The longest of
+   three: for the difference and for each configuration alone; with a floor that
+   :func:`~pytest_dynamo_bench.verdicts.blocks.block_length` explains.
 3. *Few blocks.* Block variances are too small when blocks are few or correlated across their
-   ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, or to Politis & Romano's flat-top
-   estimate where that is larger; t has at most m - 1 degrees of freedom, and fewer when few
-   blocks carry all of the variation (see :mod:`~pytest_dynamo_bench.verdicts.blocks`).
+   ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, and is not less than Politis &
+   Romano's flat-top estimate from the influences. t has at most m - 1 degrees of freedom, and
+   fewer when few blocks carry all of the variation (see
+   :mod:`~pytest_dynamo_bench.verdicts.blocks`); for a percentile without pairs no more than
+   there are clusters of slow requests beyond it.
 4. *Repeats.* With more than one run per configuration the variation between runs is added:
    ``V = V_blocks + max(0, V_between - V_within)``, where V_between is what the repeats' values
    show, and V_within what the noise inside single runs already explains of it. Degrees of
@@ -40,12 +42,14 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse, special, stats
+from scipy import sparse, special
 
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
     FloatArray,
+    automatic_block_length,
+    block_length,
     circular_block_sums,
     resampled_blocks,
     uncertainty_of_mean,
@@ -137,7 +141,7 @@ class Effect:
             return 1.0
         if self.standard_error == 0:
             return 0.0 if distance >= 0 else 1.0
-        return float(stats.t.sf(distance / self.standard_error, self.degrees_of_freedom))
+        return float(special.stdtr(self.degrees_of_freedom, -distance / self.standard_error))
 
 
 def _check_confidence(confidence: float) -> None:
@@ -150,7 +154,7 @@ def _interval(
 ) -> tuple[float, float]:
     if math.isnan(estimate) or not math.isfinite(error):
         return -math.inf, math.inf
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
     low, high = estimate - half, estimate + half
     if scale == "difference":
         return low, high
@@ -287,8 +291,10 @@ class _Quantile:
         """Values between which every resampled quantile lies, ascending, thinned to a few."""
         ordered = np.sort(self.values)
         total = len(ordered)
-        spread = uncertainty_of_mean(self._above(self.value))
-        ranks = _CANDIDATE_WIDTH_SD * math.sqrt(max(spread.variance, 0.25 / total)) * self.n
+        above = self._above(self.value)
+        spread = uncertainty_of_mean(above, block_length([above])).variance
+        spread = spread if math.isfinite(spread) else 1.0
+        ranks = _CANDIDATE_WIDTH_SD * math.sqrt(max(spread, 0.25 / total)) * self.n
         center = self.share * (total - 1)
         first = max(0, math.floor(center - max(ranks, 8)))
         last = min(total - 1, math.ceil(center + max(ranks, 8)))
@@ -348,10 +354,6 @@ class _Traffic:
         self.statistics = [
             _statistic(sample, owner, self.n) for sample, owner in zip(samples, owners, strict=True)
         ]
-
-    @property
-    def block_length_at_least(self) -> int:
-        return math.ceil(math.cbrt(self.n))
 
 
 def _statistic(sample: Sample, owner: IntArray, n: int) -> _Statistic:
@@ -445,8 +447,10 @@ class _Comparison:
 
     def _blocks(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
         drawn = [np.zeros(resamples), np.zeros(resamples)]
-        variances, block_variances, freedoms, longest = [], [], [], 1
+        variances, freedoms, longest = [], [], 1
+        raw = unbiased = 0.0
         within, lengthened = 0.0, 1.0
+        repeated = len(self.arms[0]) + len(self.arms[1]) > 2
         for number, group in enumerate(self.groups):
             traffic = _Traffic([self._sample(run) for run in group], group)
             influences = [
@@ -456,26 +460,34 @@ class _Comparison:
             series = np.sum(influences, axis=0)
             if np.abs(series).max() < _NEGLIGIBLE:
                 series = np.zeros(traffic.n)
-            uncertain = uncertainty_of_mean(series, shortest=traffic.block_length_at_least)
-            if traffic.n < max(_FEWEST_REQUESTS, 2 * uncertain.block_length):
-                return math.inf, 1.0, uncertain.block_length, "no interval: too few requests"
-            longest = max(longest, uncertain.block_length)
+            by_arm = [
+                np.sum(
+                    [x for run, x in zip(group, influences, strict=True) if run[0] == arm], axis=0
+                )
+                for arm in sorted({arm for arm, _ in group})
+            ]
+            length = block_length([series, *by_arm], repeated=repeated)
+            if traffic.n < max(_FEWEST_REQUESTS, 2 * length):
+                return math.inf, 1.0, length, "no interval: too few requests"
+            uncertain = uncertainty_of_mean(series, length)
+            freedom = uncertain.degrees_of_freedom
+            if len(by_arm) == 1 and isinstance(traffic.statistics[0], _Quantile):
+                freedom = min(freedom, _clusters_beyond(series) - 1)
+            longest = max(longest, length)
             variances.append(uncertain.variance)
-            block_variances.append(uncertain.block_variance)
-            freedoms.append(uncertain.degrees_of_freedom)
-            within += self._within(group, influences, traffic)
+            raw += uncertain.block_variance
+            unbiased += uncertain.unbiased_variance
+            freedoms.append(max(freedom, 1.0))
+            within += self._within(group, influences, length)
             generator = np.random.default_rng([seed, number])
-            starts = resampled_blocks(traffic.n, uncertain.block_length, resamples, generator)
+            starts = resampled_blocks(traffic.n, length, resamples, generator)
             # Whole blocks make a resample a little longer than the run.
-            lengthened = max(lengthened, starts.shape[1] * uncertain.block_length / traffic.n)
+            lengthened = max(lengthened, starts.shape[1] * length / traffic.n)
             picks = _picks(starts, traffic.n)
             for (arm, _), statistic in zip(group, traffic.statistics, strict=True):
-                drawn[arm] += statistic.resampled(picks, uncertain.block_length) / len(
-                    self.arms[arm]
-                )
+                drawn[arm] += statistic.resampled(picks, length) / len(self.arms[arm])
         bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
-        linear = sum(block_variances)
-        enlarged = bootstrap * (sum(variances) / linear) if linear > 0 else bootstrap
+        enlarged = max(bootstrap * (unbiased / raw if raw > 0 else 1.0), sum(variances))
         squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
         freedom = sum(variances) ** 2 / squares if squares > 0 else min(freedoms)
         paired = "paired by request" if self.paired else "not paired"
@@ -495,7 +507,7 @@ class _Comparison:
         self,
         group: list[tuple[int, int]],
         influences: list[FloatArray],
-        traffic: _Traffic,
+        length: int,
     ) -> float:
         """Variance of the estimate that noise within runs explains.
 
@@ -507,10 +519,10 @@ class _Comparison:
             mine = [series for run, series in zip(group, influences, strict=True) if run[0] == arm]
             if not mine:
                 continue
-            mean = np.mean(mine, axis=0) if len(mine) > 1 else np.zeros(traffic.n)
+            mean = np.mean(mine, axis=0) if len(mine) > 1 else np.zeros_like(mine[0])
             correction = len(mine) / (len(mine) - 1) if len(mine) > 1 else 1.0
             for series in mine:
-                found = uncertainty_of_mean(series - mean, shortest=traffic.block_length_at_least)
+                found = uncertainty_of_mean(series - mean, length)
                 variance += found.variance * correction
         return variance
 
@@ -567,6 +579,23 @@ class _Comparison:
         if freedom < 1:
             return math.inf, 1.0, 1, "no interval: an extreme of a single run has none"
         return math.sqrt(variance), freedom, 1, "variation between runs, Student's t"
+
+
+def _clusters_beyond(series: FloatArray) -> float:
+    """About how many separate clusters of requests beyond a percentile there are.
+
+    Slow requests come together. With k clusters of equal size among m short blocks, the
+    kurtosis of block sums is about m / k. A tail that a few clusters make up is known less
+    well than its bootstrap says, which cannot draw a cluster that did not happen. Pairs are
+    spared this, since both configurations have the same clusters.
+    """
+    length, _ = automatic_block_length(series)
+    sums = circular_block_sums(series - series.mean(), length)
+    second = float(np.mean(sums**2))
+    if not second > 0:
+        return 1.0
+    kurtosis = float(np.mean(sums**4)) / second**2
+    return len(series) / length / max(kurtosis - 1, 1e-9)
 
 
 def _picks(starts: npt.NDArray[np.int64], n: int) -> sparse.csr_array:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
+from scipy import special
 
 from pytest_dynamo_bench.benchmark import Bound, Claim
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
@@ -189,7 +189,7 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
         return None, None
     quantile = (1 + effect.confidence) / 2
     times = _smallest(
-        lambda k: float(stats.t.ppf(quantile, freedom * k)) * error / math.sqrt(k) <= margin,
+        lambda k: float(special.stdtrit(freedom * k, quantile)) * error / math.sqrt(k) <= margin,
         _MOST_TIMES_THE_REQUESTS,
     )
     requests = None if times is None else max(1, math.ceil(effect.n_requests * (times - 1)))
@@ -197,7 +197,7 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
         (
             more
             for more in range(1, _MOST_REPEATS + 1)
-            if float(stats.t.ppf(quantile, _freedom_with(effect, more)))
+            if float(special.stdtrit(_freedom_with(effect, more), quantile))
             * error
             / math.sqrt(1 + more / effect.repeats)
             <= margin
@@ -208,14 +208,19 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
 
 
 def _freedom_with(effect: Effect, more: int) -> float:
+    """Degrees of freedom with more repeats.
+
+    From a single run on, the variation between runs comes in, half of the variance say: with
+    two runs of each there are only two degrees of freedom for it.
+    """
+    runs = effect.repeats + more
     if effect.repeats == 1:
-        return effect.degrees_of_freedom
-    return effect.degrees_of_freedom * (effect.repeats + more - 1) / (effect.repeats - 1)
+        return 1 / (1 / effect.degrees_of_freedom + 1 / (2 * (runs - 1)))
+    return effect.degrees_of_freedom * (runs - 1) / (effect.repeats - 1)
 
 
-def _smallest(enough: object, most: float) -> float | None:
+def _smallest(enough: Callable[[float], bool], most: float) -> float | None:
     """The smallest factor between 1 and ``most`` that is enough, by bisection."""
-    assert callable(enough)
     if not enough(most):
         return None
     low, high = 1.0, float(most)

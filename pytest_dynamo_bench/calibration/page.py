@@ -1,0 +1,112 @@
+"""The calibration page: tables from the JSON that the study wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_INTRODUCTION = """# How often a verdict is wrong
+
+This page is written by `python -m pytest_dynamo_bench.calibration`, from
+[calibration.json](calibration.json). It shows how the procedure of
+[How a verdict is made](verdicts.md) does where the truth is known: on synthetic queues
+(`pytest_dynamo_bench/calibration/queues.py`): bursts, correlated prompt lengths, several
+workers, decodes that slow each other down, and a drifting machine. Their times to first token
+are correlated over tens of requests, more than those of a real production trace in Dynamo's
+replay, and in the scenario called *stress* over hundreds.
+
+A **false claim** is a 95 % interval that excludes "no change" when both sides are the same
+configuration. **Covered** means that the interval contains the true change. Shares have exact
+binomial 95 % intervals (Clopper–Pearson) in brackets. The **naive** method resamples single
+requests of each run on its own, as if they were independent.
+"""
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The page as Markdown.
+
+    Args:
+        found: by part, what :mod:`~pytest_dynamo_bench.calibration.study` measured.
+    """
+    parts = [_INTRODUCTION]
+    alike = {name: part for name, part in found.items() if name.startswith("aa-")}
+    if alike:
+        parts.append("## No effect: false claims\n")
+        parts += [_scenario(part, "claimed", "false claims") for part in alike.values()]
+    planted = {name: part for name, part in found.items() if name in ("slower", "delayed")}
+    if planted:
+        parts.append("## A planted effect: coverage of the interval\n")
+        parts += [_scenario(part, "covered", "covered") for part in planted.values()]
+    power = [part for name, part in found.items() if name.startswith("power-")]
+    if power:
+        parts.append(_power(power))
+    seconds = sum(part["seconds"] for part in found.values())
+    parts.append(
+        f"## How long it took\n\nAll {len(found)} parts took {seconds / 60:.0f} minutes on one "
+        "core. A part is run alone by its name, and `--scale 0.1` makes a tenth of the "
+        "comparisons:\n\n```\npython -m pytest_dynamo_bench.calibration\n"
+        "python -m pytest_dynamo_bench.calibration aa-same --scale 0.1\n```\n"
+    )
+    return "\n".join(parts)
+
+
+def _percent(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return "–"
+    value = 100 * share["count"] / share["cases"]
+    return f"{value:.1f} % ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
+
+
+def _scenario(part: Mapping[str, Any], key: str, title: str) -> str:
+    scenario = part["scenario"]
+    naive = scenario["naive"]
+    planted = key == "covered"
+    runs = scenario["repeats"]
+    head = ["metric", title]
+    head += ["naive method"] if naive else []
+    head += ["true change"] if planted else []
+    head += ["half-width of the interval (median)"]
+    rows = []
+    for metric in part["metrics"]:
+        row = [metric["metric"], _percent(metric[key])]
+        row += [_percent(metric["naive_claimed"])] if naive else []
+        row += [f"{100 * metric['true_change']:+.1f} %"] if planted else []
+        row += [f"{100 * metric['median_half_width']:.1f} %"]
+        rows.append(row)
+    caption = (
+        f"### {scenario['name']}\n\n{scenario['comparisons']:,} comparisons, "
+        f"{scenario['n']:,} requests a run, {runs} run{'s' * (runs > 1)} of each configuration, "
+        f"{part['resamples']} resamples, seed {part['seed']}, {part['seconds']:.0f} s.\n"
+    )
+    return caption + "\n" + _table(head, rows)
+
+
+def _power(parts: list[Mapping[str, Any]]) -> str:
+    sizes = sorted({part["scenario"]["n"] for part in parts})
+    lines: dict[tuple[float, int], dict[int, Mapping[str, Any]]] = {}
+    for part in parts:
+        scenario = part["scenario"]
+        lines.setdefault((scenario["delay"], scenario["repeats"]), {})[scenario["n"]] = part
+    rows = []
+    for (delay, repeats), by_size in sorted(lines.items()):
+        for number, metric in enumerate(("mean", "p50")):
+            row = [f"{100 * delay:.0f} % on the mean", str(repeats), f"TTFT {metric}"]
+            row += [
+                _percent(by_size[n]["metrics"][number]["claimed"]) if n in by_size else "–"
+                for n in sizes
+            ]
+            rows.append(row)
+    comparisons = parts[0]["scenario"]["comparisons"]
+    head = ["planted", "repeats", "metric", *(f"{n:,} requests" for n in sizes)]
+    return (
+        "## Power: planted effects that are found\n\n"
+        "Half of the treatment's first tokens come later, so that the mean time to first token is "
+        "higher by the share planted; found means that the 95 % interval excludes no change. "
+        f"{comparisons} comparisons each, the same traffic for both configurations.\n\n"
+        + _table(head, rows)
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,103 @@
+"""The calibration study in small, and its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from pytest_dynamo_bench.calibration.__main__ import main
+from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
+from pytest_dynamo_bench.calibration.study import METRICS, Share, run_scenario, scenarios
+from pytest_dynamo_bench.verdicts.blocks import automatic_block_length
+
+
+def test_queues_are_correlated_and_the_same_seed_gives_the_same_queue():
+    def once():
+        generator = np.random.default_rng(1)
+        return simulate(make_traffic(4, 2000, ORDINARY, generator), ORDINARY, generator)
+
+    runs, again = once(), once()
+    assert np.array_equal(runs.time_to_first_token_ms, again.time_to_first_token_ms)
+    waits = np.log(runs.time_to_first_token_ms[0])
+    assert np.corrcoef(waits[:-1], waits[1:])[0, 1] > 0.4
+    assert automatic_block_length(waits)[0] > 10
+
+
+def test_two_runs_of_the_same_traffic_differ_but_not_on_average():
+    generator = np.random.default_rng(2)
+    traffic = make_traffic(200, 500, ORDINARY, generator)
+    a, b = (simulate(traffic, ORDINARY, generator).time_to_first_token_ms for _ in range(2))
+    assert not np.array_equal(a, b)
+    assert a.mean() / b.mean() == pytest.approx(1, abs=0.01)
+
+
+def test_a_closed_loop_keeps_its_concurrency():
+    model = dataclasses.replace(ORDINARY, closed_loop_sessions=8)
+    generator = np.random.default_rng(3)
+    runs = simulate(make_traffic(1, 400, model, generator), model, generator)
+    due, end = runs.due_ms[0], runs.end_ms[0]
+    in_flight = [int(np.sum((due <= t) & (end > t))) for t in due[50:350]]
+    assert set(in_flight) == {8}
+
+
+def test_samples_have_all_metrics():
+    generator = np.random.default_rng(4)
+    runs = simulate(make_traffic(1, 100, ORDINARY, generator), ORDINARY, generator)
+    found = samples(runs, 0, METRICS, "")
+    assert [sample.metric for sample in found] == list(METRICS)
+    assert all(np.isfinite(sample.value) and sample.value > 0 for sample in found)
+
+
+def test_shares_have_exact_intervals():
+    share = Share(1000, 50)
+    assert (share.low, share.high) == pytest.approx((0.0373, 0.0654), abs=1e-4)
+    assert str(Share(20, 0)) == "0.0 % (0.0–16.8)"
+
+
+def test_the_command_writes_json_and_the_page(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "calibration.json"
+    for parts in (["power-20-200-1"], ["aa-small"]):
+        monkeypatch.setattr(
+            sys, "argv", ["calibration", *parts, "--scale", "0.02", "--output", str(output)]
+        )
+        assert main() == 0
+    assert list(json.loads(output.read_text())) == ["aa-small", "power-20-200-1"]
+    page = output.with_suffix(".md").read_text()
+    assert "| time_to_first_token.p99 |" in page and "| 20 % on the mean | 1 |" in page
+    monkeypatch.setattr(sys, "argv", ["calibration", "nonsense"])
+    assert main() == 2
+    assert "no part 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["aa-same", "aa-different"])
+def test_few_false_claims(part):
+    scenario = dataclasses.replace(
+        scenarios(0.15)[part],
+        metrics=tuple(m for m in METRICS if "p90" not in m and m != "output_token_throughput"),
+        naive=False,
+    )
+    result = run_scenario(scenario, resamples=300, seed=1)
+    for metric in result.metrics:
+        # 5 % is expected at most; the exact interval of a worse procedure would lie above it.
+        assert metric.claimed.low <= 0.05, (metric.metric, str(metric.claimed))
+    together = sum(metric.claimed.count for metric in result.metrics)
+    assert together / (scenario.comparisons * len(result.metrics)) < 0.06
+
+
+@pytest.mark.slow
+def test_planted_effects_are_covered_and_found():
+    result = run_scenario(
+        dataclasses.replace(
+            scenarios(0.15)["delayed"], delay=0.20, metrics=("time_to_first_token.mean",)
+        ),
+        resamples=300,
+        seed=1,
+    )
+    (mean,) = result.metrics
+    assert mean.true_change == pytest.approx(0.20, abs=0.02)
+    assert mean.covered.high >= 0.95 and mean.claimed.value > 0.9
