@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts import Verdict
 
 _SLUG = re.compile(r"[^a-z0-9]+")
-_TARGETS = ("local",)
+_TARGETS = ("local", "replay")
 _DEFAULT_SECONDS = 35.0
 
 
@@ -49,7 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--dynamo-target", metavar="TARGET", default=None,
         help="where configurations are brought up: "
-        "'local' is the real Dynamo with mocker engines on this machine (default)",
+        "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
+        "discrete-event simulation of the full traffic",
     )  # fmt: skip
     group.addoption(
         "--dynamo-reports", metavar="DIR", default=None,
@@ -227,6 +228,10 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
                 seed=config.getoption("dynamo_cut_seed"),
             )
         )
+    if name == "replay":
+        from pytest_dynamo_bench.targets.replay import ReplayTarget
+
+        return ReplayTarget()
     return None
 
 

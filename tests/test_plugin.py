@@ -239,7 +239,9 @@ def test_a_mistake_names_its_line_and_shows_no_traceback(project):
 def test_an_unknown_target_is_a_usage_error(project):
     result = project().runpytest("--dynamo-target=lokal")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--dynamo-target: 'lokal' is not a target; targets: local*"])
+    result.stderr.fnmatch_lines(
+        ["*--dynamo-target: 'lokal' is not a target; targets: local, replay*"]
+    )
 
 
 @pytest.mark.parametrize("seconds", ["0", "-3", "soon", "nan"])

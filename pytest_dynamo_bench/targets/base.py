@@ -24,13 +24,11 @@ class Progress(Protocol):
 
 
 class Target(Protocol):
-    """Where configurations are brought up.
+    """Where configurations are brought up."""
 
-    Attributes:
-        name: as in ``--dynamo-target``.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """The target's name, as in ``--dynamo-target``."""
 
     def check(self, benchmark: Benchmark) -> None:
         """Find out, before anything is brought up, whether this benchmark can run here.
