@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traffic_for
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
@@ -135,7 +135,7 @@ class ReplayTarget:
         directory: Path,
         progress: Progress,
     ) -> Run:
-        """Simulate the traffic through the configuration.
+        """Simulate the traffic, as the configuration is to get it, through the configuration.
 
         ``directory`` gets ``replay-job.json`` (what the simulation was given),
         ``replay.log``, and the profile that was used if it isn't a shipped one.
@@ -145,6 +145,7 @@ class ReplayTarget:
             DeploymentError: the simulation ended with an error; the message has the log's end.
         """
         arguments = engine_arguments(self, benchmark, configuration)
+        traffic = traffic_for(traffic, configuration)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         began = time.perf_counter()
         directory.mkdir(parents=True, exist_ok=True)
@@ -211,7 +212,11 @@ class ReplayTarget:
                 "wall_seconds": round(time.perf_counter() - began, 3),
                 "caveats": [vars(caveat) for caveat in self.caveats(benchmark, configuration)],
             },
-            traffic={"history": list(traffic.history), "requests": len(traffic.requests)},
+            traffic={
+                "history": list(traffic.history),
+                "requests": len(traffic.requests),
+                "schedule": traffic.schedule.description,
+            },
             problems=_problems(result, self.seed, configuration),
         )
 
