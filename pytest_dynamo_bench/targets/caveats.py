@@ -80,6 +80,13 @@ TRANSFER_UNSHARED = Caveat(
     "Flatters the split under load; on hardware layers are sent as they are ready, which "
     "disadvantages it here.",
 )
+PREFILL_ONE_AT_A_TIME = Caveat(
+    "prefill-one-at-a-time",
+    "Dynamo's replay would hand a finished prompt over to decoding only when its prefill worker "
+    "has no other in work; so prefill workers of a split are simulated with one prompt at a time, "
+    "in order of arrival, whatever max_num_seqs says.",
+    "Several short prompts do not share a step, which disadvantages the split a little.",
+)
 DRAFTS_AS_MTP = Caveat(
     "drafts-as-mtp",
     "Speculative decoding is multi-token prediction with given acceptance rates; a draft head "
@@ -154,6 +161,7 @@ def _applying(
     if configuration.disaggregated:
         known = benchmark.hardware.kv_transfer_gb_per_second is not None
         yield TRANSFER_UNSHARED if known else TRANSFER_FREE
+        yield PREFILL_ONE_AT_A_TIME
     if any(worker.speculative for worker in workers):
         yield DRAFTS_AS_MTP
     if any((worker.moe_ep or 1) > 1 for worker in workers):

@@ -47,6 +47,9 @@ _MAX_HASH_ID = 2**32 - 1
 _LOG_LINES = 20
 _DEFAULT_MAX_NUM_SEQS = 256
 _DEFAULT_STEP_TOKENS = 8192
+# Dynamo's replay hands a prompt over to a decode worker only when the prefill worker has no
+# other prompt in work, so that a prefill worker that is never idle hands over nothing.
+_PREFILLS_AT_A_TIME = 1
 _MOST_SIMULATIONS = 3
 _CLOSE_ENOUGH = 0.05
 _MARKER = "pytest-dynamo-bench keeps the names of sessions"
@@ -399,7 +402,9 @@ def _engine(
         "planner_profile_data": str(profile.path),
         "worker_type": worker.mode,
     }
-    if worker.max_num_seqs is not None:
+    if worker.mode == "prefill":
+        engine["max_num_seqs"] = _PREFILLS_AT_A_TIME
+    elif worker.max_num_seqs is not None:
         engine["max_num_seqs"] = worker.max_num_seqs
     if worker.max_num_batched_tokens is not None:
         engine["max_num_batched_tokens"] = worker.max_num_batched_tokens
@@ -449,6 +454,8 @@ def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterab
             ("max_num_seqs", _DEFAULT_MAX_NUM_SEQS),
             ("max_num_batched_tokens", _DEFAULT_STEP_TOKENS),
         ):
+            if name == "max_num_seqs" and worker.mode == "prefill":
+                continue
             if getattr(worker, name) is None:
                 yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
         if worker.nodes > 1:
