@@ -1,6 +1,7 @@
 """The replay target against Dynamo's real replay, on traffic that takes a second."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pytest_dynamo_bench import (
     Configuration,
     KvOffload,
     SpeculativeDecoding,
+    SyntheticTraffic,
     Worker,
 )
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
@@ -437,3 +439,31 @@ def test_time_counts_from_the_start_of_the_traffic(tmp_path, progress):
 def test_twice_the_load_is_half_the_time(tmp_path, progress):
     run = measure(AGGREGATED, make_traffic(), tmp_path, progress, ReplayTarget(speedup=2))
     assert max(record.sent_ms for record in run.records) == pytest.approx(199 * 300 / 2)
+
+
+def test_prefill_workers_hand_over_in_order_of_arrival(tmp_path, progress):
+    """Ten prompts that overlap on one prefill worker, as the KV cache of each is sent when it is
+    ready. Dynamo's replay on its own hands all of them over when the last one is.
+    """
+    one_and_one = SPLIT.but(
+        workers=[dataclasses.replace(worker, replicas=1) for worker in SPLIT.workers]
+    )
+    ten = SyntheticTraffic(isl=8192, osl=8, requests=10, schedule=Concurrency(10)).load()
+    run = measure(one_and_one, ten, tmp_path, progress)
+    firsts = sorted(record.first_token_ms for record in run.records)
+    gaps = [after - before for before, after in itertools.pairwise(firsts)]
+    assert firsts[0] < 2 * gaps[0]
+    assert max(gaps) < 1.1 * min(gaps)
+    caveats = ReplayTarget().caveats(make_benchmark(one_and_one), one_and_one)
+    assert "prefill-one-at-a-time" in {caveat.id for caveat in caveats}
+
+
+def test_a_configuration_may_have_its_own_concurrency_and_length(tmp_path, progress):
+    traffic = SyntheticTraffic(isl=2048, osl=20, requests=60, schedule=Concurrency(4))
+    configuration = AGGREGATED.but(concurrency=8, requests=24)
+    benchmark = make_benchmark(configuration, traffic=traffic)
+    run = ReplayTarget().measure(benchmark, configuration, traffic.load(), tmp_path, progress)
+    assert [record.request_id for record in run.records][:2] == ["000000@24", "000001@24"]
+    assert len(run.records) == 24 and all(record.succeeded for record in run.records)
+    assert sum(record.sent_ms == 0 for record in run.records) == 8
+    assert run.traffic["schedule"] == "concurrency 8"
