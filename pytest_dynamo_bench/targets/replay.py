@@ -472,15 +472,6 @@ def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterab
             f"That the workers sit on {configuration.nodes} nodes is not simulated, except "
             "through the bandwidth of the KV transfer."
         )
-    if isinstance(_schedule(benchmark), Concurrency):
-        yield (
-            "Concurrency limits requests in flight; a session that waits between turns does not "
-            "count, while a load generator would count it."
-        )
-
-
-def _schedule(benchmark: Benchmark) -> object:
-    return getattr(benchmark.traffic, "schedule", None)
 
 
 def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:

@@ -467,3 +467,14 @@ def test_a_configuration_may_have_its_own_concurrency_and_length(tmp_path, progr
     assert len(run.records) == 24 and all(record.succeeded for record in run.records)
     assert sum(record.sent_ms == 0 for record in run.records) == 8
     assert run.traffic["schedule"] == "concurrency 8"
+
+
+def test_a_session_keeps_its_place_while_it_waits_between_turns(tmp_path, progress):
+    traffic = make_traffic(requests=60, turns=3, schedule=Concurrency(4))
+    run = measure(AGGREGATED, traffic, tmp_path, progress)
+    sessions = {}
+    for record in run.records:
+        start, end = sessions.get(record.session_id, (record.sent_ms, record.end_ms))
+        sessions[record.session_id] = min(start, record.sent_ms), max(end, record.end_ms)
+    for start, _ in sessions.values():
+        assert sum(begin <= start < end for begin, end in sessions.values()) <= 4
