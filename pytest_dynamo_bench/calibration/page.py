@@ -19,6 +19,17 @@ A **false claim** is a 95 % interval that excludes "no change" when both sides a
 configuration. **Covered** means that the interval contains the true change. Shares have exact
 binomial 95 % intervals (Clopper–Pearson) in brackets. The **naive** method resamples single
 requests of each run on its own, as if they were independent.
+
+How to read it:
+
+* Percentiles of paired runs are covered more often than 95 %: their intervals are wider than they
+  need to be. That costs power, not truth.
+* In an open loop that is not overloaded, throughput is what is offered. All that two runs of the
+  same traffic differ by is when the last response came, and no interval calls that a difference.
+  The naive method always does for requests per second, since each request counts exactly 1.
+* With the same traffic the naive method can look harmless for times to first token: by not pairing
+  it takes the traffic for noise, which happens to hide that it takes correlated noise for
+  independent. Where the traffic matters little, as for the time between tokens, nothing hides it.
 """
 
 
