@@ -30,6 +30,11 @@ How to read it:
 * With the same traffic the naive method can look harmless for times to first token: by not pairing
   it takes the traffic for noise, which happens to hide that it takes correlated noise for
   independent. Where the traffic matters little, as for the time between tokens, nothing hides it.
+* One run of each configuration cannot know that runs differ. Where they do by 2 %, a single run of
+  each claims a difference of inter-token latency far too often, and three runs of each do not:
+  compare "1 repeat" with "3 repeats". Use repeats on a machine that is not quiet.
+* 200 requests whose noise is correlated over 15 requests are worth about 25 independent ones. The
+  interval of inter-token latency is then somewhat too narrow.
 """
 
 
