@@ -13,7 +13,7 @@ This page is written by `python -m pytest_dynamo_bench.calibration`, from
 (`pytest_dynamo_bench/calibration/queues.py`): bursts, correlated prompt lengths, several
 workers, decodes that slow each other down, and a drifting machine. Their times to first token
 are correlated over tens of requests, more than those of a real production trace in Dynamo's
-replay, and in the scenario called *stress* over hundreds.
+replay. (A part called `aa-stress`, over hundreds of requests, is run only by name.)
 
 A **false claim** is a 95 % interval that excludes "no change" when both sides are the same
 configuration. **Covered** means that the interval contains the true change. Shares have exact
