@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -59,6 +60,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where configurations are brought up: "
         "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
         "discrete-event simulation of the full traffic",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-traffic", metavar="FILE", default=None,
+        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
+        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
     )  # fmt: skip
     group.addoption(
         "--dynamo-reports", metavar="DIR", default=None,
@@ -176,6 +182,7 @@ class _Session:
         self.config = config
         self.comparisons: dict[str, Comparison] = {}
         self.claims: dict[str, list[Claim]] = {}
+        self._benchmarks: dict[str, Benchmark] = {}
         self.stored: StoredResults | None = None
         self._target: Target | None = None
         self._store: ResultStore | None = None
@@ -211,22 +218,36 @@ class _Session:
     def report_directory(self) -> Path | None:
         return self._store.directory if self._store else None
 
+    def with_own_traffic(self, benchmark: Benchmark) -> Benchmark:
+        """The benchmark with the user's own traffic, where there is any.
+
+        Raises:
+            TrafficError: the file cannot be used.
+        """
+        path = self.config.getoption("dynamo_traffic")
+        if path is None:
+            return benchmark
+        from pytest_dynamo_bench.traffic.own import TraceFile
+
+        schedule = benchmark.traffic.load().schedule
+        return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
+
     def comparison(self, benchmark: Benchmark) -> Comparison:
         from pytest_dynamo_bench.comparison import Comparison
 
         if benchmark.name not in self.comparisons:
             self.comparisons[benchmark.name] = Comparison(
-                benchmark,
+                self.with_own_traffic(benchmark),
                 self.target,
                 self.store,
                 self._show_progress,
                 claims=self.claims.get(benchmark.name, ()),
                 plan=self._plan(),
             )
-        found = self.comparisons[benchmark.name]
-        if found.benchmark != benchmark:
+            self._benchmarks[benchmark.name] = benchmark
+        if self._benchmarks[benchmark.name] != benchmark:
             raise pytest.UsageError(f"two benchmarks are called {benchmark.name!r}")
-        return found
+        return self.comparisons[benchmark.name]
 
     def _plan(self) -> MeasuringPlan:
         from pytest_dynamo_bench.comparison import MeasuringPlan
@@ -382,6 +403,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 dynamo.claims.setdefault(benchmark.name, []).append(callspec.params["claim"])
     for benchmark in benchmarks.values():
         try:
+            benchmark = dynamo.with_own_traffic(benchmark)
             dynamo.target.check(benchmark)
             dynamo.target.traffic(benchmark)
         except DynamoBenchError as error:
