@@ -32,3 +32,7 @@ class DeploymentError(DynamoBenchError):
 
 class InvalidRunError(DynamoBenchError):
     """A run happened, but what it measured cannot carry a verdict."""
+
+
+class ReportError(DynamoBenchError):
+    """A report or figure cannot be made: a package is missing, or there is nothing to show."""
