@@ -131,9 +131,10 @@ class Sweep:
     def __post_init__(self) -> None:
         for name in ("speedups", "kv_scales"):
             values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
             if not values or any(isinstance(v, bool) or not v > 0 for v in values):
                 raise BenchmarkError(f"Sweep: {name}: give numbers greater than 0, got {values!r}")
+            # 1 and 1.0 are the same point, and must be found as such in the cache.
+            object.__setattr__(self, name, tuple(map(float, values)))
         object.__setattr__(self, "splits", tuple(tuple(split) for split in self.splits))
         for split in self.splits:
             if len(split) != 2 or any(not isinstance(n, int) or n < 1 for n in split):

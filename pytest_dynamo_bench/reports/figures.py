@@ -41,6 +41,7 @@ _OUTCOMES = {
     "invalid": ("#8e8e93", "s"),
 }
 _LONGEST_NAME = 60
+_LABEL_GAP = 0.062  # of the height of the axes
 _STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -229,7 +230,7 @@ def write_curves(
         axes.set_ylabel(f"{name}, {unit}")
         if x_ticks:
             axes.set_xticks([x for x, _ in x_ticks], [text for _, text in x_ticks])
-        _label_lines(axes, lines, [colour for colour, _ in styles], "right")
+        _label_lines(axes, lines)
 
 
 def write_pareto(
@@ -254,7 +255,7 @@ def write_pareto(
     """
     if not any(line.x for line in lines):
         raise ReportError("figure of a Pareto front: there are no points to show")
-    front: list[tuple[float, float]] = []
+    notes: list[tuple[float, float, str]] = []
     with _figure(path, 7.6, 5.2, title, subtitle, simulated) as (_, axes):
         styles = [_style_of(index) for index in range(len(lines))]
         for line, (colour, marker) in zip(lines, styles, strict=True):
@@ -265,31 +266,31 @@ def write_pareto(
                     [x], [y], marker=marker, markersize=8 if filled else 5.5, color=colour,
                     markerfacecolor=colour if filled else _BACKGROUND, zorder=4,
                 )  # fmt: skip
-                if filled:
-                    front.append((x, y))
-        front.sort()
+            notes += [
+                (x, y, note) for x, y, note, filled
+                in zip(line.x, line.y, line.notes or [""] * len(line.x), marked, strict=True)
+                if filled
+            ]  # fmt: skip
+        front = sorted((x, y) for x, y, _ in notes)
         if front:
             axes.plot(
                 [x for x, _ in front], [y for _, y in front], color="#9ca3af", linewidth=6,
                 alpha=0.35, zorder=1, solid_capstyle="round",
             )  # fmt: skip
-        noted: list[tuple[float, float]] = []
-        for line in lines:
-            for x, y, note, filled in zip(
-                line.x, line.y, line.notes or [""] * len(line.x),
-                line.marked or [False] * len(line.x), strict=True,
-            ):  # fmt: skip
-                if filled and note and _apart(axes, noted, x, y):
-                    noted.append((x, y))
-                    axes.annotate(
-                        note, (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8,
-                        ha="center", color=_FAINT, zorder=5,
-                    )  # fmt: skip
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=1.04 * axes.get_ylim()[1])
+        right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+        noted: list[tuple[float, float]] = []
+        for x, y, note in sorted(notes, key=lambda item: -item[1]):
+            if note and _apart(noted, x / right, y / top):
+                noted.append((x / right, y / top))
+                axes.annotate(
+                    note, (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8,
+                    ha="center", color=_FAINT, zorder=5,
+                )  # fmt: skip
         axes.set_xlabel("output tokens/s per user (mean over requests): further right is faster")
         axes.set_ylabel("output tokens/s per GPU: further up is cheaper")
-        _label_lines(axes, lines, [colour for colour, _ in styles], "first")
+        _label_lines(axes, lines)
 
 
 def write_effects(
@@ -408,46 +409,47 @@ def _bar(
     )  # fmt: skip
 
 
-def _label_lines(axes: Axes, lines: Sequence[Line], colours: Sequence[str], where: str) -> None:
-    """Names beside the lines, moved apart where they would touch."""
-    wanted: list[tuple[float, float, str, str]] = []
-    for line, colour in zip(lines, colours, strict=True):
+def _label_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    """Names beside the lines' right ends with their markers, moved apart where they would touch."""
+    wanted: list[tuple[float, float, str, int]] = []
+    for index, line in enumerate(lines):
         points = [
             (x, y) for x, y in zip(line.x, line.y, strict=True)
             if math.isfinite(x) and math.isfinite(y)
         ]  # fmt: skip
         if points:
             x, y = max(points)
-            wanted.append((x, y, _shortened(line.label, 34), colour))
+            wanted.append((x, y, _shortened(line.label, 34), index))
     if not wanted:
         return
     low, high = axes.get_ylim()
-    gap = 0.062 * (high - low)
     wanted.sort(key=lambda item: item[1])
+    ends = [(y - low) / (high - low) for _, y, _, _ in wanted]
     placed: list[float] = []
-    for _, y, _, _ in wanted:
-        placed.append(max(y, placed[-1] + gap) if placed else y)
-    over = placed[-1] - high
-    if over > 0:
-        placed = [y - over for y in placed]
-    for (x, y, label, colour), at in zip(wanted, placed, strict=True):
+    for end in ends:
+        placed.append(max(end, placed[-1] + _LABEL_GAP) if placed else end)
+    over = max(placed[-1] - 1.0, 0.0)
+    placed = [at - over for at in placed]
+    # Where lines end together, a connection would say nothing; the marker does.
+    connected = all(abs(at - end) < 1.5 * _LABEL_GAP for at, end in zip(placed, ends, strict=True))
+    for (x, y, label, index), at in zip(wanted, placed, strict=True):
+        colour, marker = _style_of(index)
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.7,
+                 "shrinkA": 14, "shrinkB": 6, "relpos": (0, 0.5)}  # fmt: skip
         axes.annotate(
-            label, (x, y), xytext=(1.02, (at - low) / (high - low)), textcoords="axes fraction",
-            va="center", fontsize=9, color=_darker(colour), fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.7,
-                        "shrinkA": 2, "shrinkB": 5, "relpos": (0, 0.5)},
-            annotation_clip=False, zorder=6,
+            label, (x, y), xytext=(1.055, at), textcoords="axes fraction", va="center",
+            fontsize=9, color=_darker(colour), fontweight="bold",
+            arrowprops=arrow if connected else None, annotation_clip=False, zorder=6,
+        )  # fmt: skip
+        axes.plot(
+            [1.03], [at], transform=axes.transAxes, marker=marker, color=colour, markersize=7,
+            clip_on=False, zorder=6,
         )  # fmt: skip
 
 
-def _apart(axes: Axes, noted: Sequence[tuple[float, float]], x: float, y: float) -> bool:
-    """Whether a note at a point would not cover one that is there already."""
-    place = axes.transData.transform
-    here = place((x, y))
-    return all(
-        abs(here[0] - there[0]) > 26 or abs(here[1] - there[1]) > 12
-        for there in (place(other) for other in noted)
-    )
+def _apart(noted: Sequence[tuple[float, float]], x: float, y: float) -> bool:
+    """Whether a note at a place would not cover one that is there already; shares of the axes."""
+    return all(abs(x - left) > 0.06 or abs(y - low) > 0.045 for left, low in noted)
 
 
 def _patch(colour: str, words: str) -> Any:
