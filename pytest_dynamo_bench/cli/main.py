@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a simulation failed, 2 wrong usage or input, 130 Ctrl-C, 1
 from __future__ import annotations
 
 import argparse
+import difflib
 import signal
 import sys
 import threading
@@ -20,15 +21,31 @@ from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
+_DESCRIPTION = """\
+Questions about a benchmark beside its claims: how its configurations do over a
+range of load, KV capacity or split, which feature brings what, and what its
+traffic is like. Numbers are simulated by Dynamo's replay; no GPU is needed."""
+_EPILOG = """\
+examples:
+  python -m pytest_dynamo_bench sweep benchmarks/qwen3_32b_kv_routing.py
+  python -m pytest_dynamo_bench sweep benchmarks/qwen3_32b_kv_routing.py \\
+      --speedup 1,1.5 --split 7+1,6+2,5+3,4+4
+  python -m pytest_dynamo_bench attribution benchmarks/qwen3_32b_kv_routing.py \\
+      --baseline agg-round-robin --treatment disagg-kv-router
+  python -m pytest_dynamo_bench traffic my-trace.jsonl --write-cut short.jsonl
+
+COMMAND --help lists the options of a command. The claims themselves are tests:
+pytest MODULE.py --dynamo-target=replay"""
+_COMMANDS = ("sweep", "attribution", "traffic")
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(
         prog="python -m pytest_dynamo_bench",
-        description="Questions about a benchmark beside its claims: how its configurations do "
-        "over a range of load, KV capacity or split, which feature brings what, and what its "
-        "traffic is like. Numbers are simulated by Dynamo's replay; no GPU is needed.",
-        epilog="The claims themselves are tests: pytest MODULE.py --dynamo-target=replay",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep.add_arguments(commands)
@@ -46,7 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    top = parser()
+    if given and not given[0].startswith("-") and given[0] not in _COMMANDS:
+        close = difflib.get_close_matches(given[0], _COMMANDS, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        top.error(f"there is no command {given[0]!r}; {meant}commands: {', '.join(_COMMANDS)}")
+    options = top.parse_args(given)
     errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)

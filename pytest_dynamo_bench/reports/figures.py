@@ -17,6 +17,7 @@ import io
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -541,7 +542,10 @@ class _figure:  # noqa: N801
                 ending = self._path.suffix.lower().removeprefix(".")
                 buffer = io.BytesIO()
                 metadata = {"Date": None} if ending == "svg" else {}
-                self._figure.savefig(buffer, format=ending, dpi=160, metadata=metadata)
+                with warnings.catch_warnings():
+                    # A name in a script that the font lacks is still text in the SVG.
+                    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+                    self._figure.savefig(buffer, format=ending, dpi=160, metadata=metadata)
                 _write_whole(self._path, buffer.getvalue())
         finally:
             self._context.__exit__(None, None, None)
