@@ -36,3 +36,7 @@ class InvalidRunError(DynamoBenchError):
 
 class ResultsError(DynamoBenchError):
     """Stored results are missing, or cannot be read; the message names the file."""
+
+
+class ReportError(DynamoBenchError):
+    """A report or figure cannot be made: a package is missing, or there is nothing to show."""
