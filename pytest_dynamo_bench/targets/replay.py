@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traffic_for
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
@@ -137,7 +137,7 @@ class ReplayTarget:
         *,
         repeat: int = 0,
     ) -> Run:
-        """Simulate the traffic through the configuration.
+        """Simulate the traffic, as the configuration is to get it, through the configuration.
 
         What a repeat varies is the seed that decides ties in the KV router.
 
@@ -152,6 +152,7 @@ class ReplayTarget:
             other = replace(self, seed=self.seed + repeat)
             return other.measure(benchmark, configuration, traffic, directory, progress)
         arguments = engine_arguments(self, benchmark, configuration)
+        traffic = traffic_for(traffic, configuration)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         began = time.perf_counter()
         directory.mkdir(parents=True, exist_ok=True)
@@ -218,7 +219,11 @@ class ReplayTarget:
                 "wall_seconds": round(time.perf_counter() - began, 3),
                 "caveats": [vars(caveat) for caveat in self.caveats(benchmark, configuration)],
             },
-            traffic={"history": list(traffic.history), "requests": len(traffic.requests)},
+            traffic={
+                "history": list(traffic.history),
+                "requests": len(traffic.requests),
+                "schedule": traffic.schedule.description,
+            },
             problems=_problems(result, self.seed, configuration),
         )
 
