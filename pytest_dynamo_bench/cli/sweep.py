@@ -31,6 +31,8 @@ from pytest_dynamo_bench.sweep import (
 
 ACROSS, UP = "output_token_throughput_per_user.mean", "output_token_throughput_per_gpu"
 _USELESS = 0.05
+# Over five seeds, ties in the router alone move goodput by 1.3 % (docs/sensitivity.md).
+_CLOSE = 0.02
 _SPLIT = re.compile(r"(\d+)\+(\d+)")
 _COLUMNS = (
     (UP, "tok/s\nper GPU"),
@@ -186,7 +188,9 @@ def _report(
                          "winners": best, "sentence": told})  # fmt: skip
         if len(axis.values) > 1:
             crossovers = [
-                figures.Crossover(one["x"], other["x"], one["label"], other["label"])
+                figures.Crossover(
+                    one["x"], other["x"], one["label"], other["label"], other["lead"] < _CLOSE
+                )
                 for one, other in itertools.pairwise(best)
                 if one["label"] != other["label"] != "none"
             ]
@@ -220,9 +224,11 @@ def _report(
         "metric": metric,
         "points": [point.as_row() | {"on_front": point in front} for point in points],
         "findings": findings,
+        "limitations": common.limitations(swept.target, benchmark),
     }
     files = common.write_results(directory, "points", content, rows) + files
     common.say_written(console, files)
+    common.say_limitations(console, "points.json")
     cached = sum(point.cached for point in points)
     console.print(
         f"{len(points)} points in {seconds:.1f} s, {cached} of them from the cache",
@@ -298,7 +304,11 @@ def _table(points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint
               for name, _ in columns),
             "x" if point in front else "",
         )  # fmt: skip
-    table.caption = f"* best {metric} at this load"
+    where = "load and KV capacity" if with_kv else "load"
+    table.caption = (
+        f"* best {metric} at this {where}; a lead under {100 * _CLOSE:g} % may be no more "
+        "than how the router breaks ties"
+    )
     table.caption_justify = "left"
     return table
 

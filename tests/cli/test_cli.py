@@ -238,6 +238,14 @@ def test_an_attribution_has_intervals_and_a_second_one_is_identical(module, caps
     code, out, _ = run(capsys, *arguments)
     assert code == 0 and ", 6 of them from the cache" in out
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == first
+    assert content["limitations"]["pd-kv"]
+    # What was simulated has every metric.
+    code, out, _ = run(capsys, "attribution", module, "--seeds", 2, "--metric", "kv_hit_rate")
+    assert code == 0 and ", 6 of them from the cache" in out
+    for file in Path(".dynamo-bench-cache").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:1000])
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and ", 0 of them from the cache" in out
 
 
 def test_without_matplotlib_all_but_the_figures_is_written(module, capsys, monkeypatch):
