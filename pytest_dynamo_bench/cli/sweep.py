@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -42,6 +43,14 @@ _COLUMNS = (
     ("inter_token_latency.mean", "ITL\nmean, ms"),
     ("inter_token_latency.p99", "ITL\np99, ms"),
     ("kv_hit_rate", "KV\nhits, %"),
+)
+
+_DISPENSABLE = (
+    "inter_token_latency.p99",
+    "time_to_first_token.p99",
+    "kv_hit_rate",
+    "inter_token_latency.mean",
+    "time_to_first_token.mean",
 )
 
 
@@ -174,7 +183,7 @@ def _report(
     directory = options.output or Path("reports") / f"{benchmark.name}-sweep"
     front = pareto_front(points)
     console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
-    console.print(_table(points, metric, front))
+    console.print(_fitting_table(console, points, metric, front))
     files: list[Path] = []
     findings = []
     for axis in _axes(swept):
@@ -271,11 +280,27 @@ def _row(point: SweepPoint, on_front: bool) -> dict[str, Any]:
     }
 
 
-def _table(points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint]) -> Table:
+def _fitting_table(
+    console: Console, points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint]
+) -> Table:
+    """The table with as many columns as the terminal is wide; files have all."""
+    dropped: list[str] = []
+    for name in ("", *_DISPENSABLE):
+        dropped.append(name)
+        table = _table(points, metric, front, dropped)
+        unbounded = console.options.update(max_width=1000)
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+    return table
+
+
+def _table(
+    points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint], dropped: Sequence[str]
+) -> Table:
     with_kv = any(point.variation.kv_scale != 1 for point in points)
     with_split = any(point.variation.split for point in points)
     definition = METRICS[parse_metric(metric)[0]]
-    columns = [(name, title) for name, title in _COLUMNS if name != metric]
+    columns = [(name, title) for name, title in _COLUMNS if name not in (metric, *dropped)]
     table = common.plain_table(
         "configuration", "load", *(["KV"] if with_kv else []),
         *(["split"] if with_split else []), "GPUs",
