@@ -267,7 +267,12 @@ def plain_table(*columns: str, left: int = 1) -> Table:
     """A table without lines; the first ``left`` columns hold text, the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=index >= left)
+        table.add_column(
+            column,
+            justify="left" if index < left else "right",
+            no_wrap=index >= left,
+            overflow="fold",
+        )
     return table
 
 
