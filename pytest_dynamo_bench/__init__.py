@@ -7,14 +7,23 @@ from pytest_dynamo_bench.benchmark import (
     Goodput,
     Hardware,
     KvOffload,
+    PublishedResults,
     SpeculativeDecoding,
     Worker,
 )
-from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, MooncakeTrace
+from pytest_dynamo_bench.traffic import (
+    AgenticCoding,
+    Concurrency,
+    FixedSchedule,
+    MooncakeTrace,
+    SynthesizedMooncake,
+    SyntheticTraffic,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgenticCoding",
     "Benchmark",
     "Claim",
     "Concurrency",
@@ -24,6 +33,9 @@ __all__ = [
     "Hardware",
     "KvOffload",
     "MooncakeTrace",
+    "PublishedResults",
     "SpeculativeDecoding",
+    "SynthesizedMooncake",
+    "SyntheticTraffic",
     "Worker",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
-from pytest_dynamo_bench.traffic import TrafficSource
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource
 
 RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded", "kv"]
 WorkerMode = Literal["aggregated", "prefill", "decode"]
@@ -250,6 +250,10 @@ class Configuration:
 
     ``nodes`` says over how many machines the workers are laid out, where the layout is part
     of the question; a replica that spans machines says so itself (``Worker.nodes``).
+
+    Where a comparison loads its configurations differently, ``concurrency`` replaces that of
+    the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests;
+    :func:`traffic_for` applies both. They are named as confounds wherever they differ.
     """
 
     name: str
@@ -260,6 +264,8 @@ class Configuration:
     published: bool = True
     note: str = ""
     nodes: int = 1
+    concurrency: int | None = None
+    requests: int | None = None
 
     def __post_init__(self) -> None:
         _check_name("Configuration", self.name)
@@ -268,6 +274,11 @@ class Configuration:
         _check_choice(owner, "router", self.router, get_args(RouterMode))
         _check_positive(owner, "block_size", self.block_size)
         _check_positive(owner, "nodes", self.nodes)
+        for name in ("concurrency", "requests"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                _fail(owner, f"{name}: must be a whole number, got {value!r}")
+            _check_positive(owner, name, value)
         object.__setattr__(self, "workers", tuple(self.workers))
         if not self.workers:
             _fail(owner, "workers: give at least one Worker")
@@ -334,6 +345,40 @@ class Configuration:
         if self.nodes > 1 or any(worker.nodes > 1 for worker in self.workers):
             found.add("multi_node")
         return frozenset(found)
+
+
+def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
+    """The traffic as it is sent to one configuration: its own concurrency and length.
+
+    Every target sends this, and every check of a run compares with this. Applying it twice
+    changes nothing more.
+
+    Requests of a shortened traffic get ids of their own (``000007@640``): a request of a run
+    that was shorter is not the same measurement as its namesake in a longer one, so
+    that such configurations are compared as a whole and not request by request.
+
+    Raises:
+        BenchmarkError: ``concurrency`` is given but the traffic has a fixed schedule.
+    """
+    schedule, requests, history = traffic.schedule, traffic.requests, traffic.history
+    if configuration.concurrency is not None:
+        if not isinstance(schedule, Concurrency):
+            _fail(
+                f"Configuration {configuration.name!r}",
+                f"concurrency: {configuration.concurrency} has no meaning for traffic with a "
+                f"{schedule.description}",
+            )
+        schedule = Concurrency(configuration.concurrency)
+    count = configuration.requests
+    if count is not None and count < len(requests):
+        history = (*history, f"the first {count:,} of {len(requests):,} requests")
+        requests = tuple(
+            dataclasses.replace(request, request_id=f"{request.request_id}@{count}")
+            for request in requests[:count]
+        )
+    if schedule == traffic.schedule and requests is traffic.requests:
+        return traffic
+    return dataclasses.replace(traffic, schedule=schedule, requests=requests, history=history)
 
 
 @dataclass(frozen=True)
@@ -427,6 +472,8 @@ class Claim:
             return f"not claimed on {target}"
         size = abs(bound.limit) * 100
         unit = "points" if METRICS[parse_metric(self.metric)[0]].is_share else "%"
+        if size == 0:
+            return f"{self.metric} {'lower' if bound.direction == 'at most' else 'higher'}"
         words = {
             ("at most", True): f"lower by at least {size:g} {unit}",
             ("at most", False): f"at most {size:g} {unit} higher",
@@ -435,6 +482,32 @@ class Claim:
         }
         demanded = self.lower_by is not None or self.not_lower_by is not None
         return f"{self.metric} {words[bound.direction, demanded]}"
+
+
+@dataclass(frozen=True)
+class PublishedResults:
+    """What somebody else measured, to be shown beside a measurement and never mixed with it.
+
+    Attributes:
+        source: who published them and where.
+        hardware: what they were measured on.
+        values: by configuration, then by what was measured, in the words of the source.
+        note: how they are to be read: number of runs, units that are not stated.
+    """
+
+    source: str
+    hardware: str
+    values: Mapping[str, Mapping[str, float]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for configuration, measured in self.values.items():
+            for what, value in measured.items():
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    _fail(
+                        "PublishedResults",
+                        f"values: {configuration}: {what}: must be a number, got {value!r}",
+                    )
 
 
 @dataclass(frozen=True)
@@ -457,6 +530,7 @@ class Benchmark:
     held_constant: str = ""
     recipe: str = ""
     notes: Sequence[str] = field(default=())
+    published: PublishedResults | None = None
 
     def __post_init__(self) -> None:
         _check_name("Benchmark", self.name)
@@ -476,6 +550,16 @@ class Benchmark:
                 _fail(owner, f"{what}: the name {doubled[0]!r} is used more than once")
         if not names:
             _fail(owner, "configurations: give at least one Configuration")
+        for name in self.published.values if self.published else ():
+            _check_choice(owner, "published: configuration", name, names)
+        fixed = not isinstance(getattr(self.traffic, "schedule", None), Concurrency)
+        for configuration in self.configurations:
+            if fixed and configuration.concurrency is not None:
+                _fail(
+                    f"Configuration {configuration.name!r}",
+                    "concurrency: has no meaning here, since the benchmark's traffic is not sent "
+                    "by concurrency",
+                )
         for claim in self.claims:
             for side in ("treatment", "baseline"):
                 _check_choice(f"Claim {claim.name!r}", side, getattr(claim, side), names)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +24,12 @@ from rich.text import Text
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.traffic import Traffic, describe
 from pytest_dynamo_bench.verdicts import Verdict
+from pytest_dynamo_bench.verdicts.regression import Regression
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.comparison import Comparison
 
 _QUIET_SECONDS = 10.0
 _COLUMNS = (
@@ -88,25 +94,60 @@ def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
         yield LiveProgress(label, progress)
 
 
-def render_comparison(
-    benchmark: Benchmark,
-    target: str,
-    measured: Mapping[str, Metrics],
-    verdicts: Iterable[Verdict],
-    width: int,
-    color: bool,
-) -> str:
-    """The table of a comparison and a line per verdict, as text for a terminal."""
+def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
+    """The table of a comparison, its verdicts and regressions, as text for a terminal."""
     console = Console(
         file=io.StringIO(), width=max(width, 60), force_terminal=color, no_color=not color,
         color_system="standard" if color else None, highlight=False, emoji=False,
     )  # fmt: skip
-    title = Text(f"{benchmark.name} on {target}", style="bold")
+    benchmark, measured = comparison.benchmark, comparison.measured
+    simulated = any(metrics.run.simulated for metrics in measured.values())
+    where = comparison.target.name + (", simulated time" if simulated else "")
+    title = Text(f"{benchmark.name} on {where}", style="bold")
     console.print(title.append(f": {benchmark.question}", style="not bold"))
+    console.print(Text(_traffic_in_words(comparison.traffic), style="dim"))
     console.print(_table(benchmark, measured))
-    console.print(_verdicts(verdicts))
+    console.print(_verdicts(comparison.verdicts))
+    if comparison.regressions:
+        console.print(_regressions(comparison.regressions))
+    if comparison.how_judged:
+        console.print(Text(comparison.how_judged, style="dim"))
+    repeats = max(len(comparison.runs(name)) for name in measured)
+    if repeats > 1:
+        console.print(Text(f"{repeats} runs of each; the table shows the first", style="dim"))
+    limits = {
+        limit: None
+        for name in measured
+        for limit in comparison.target.limitations(benchmark, benchmark.configuration(name))
+    }
+    listed = Table.grid(padding=(0, 1))
+    for limit in limits:
+        listed.add_row(Text("-", style="dim"), Text(limit, style="dim"))
+    console.print(listed)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
+
+
+def _traffic_in_words(traffic: Traffic) -> str:
+    figures = describe(traffic)
+    return (
+        f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
+        f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
+        f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens; "
+        f"{figures.reusable_share:.1%} of the prompt blocks are reusable"
+    )
+
+
+def _regressions(found: Mapping[tuple[str, str], Regression]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_column()
+    marks = {"regression": "red", "improvement": "green", "unchanged": "green"}
+    for (configuration, _), regression in found.items():
+        outcome = Text(regression.outcome, style=marks.get(regression.outcome, "yellow"))
+        told = Text(f"{configuration}\n", style="bold")
+        grid.add_row(outcome, told.append(regression.sentence, style="not bold"))
+    return grid
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> Table:

@@ -19,12 +19,12 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traffic_for
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
@@ -134,8 +134,12 @@ class ReplayTarget:
         traffic: Traffic,
         directory: Path,
         progress: Progress,
+        *,
+        repeat: int = 0,
     ) -> Run:
-        """Simulate the traffic through the configuration.
+        """Simulate the traffic, as the configuration is to get it, through the configuration.
+
+        What a repeat varies is the seed that decides ties in the KV router.
 
         ``directory`` gets ``replay-job.json`` (what the simulation was given),
         ``replay.log``, and the profile that was used if it isn't a shipped one.
@@ -144,7 +148,11 @@ class ReplayTarget:
             TargetError: the configuration cannot be simulated.
             DeploymentError: the simulation ended with an error; the message has the log's end.
         """
+        if repeat and self.seed is not None:
+            other = replace(self, seed=self.seed + repeat)
+            return other.measure(benchmark, configuration, traffic, directory, progress)
         arguments = engine_arguments(self, benchmark, configuration)
+        traffic = traffic_for(traffic, configuration)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         began = time.perf_counter()
         directory.mkdir(parents=True, exist_ok=True)
@@ -211,7 +219,11 @@ class ReplayTarget:
                 "wall_seconds": round(time.perf_counter() - began, 3),
                 "caveats": [vars(caveat) for caveat in self.caveats(benchmark, configuration)],
             },
-            traffic={"history": list(traffic.history), "requests": len(traffic.requests)},
+            traffic={
+                "history": list(traffic.history),
+                "requests": len(traffic.requests),
+                "schedule": traffic.schedule.description,
+            },
             problems=_problems(result, self.seed, configuration),
         )
 

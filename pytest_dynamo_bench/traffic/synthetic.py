@@ -1,0 +1,74 @@
+"""Prompts of one length that have nothing in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.traffic.fields import check_whole
+from pytest_dynamo_bench.traffic.model import Concurrency, Traffic, TrafficRequest, TrafficSource
+from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class SyntheticTraffic(TrafficSource):
+    """Requests of fixed lengths, each prompt distinct from its first block on.
+
+    What AIPerf makes of ``--synthetic-input-tokens-mean`` and ``--output-tokens-mean`` with a
+    standard deviation of 0. No prompt shares a block with another, so that no cache
+    can help; there is nothing random in it.
+
+    Attributes:
+        isl: prompt length, tokens.
+        osl: output length, tokens.
+        requests: how many.
+        schedule: how many are in flight. There are no arrival times for a fixed schedule.
+
+    Raises:
+        BenchmarkError: a field cannot be right; the message names it.
+    """
+
+    isl: int
+    osl: int
+    requests: int
+    schedule: Concurrency
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        for name in ("isl", "osl", "requests"):
+            check_whole(owner, name, getattr(self, name), 1)
+        if not isinstance(self.schedule, Concurrency):
+            raise BenchmarkError(
+                f"{owner}: schedule: must be a Concurrency, got {self.schedule!r}; these requests "
+                "have no arrival times"
+            )
+
+    @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
+    def _source(self) -> str:
+        return (
+            f"{self.requests:,} synthetic requests, {self.isl} tokens in, {self.osl} out, no reuse"
+        )
+
+    def load(self) -> Traffic:
+        return Traffic(tuple(self.generate()), self.schedule, BLOCK_TOKENS, (self._source,))
+
+    def generate(self) -> Iterator[TrafficRequest]:
+        """The requests one by one."""
+        blocks = -(-self.isl // BLOCK_TOKENS)
+        for index in range(self.requests):
+            name = f"{index:06d}"
+            yield TrafficRequest(
+                request_id=name,
+                session_id=name,
+                turn=0,
+                timestamp_ms=0.0,
+                delay_ms=0.0,
+                input_tokens=self.isl,
+                output_tokens=self.osl,
+                hash_ids=tuple(range(index * blocks, (index + 1) * blocks)),
+            )
