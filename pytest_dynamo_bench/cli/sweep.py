@@ -67,7 +67,8 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     parser.add_argument(
         "--speedup", type=common.numbers, default=(0.5, 1.0, 1.5, 2.0, 3.0), metavar="X,X,…",
-        help="loads: 2 is twice the requests per second of the traffic (default: 0.5,1,1.5,2,3)",
+        help="loads: 2 is twice the requests per second, or sessions in flight, of the traffic "
+        "(default: 0.5,1,1.5,2,3)",
     )  # fmt: skip
     parser.add_argument(
         "--kv-scale", type=common.numbers, default=(1.0,), metavar="X,X,…",
@@ -348,7 +349,7 @@ def _axes(swept: Sweep) -> Iterable[_Axis]:
     at_load = f"load {load:g}" if len(swept.speedups) > 1 else ""
     at_kv = f"KV capacity {kv:g}" if len(swept.kv_scales) > 1 else ""
     yield _Axis(
-        "speedup", "load: arrival speed-up (1 is the traffic as it is)",
+        "speedup", "load, relative to the traffic's: arrivals per second, or sessions in flight",
         tuple(sorted(swept.speedups)), at_kv,
     )  # fmt: skip
     if len(swept.kv_scales) > 1:
