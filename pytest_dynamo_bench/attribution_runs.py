@@ -32,10 +32,11 @@ from pytest_dynamo_bench.attribution import (
     plan,
 )
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
-from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.errors import BenchmarkError, DeploymentError
 from pytest_dynamo_bench.metric_names import parse_metric
 from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
 from pytest_dynamo_bench.parallel import compute_all
+from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.sweep import fingerprint
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
@@ -150,7 +151,10 @@ def run_attribution(
     arms = [dataclasses.replace(arm, role="treatment") for arm in made.arms.values()]
     target.check(dataclasses.replace(benchmark, configurations=arms, claims=()))
     traffic = traffic if traffic is not None else target.traffic(benchmark)
-    samples = _simulated(benchmark, made, metric, seeds, target, traffic, cache, processes, on_run)
+    runs = _simulated(benchmark, made, seeds, target, traffic, cache, processes, on_run)
+    samples = {
+        run: _sample(benchmark, made.arms[run[0]], timings, metric) for run, timings in runs.items()
+    }
     return _study(benchmark, made, metric, samples, resamples)
 
 
@@ -177,43 +181,70 @@ _Run = tuple[Combination, int]
 def _simulated(
     benchmark: Benchmark,
     made: AttributionPlan,
-    metric: str,
     seeds: Sequence[int],
     target: ReplayTarget,
     traffic: Traffic,
     cache: Path | None,
     processes: int | None,
     on_run: Callable[[int, int, str, int, bool], None] | None,
-) -> dict[_Run, Sample]:
-    """The metric of every run, request by request."""
+) -> dict[_Run, _Timings]:
+    """What was measured in every run."""
     unseeded = dataclasses.replace(target, seed=None)
-    common = fingerprint(benchmark, unseeded, traffic, made.arms.values(), [metric])
+    # Limits and metrics are applied to what is cached, and have no part in it.
+    unjudged = dataclasses.replace(benchmark, goodput=None, claims=())
+    common = fingerprint(unjudged, unseeded, traffic, made.arms.values(), [])
     keys: dict[_Run, str] = {}
     for combination, arm in made.arms.items():
         for seed in seeds if arm.router == "kv" else seeds[:1]:
             keys[combination, seed] = _key(common, arm, seed)
-    done: dict[_Run, Sample] = {}
+    done: dict[_Run, _Timings] = {}
 
-    def add(run: _Run, sample: Sample, cached: bool) -> None:
-        done[run] = sample
+    def add(run: _Run, timings: _Timings, cached: bool) -> None:
+        done[run] = timings
         if on_run is not None:
             on_run(len(done), len(keys), made.arms[run[0]].name, run[1], cached)
 
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
         for run, key in keys.items():
-            found = _read(cache / f"{key}.npz", metric)
+            found = _read(cache / f"{key}.npz")
             if found is not None:
                 add(run, found, True)
     jobs = {run: (made.arms[run[0]], run[1]) for run in keys if run not in done}
-    computed = compute_all(
-        _simulate, jobs, processes=processes, shared=(benchmark, target, traffic, metric)
-    )
-    for run, sample in computed:
+    computed = compute_all(_simulate, jobs, processes=processes, shared=(unjudged, target, traffic))
+    for run, timings in computed:
         if cache is not None:
-            _write(cache / f"{keys[run]}.npz", sample)
-        add(run, sample, False)
-    return done
+            _write(cache / f"{keys[run]}.npz", timings)
+        add(run, timings, False)
+    # Not in the order in which they ended: random numbers are drawn for one after the other.
+    return {run: done[run] for run in keys}
+
+
+@dataclass(frozen=True)
+class _Timings:
+    """What all metrics need of a simulated run, as arrays: (n,) each, one value per request."""
+
+    request_id: npt.NDArray[np.str_]
+    scheduled_ms: FloatArray
+    sent_ms: FloatArray
+    first_token_ms: FloatArray
+    last_token_ms: FloatArray
+    end_ms: FloatArray
+    input_tokens: IntArray
+    output_tokens: IntArray
+    completion_tokens: IntArray
+    cached_tokens: IntArray
+
+    def records(self) -> list[RequestRecord]:
+        columns = [getattr(self, item.name).tolist() for item in dataclasses.fields(self)]
+        return [
+            RequestRecord(
+                name, name, 0, scheduled, sent, (first, last) if asked > 1 else (first,), end,
+                given, asked, given, completed, cached,
+            )
+            for name, scheduled, sent, first, last, end, given, asked, completed, cached
+            in zip(*columns, strict=True)
+        ]  # fmt: skip
 
 
 def _simulate(
@@ -222,18 +253,21 @@ def _simulate(
     benchmark: Benchmark,
     target: ReplayTarget,
     traffic: Traffic,
-    metric: str,
-) -> Sample:
+) -> _Timings:
     seeded = dataclasses.replace(target, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-attribution-") as directory:
         run = seeded.measure(benchmark, configuration, traffic, Path(directory), _Silent())
     failed = sum(not record.succeeded for record in run.records)
     if failed:
-        raise BenchmarkError(
+        raise DeploymentError(
             f"attribution: {failed} of {len(run.records)} requests failed in "
             f"{configuration.name!r}; what was dropped would make the others look faster"
         )
-    return Metrics(run, benchmark.goodput).sample(metric)
+    columns: dict[str, Any] = {
+        item.name: np.array([getattr(record, item.name) or 0 for record in run.records])
+        for item in dataclasses.fields(_Timings)
+    }
+    return _Timings(**columns)
 
 
 class _Silent:
@@ -252,22 +286,10 @@ def _key(common: str, configuration: Configuration, seed: int) -> str:
     return hashlib.sha256(f"attribution {common} {text}".encode()).hexdigest()[:32]
 
 
-def _write(path: Path, sample: Sample) -> None:
-    facts = {
-        item.name: getattr(sample, item.name)
-        for item in dataclasses.fields(sample)
-        if isinstance(getattr(sample, item.name), str | float | int)
-    }
-    arrays: dict[str, Any] = {
-        "values": sample.values,
-        "time_ms": sample.time_ms,
-        "request_ids": np.array(sample.request_ids, dtype=np.str_),
-        "facts": np.array(json.dumps(facts)),
-    }
-    if sample.weights is not None:
-        arrays["weights"] = sample.weights
+def _write(path: Path, timings: _Timings) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    columns = {item.name: getattr(timings, item.name) for item in dataclasses.fields(timings)}
+    np.savez_compressed(buffer, **columns)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(buffer.getvalue())
@@ -276,21 +298,23 @@ def _write(path: Path, sample: Sample) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read(path: Path, metric: str) -> Sample | None:
-    """A cached sample; None where there is none, or the file is damaged."""
+def _read(path: Path) -> _Timings | None:
+    """A cached run; None where there is none, or the file is damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            sample = Sample(
-                values=arrays["values"],
-                weights=arrays.get("weights"),
-                request_ids=tuple(arrays["request_ids"].tolist()),
-                time_ms=arrays["time_ms"],
-                **facts,
-            )
+            return _Timings(**{name: arrays[name] for name in arrays.files})
     except Exception:  # zip files break in many ways, and all mean the same
         return None
-    return sample if sample.metric == metric else None
+
+
+def _sample(
+    benchmark: Benchmark, configuration: Configuration, timings: _Timings, metric: str
+) -> Sample:
+    run = Run(
+        benchmark.name, configuration.name, "replay", configuration.gpus, timings.records(), "",
+        simulated=True,
+    )  # fmt: skip
+    return Metrics(run, benchmark.goodput).sample(metric)
 
 
 # ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.targets.replay import ReplayTarget
-from pytest_dynamo_bench.traffic import Traffic
+from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
 METRICS_OF_A_POINT = (
     "goodput",
@@ -49,7 +49,8 @@ class Variation:
     """How a point of a sweep departs from the benchmark.
 
     Attributes:
-        speedup: divides the times between arrivals.
+        speedup: divides the times between arrivals, or, for traffic that is sent by concurrency,
+            multiplies the sessions in flight.
         kv_scale: multiplies the KV blocks of every worker.
         split: prefill and decode workers, for configurations that have them.
     """
@@ -113,7 +114,7 @@ class Sweep:
         benchmark: the comparison; its configurations are those that are swept.
         target: its ``speedup`` is multiplied by that of each point.
         traffic: what is sent; the benchmark's own when None.
-        speedups: loads; 2 is twice as many requests per second.
+        speedups: loads; 2 is twice as many requests per second, or sessions in flight.
         kv_scales: KV capacities, relative to the configuration's.
         splits: prefill and decode workers, such as ``(6, 2)``; only for configurations with a
             split, the others stay as they are.
@@ -317,7 +318,7 @@ def _simulate(
     traffic: Traffic,
     names: tuple[str, ...],
 ) -> SweepPoint:
-    at_point = dataclasses.replace(target, speedup=target.speedup * variation.speedup)
+    at_point, configuration, traffic = _loaded(target, configuration, traffic, variation.speedup)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-sweep-") as directory:
         run = at_point.measure(benchmark, configuration, traffic, Path(directory), _Silent())
     metrics = Metrics(run, benchmark.goodput)
@@ -326,6 +327,25 @@ def _simulate(
     return SweepPoint(
         configuration.name, variation, configuration.gpus, values, len(run.records), failed
     )
+
+
+def _loaded(
+    target: ReplayTarget, configuration: Configuration, traffic: Traffic, speedup: float
+) -> tuple[ReplayTarget, Configuration, Traffic]:
+    """Target, configuration and traffic at another load.
+
+    In a closed loop the times between arrivals follow from the sessions in flight, so that
+    these are what sets the load.
+    """
+    if not isinstance(traffic.schedule, Concurrency):
+        return (
+            dataclasses.replace(target, speedup=target.speedup * speedup), configuration, traffic,
+        )  # fmt: skip
+    schedule = Concurrency(max(1, round(traffic.schedule.sessions * speedup)))
+    own = configuration.concurrency
+    if own is not None:
+        configuration = configuration.but(concurrency=max(1, round(own * speedup)))
+    return target, configuration, dataclasses.replace(traffic, schedule=schedule)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.reports import figures
+from pytest_dynamo_bench.targets.replay import ReplayTarget
 
 
 def add_arguments(commands: Any) -> None:
@@ -99,7 +101,13 @@ def run(options: argparse.Namespace) -> None:
         ),
         soft_wrap=True,
     )
-    files = common.write_results(directory, "attribution", study.as_dict(), _csv_rows(study))
+    compared = dataclasses.replace(
+        benchmark,
+        configurations=[benchmark.configuration(name) for name in (baseline, treatment)],
+        claims=(),
+    )
+    content = study.as_dict() | {"limitations": common.limitations(ReplayTarget(), compared)}
+    files = common.write_results(directory, "attribution", content, _csv_rows(study))
     files += common.draw(
         console, directory, "attribution", options.png,
         lambda path: figures.write_attribution(
@@ -110,6 +118,7 @@ def run(options: argparse.Namespace) -> None:
         ),
     )  # fmt: skip
     common.say_written(console, files)
+    common.say_limitations(console, "attribution.json")
     runs = sum(len(one.seeds) for one in study.runs)
     console.print(
         f"{runs} simulations in {time.monotonic() - began:.1f} s, {cached} of them from the cache",

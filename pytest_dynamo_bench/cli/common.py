@@ -25,6 +25,7 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, ReportError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.reports.store import write_json
+from pytest_dynamo_bench.targets.replay import ReplayTarget
 
 CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"
 SIMULATED = "simulated by Dynamo's replay, not measured on GPUs"
@@ -243,11 +244,35 @@ def say_written(console: Console, paths: Iterable[Path]) -> None:
         console.print(Text(f"written to {directory}: {', '.join(names)}"), soft_wrap=True)
 
 
+def limitations(target: ReplayTarget, benchmark: Benchmark) -> dict[str, list[str]]:
+    """What the simulation leaves out or simplifies, by configuration."""
+    return {
+        configuration.name: list(target.limitations(benchmark, configuration))
+        for configuration in benchmark.configurations
+    }
+
+
+def say_limitations(console: Console, file: str) -> None:
+    """Remind of what a simulated number is not."""
+    console.print(
+        Text(
+            f"what the simulation simplifies, and whom that favours: 'limitations' in {file}, and "
+            "docs/replay.md"
+        ),
+        soft_wrap=True,
+    )
+
+
 def plain_table(*columns: str, left: int = 1) -> Table:
     """A table without lines; the first ``left`` columns hold text, the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=index >= left)
+        table.add_column(
+            column,
+            justify="left" if index < left else "right",
+            no_wrap=index >= left,
+            overflow="fold",
+        )
     return table
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,8 @@ from pytest_dynamo_bench.sweep import (
 
 ACROSS, UP = "output_token_throughput_per_user.mean", "output_token_throughput_per_gpu"
 _USELESS = 0.05
+# Over five seeds, ties in the router alone move goodput by 1.3 % (docs/sensitivity.md).
+_CLOSE = 0.02
 _SPLIT = re.compile(r"(\d+)\+(\d+)")
 _COLUMNS = (
     (UP, "tok/s\nper GPU"),
@@ -40,6 +43,14 @@ _COLUMNS = (
     ("inter_token_latency.mean", "ITL\nmean, ms"),
     ("inter_token_latency.p99", "ITL\np99, ms"),
     ("kv_hit_rate", "KV\nhits, %"),
+)
+
+_DISPENSABLE = (
+    "inter_token_latency.p99",
+    "time_to_first_token.p99",
+    "kv_hit_rate",
+    "inter_token_latency.mean",
+    "time_to_first_token.mean",
 )
 
 
@@ -56,7 +67,8 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     parser.add_argument(
         "--speedup", type=common.numbers, default=(0.5, 1.0, 1.5, 2.0, 3.0), metavar="X,X,…",
-        help="loads: 2 is twice the requests per second of the traffic (default: 0.5,1,1.5,2,3)",
+        help="loads: 2 is twice the requests per second, or sessions in flight, of the traffic "
+        "(default: 0.5,1,1.5,2,3)",
     )  # fmt: skip
     parser.add_argument(
         "--kv-scale", type=common.numbers, default=(1.0,), metavar="X,X,…",
@@ -172,7 +184,7 @@ def _report(
     directory = options.output or Path("reports") / f"{benchmark.name}-sweep"
     front = pareto_front(points)
     console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
-    console.print(_table(points, metric, front))
+    console.print(_fitting_table(console, points, metric, front))
     files: list[Path] = []
     findings = []
     for axis in _axes(swept):
@@ -186,7 +198,9 @@ def _report(
                          "winners": best, "sentence": told})  # fmt: skip
         if len(axis.values) > 1:
             crossovers = [
-                figures.Crossover(one["x"], other["x"], one["label"], other["label"])
+                figures.Crossover(
+                    one["x"], other["x"], one["label"], other["label"], other["lead"] < _CLOSE
+                )
                 for one, other in itertools.pairwise(best)
                 if one["label"] != other["label"] != "none"
             ]
@@ -220,9 +234,11 @@ def _report(
         "metric": metric,
         "points": [point.as_row() | {"on_front": point in front} for point in points],
         "findings": findings,
+        "limitations": common.limitations(swept.target, benchmark),
     }
     files = common.write_results(directory, "points", content, rows) + files
     common.say_written(console, files)
+    common.say_limitations(console, "points.json")
     cached = sum(point.cached for point in points)
     console.print(
         f"{len(points)} points in {seconds:.1f} s, {cached} of them from the cache",
@@ -265,11 +281,27 @@ def _row(point: SweepPoint, on_front: bool) -> dict[str, Any]:
     }
 
 
-def _table(points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint]) -> Table:
+def _fitting_table(
+    console: Console, points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint]
+) -> Table:
+    """The table with as many columns as the terminal is wide; files have all."""
+    dropped: list[str] = []
+    for name in ("", *_DISPENSABLE):
+        dropped.append(name)
+        table = _table(points, metric, front, dropped)
+        unbounded = console.options.update(max_width=1000)
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+    return table
+
+
+def _table(
+    points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint], dropped: Sequence[str]
+) -> Table:
     with_kv = any(point.variation.kv_scale != 1 for point in points)
     with_split = any(point.variation.split for point in points)
     definition = METRICS[parse_metric(metric)[0]]
-    columns = [(name, title) for name, title in _COLUMNS if name != metric]
+    columns = [(name, title) for name, title in _COLUMNS if name not in (metric, *dropped)]
     table = common.plain_table(
         "configuration", "load", *(["KV"] if with_kv else []),
         *(["split"] if with_split else []), "GPUs",
@@ -298,7 +330,11 @@ def _table(points: Sequence[SweepPoint], metric: str, front: Sequence[SweepPoint
               for name, _ in columns),
             "x" if point in front else "",
         )  # fmt: skip
-    table.caption = f"* best {metric} at this load"
+    where = "load and KV capacity" if with_kv else "load"
+    table.caption = (
+        f"* best {metric} at this {where}; a lead under {100 * _CLOSE:g} % may be no more "
+        "than how the router breaks ties"
+    )
     table.caption_justify = "left"
     return table
 
@@ -313,7 +349,7 @@ def _axes(swept: Sweep) -> Iterable[_Axis]:
     at_load = f"load {load:g}" if len(swept.speedups) > 1 else ""
     at_kv = f"KV capacity {kv:g}" if len(swept.kv_scales) > 1 else ""
     yield _Axis(
-        "speedup", "load: arrival speed-up (1 is the traffic as it is)",
+        "speedup", "load, relative to the traffic's: arrivals per second, or sessions in flight",
         tuple(sorted(swept.speedups)), at_kv,
     )  # fmt: skip
     if len(swept.kv_scales) > 1:

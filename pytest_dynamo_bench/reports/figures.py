@@ -70,12 +70,16 @@ _STYLE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Crossover:
-    """Another configuration becomes the best between two values of the axis."""
+    """Another configuration becomes the best between two values of the axis.
+
+    ``close`` says that its lead is too small to mean something.
+    """
 
     after: float
     before: float
     from_configuration: str
     to_configuration: str
+    close: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,8 @@ def write_curves(
             for edge in (crossing.after, crossing.before):
                 axes.axvline(edge, color="#d8cf9a", linewidth=0.8, zorder=0.5)
             axes.annotate(
-                _shortened(crossing.to_configuration, 24) + "\ntakes over",
+                _shortened(crossing.to_configuration, 24)
+                + ("\ndraws level" if crossing.close else "\ntakes over"),
                 ((crossing.after + crossing.before) / 2, 1.0),
                 xycoords=("data", "axes fraction"), ha="center",
                 va="top" if index % 2 else "bottom", fontsize=8, color=_FAINT, linespacing=1.15,
@@ -472,7 +477,9 @@ def _signed(value: float, otherwise: str = "") -> str:
 
 
 def _style_of(index: int) -> tuple[str, str]:
-    return _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    """Colour and marker of a line; where colours begin again, markers are others."""
+    count = len(_COLOURS)
+    return _COLOURS[index % count], _MARKERS[(index + index // count) % count]
 
 
 def _darker(colour: str) -> str:
@@ -507,11 +514,15 @@ class _figure:  # noqa: N801
             )
         self._matplotlib = _matplotlib()
         self._path, self._size = path, (width, height)
-        self._title = "\n".join(textwrap.wrap(_shortened(title, 240), 78)) or " "
+        self._title = (
+            "\n".join(textwrap.wrap(_shortened(title, 240), 72, break_on_hyphens=False)) or " "
+        )
         parts = [_shortened(subtitle, 160)] if subtitle else []
         if simulated:
             parts.append("Simulated by Dynamo's replay, not measured on GPUs.")
-        self._subtitle = "\n".join(line for part in parts for line in textwrap.wrap(part, 104))
+        self._subtitle = "\n".join(
+            line for part in parts for line in textwrap.wrap(part, 100, break_on_hyphens=False)
+        )
 
     def __enter__(self) -> tuple[Figure, Axes]:
         self._context = self._matplotlib.rc_context(_STYLE)

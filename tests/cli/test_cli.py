@@ -1,6 +1,7 @@
 """The command line: output, files, cache, errors, interruptions."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.cli.main import main
-from pytest_dynamo_bench.cli.sweep import winners
+from pytest_dynamo_bench.cli.sweep import _COLUMNS, _fitting_table, winners
 from pytest_dynamo_bench.reports.figures import Line
+from pytest_dynamo_bench.sweep import SweepPoint, Variation
 from pytest_dynamo_bench.traffic import TraceFile, write_mooncake
 from tests.replay.replay_bench import make_traffic
 
@@ -176,6 +179,19 @@ def test_winners_say_by_how_much_and_where_nothing_is_of_use():
     assert lower["label"] == "b" and lower["lead"] == pytest.approx(1 / 9)
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_a_table_has_whole_numbers_at_any_width(width):
+    metrics = {name: 123_456.7 for name, _ in _COLUMNS} | {"goodput": 1.234}
+    points = [
+        SweepPoint("agg-round-robin", Variation(speedup), 16, metrics, 10, 0) for speedup in (1, 2)
+    ]
+    console = Console(width=width, file=io.StringIO())
+    console.print(_fitting_table(console, points, "goodput", points))
+    text = console.file.getvalue()
+    assert "1.234" in text and "…" not in text
+    assert ("p99" in text) == (width > 120)
+
+
 def test_numbers_are_parsed_once_each():
     assert common.numbers("1,1.0,2") == (1.0, 2.0)
 
@@ -238,6 +254,14 @@ def test_an_attribution_has_intervals_and_a_second_one_is_identical(module, caps
     code, out, _ = run(capsys, *arguments)
     assert code == 0 and ", 6 of them from the cache" in out
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == first
+    assert content["limitations"]["pd-kv"]
+    # What was simulated has every metric.
+    code, out, _ = run(capsys, "attribution", module, "--seeds", 2, "--metric", "kv_hit_rate")
+    assert code == 0 and ", 6 of them from the cache" in out
+    for file in Path(".dynamo-bench-cache").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:1000])
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and ", 0 of them from the cache" in out
 
 
 def test_without_matplotlib_all_but_the_figures_is_written(module, capsys, monkeypatch):
