@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.comparison import Comparison
 
 _QUIET_SECONDS = 10.0
+# The display shares a process with the load generator: each refresh delays what is measured.
+_REFRESHES_PER_SECOND = 2
 _COLUMNS = (
     ("TTFT\nmean", "time_to_first_token.mean"),
     ("TTFT\np50", "time_to_first_token.p50"),
@@ -93,7 +95,9 @@ def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
         TextColumn("{task.fields[stage]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND
+    ) as progress:
         yield LiveProgress(label, progress)
 
 
