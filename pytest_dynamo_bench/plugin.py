@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metric_names import METRICS
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
         help="outcome of a claim that the measurement neither confirms nor refutes "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
+        help="outcome where a run is invalid, so that nothing can be concluded from it "
         "(default: %(default)s)",
     )  # fmt: skip
     group.addoption(
@@ -610,6 +615,20 @@ def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
     pytest.fail(message, pytrace=False)
 
 
+def _end_invalid(config: pytest.Config, message: str) -> NoReturn:
+    """Give a test the outcome that the user chose for what was not measured well enough.
+
+    Called while a test is set up, where a failure is an error.
+    """
+    __tracebackhide__ = True
+    outcome = config.getoption("dynamo_invalid")
+    if outcome == "skip":
+        pytest.skip(message)
+    if outcome == "xfail":
+        pytest.xfail(message)
+    raise pytest.fail.Exception(message, pytrace=False) from None
+
+
 def _refuse_xdist(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         pytest.fail(
@@ -767,11 +786,13 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         verdict = measured.verdict(claim) if claim is not None else None
         for configuration in wanted:
             measured.runs(configuration)
+    except InvalidRunError as error:
+        _end_invalid(request.config, str(error))
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
         request.node.user_properties.extend(_properties(measured, verdict))
-        pytest.fail(result.explain(verdict), pytrace=False)
+        _end_invalid(request.config, result.explain(verdict))
     return result
 
 

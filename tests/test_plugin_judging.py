@@ -211,3 +211,13 @@ benchmark = Benchmark(
 def test_claim(claim, comparison):
     comparison.check(claim)
 """
+
+
+@pytest.mark.parametrize(
+    ("choice", "outcome"), [("error", "errors"), ("skip", "skipped"), ("xfail", "xfailed")]
+)
+def test_the_outcome_of_an_invalid_run_is_the_users_choice(project, choice, outcome):  # noqa: F811
+    result = project(failing=["kv"]).runpytest(f"--dynamo-invalid={choice}", "-rsx", *KV)
+    result.assert_outcomes(deselected=2, **{outcome: 1})
+    result.stdout.fnmatch_lines(["*the run of kv is invalid*"])
+    result.stdout.no_fnmatch_line("*another exception*")
