@@ -131,6 +131,7 @@ def run(options: argparse.Namespace) -> None:
             claims=(),
         )
     metric = _metric(options.metric, benchmark)
+    directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-sweep")
     if options.split and not any(c.disaggregated for c in benchmark.configurations):
         raise BenchmarkError("--split: none of the configurations has a prefill/decode split")
     swept = Sweep(
@@ -148,7 +149,7 @@ def run(options: argparse.Namespace) -> None:
                 done, total, _described(point) + (" (cached)" if point.cached else "")
             ),
         )
-    _report(options, benchmark, metric, swept, points, time.monotonic() - began)
+    _report(options, directory, benchmark, metric, swept, points, time.monotonic() - began)
 
 
 def _metric(asked: str | None, benchmark: Benchmark) -> str:
@@ -175,6 +176,7 @@ def _split_text(split: tuple[int, int] | None) -> str:
 
 def _report(
     options: argparse.Namespace,
+    directory: Path,
     benchmark: Benchmark,
     metric: str,
     swept: Sweep,
@@ -182,7 +184,6 @@ def _report(
     seconds: float,
 ) -> None:
     console = common.output_console()
-    directory = options.output or Path("reports") / f"{benchmark.name}-sweep"
     front = pareto_front(points)
     console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
     console.print(_fitting_table(console, points, metric, front))

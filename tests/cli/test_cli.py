@@ -114,6 +114,8 @@ def test_wrong_arguments_name_what_would_be_right(module, capsys):
         (["sweep", module, "--split", "3+1", "--configuration", "agg-rr"],
          "none of the configurations has a prefill/decode split"),
         (["sweep", module, "--processes", "0"], "give a whole number, 1 or more"),
+        (["sweep", module, "--output", module], "is not a directory"),
+        (["attribution", module, "--output", module / "x"], "is not a directory"),
         (["attribution", module, "--baseline", "agg-r"], "did you mean 'agg-rr'?"),
         (["attribution", module, "--treatment", "agg-rr"], "do not differ in any feature"),
         (["attribution", module, "--metric", "time_to_first_token"], "add a statistic"),
