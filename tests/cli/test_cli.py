@@ -167,6 +167,18 @@ def test_traffic_that_is_short_already_has_no_cut(module, capsys):
     assert code == 2 and "--write-cut: no cut" in err and not Path("c.jsonl").exists()
 
 
+def test_traffic_of_a_closed_loop_has_no_rates(module, capsys):
+    text = module.read_text().replace(
+        "MooncakeTrace('trace.jsonl')", "MooncakeTrace('trace.jsonl', Concurrency(8))"
+    )
+    text = text.replace("MooncakeTrace,", "MooncakeTrace, Concurrency,")
+    module.write_text(text.replace('router="kv",', 'router="kv", concurrency=2, requests=40,'))
+    code, out, err = run(capsys, "traffic", module)
+    assert code == 0, err
+    assert "concurrency 8" in out and "requests/s" not in out
+    assert re.search("pd-kv: its own schedule and requests +concurrency 2, 40", out)
+
+
 # --- what is read off a sweep ----------------------------------------------------------
 
 
