@@ -13,7 +13,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from pytest_dynamo_bench.errors import DeploymentError
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -48,6 +51,7 @@ def compute_all(
 
     Raises:
         Exception: what ``function`` raised, for the first job that failed.
+        DeploymentError: a process was killed.
     """
     if not jobs:
         return
@@ -67,6 +71,11 @@ def compute_all(
             for future in ended:
                 yield futures[future], future.result()
         ended_well = True
+    except BrokenProcessPool:
+        raise DeploymentError(
+            "a simulating process was ended from outside, perhaps for want of memory; with fewer "
+            "processes at a time each has more"
+        ) from None
     finally:
         if not ended_well:
             for process in set(multiprocessing.active_children()) - before:

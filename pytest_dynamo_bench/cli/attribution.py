@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     baseline = _configuration(benchmark, options.baseline, "baseline")
     treatment = _configuration(benchmark, options.treatment, "winner")
     cached = 0
+    directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-attribution")
 
     with common.progress("attribution") as tell:
 
@@ -87,7 +88,6 @@ def run(options: argparse.Namespace) -> None:
             on_run=on_run,
         )  # fmt: skip
     console = common.output_console()
-    directory = options.output or Path("reports") / f"{benchmark.name}-attribution"
     console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
     title = f"{metric} of {study.treatment} against {study.baseline}"
     console.print(Text(f"{title}, % of the baseline's, 95 % intervals"), soft_wrap=True)

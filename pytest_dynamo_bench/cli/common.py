@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import io
 import math
+import os
 import sys
 import time
 import traceback
@@ -158,6 +159,21 @@ def cache_directory(options: argparse.Namespace) -> Path | None:
     ignore = directory / ".gitignore"
     if not ignore.exists():
         ignore.write_text(CACHE_IGNORED, encoding="utf-8")
+    return directory
+
+
+def output_directory(options: argparse.Namespace, default: Path) -> Path:
+    """Where results go, which need not exist yet.
+
+    Raises:
+        BenchmarkError: it could not be made or written to; said before anything is simulated.
+    """
+    directory: Path = options.output or default
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise BenchmarkError(f"--output: {existing} is not a directory")
+    if not os.access(existing, os.W_OK):
+        raise BenchmarkError(f"--output: {existing} cannot be written to")
     return directory
 
 

@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(Text(f"error: {named}{error.strerror or error}"))
         return EXIT_USAGE
     except KeyboardInterrupt:
-        errors.print(Text("interrupted; what was done is kept and need not be done again"))
+        kept = "" if getattr(options, "no_cache", True) else "; finished simulations are kept"
+        errors.print(Text(f"interrupted{kept}"))
         return EXIT_INTERRUPTED
     return 0
 

@@ -29,6 +29,7 @@ from pytest_dynamo_bench.sweep import (
     SweepPoint,
     pareto_front,
 )
+from pytest_dynamo_bench.traffic import Concurrency
 
 ACROSS, UP = "output_token_throughput_per_user.mean", "output_token_throughput_per_gpu"
 _USELESS = 0.05
@@ -130,6 +131,7 @@ def run(options: argparse.Namespace) -> None:
             claims=(),
         )
     metric = _metric(options.metric, benchmark)
+    directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-sweep")
     if options.split and not any(c.disaggregated for c in benchmark.configurations):
         raise BenchmarkError("--split: none of the configurations has a prefill/decode split")
     swept = Sweep(
@@ -147,7 +149,7 @@ def run(options: argparse.Namespace) -> None:
                 done, total, _described(point) + (" (cached)" if point.cached else "")
             ),
         )
-    _report(options, benchmark, metric, swept, points, time.monotonic() - began)
+    _report(options, directory, benchmark, metric, swept, points, time.monotonic() - began)
 
 
 def _metric(asked: str | None, benchmark: Benchmark) -> str:
@@ -174,6 +176,7 @@ def _split_text(split: tuple[int, int] | None) -> str:
 
 def _report(
     options: argparse.Namespace,
+    directory: Path,
     benchmark: Benchmark,
     metric: str,
     swept: Sweep,
@@ -181,7 +184,6 @@ def _report(
     seconds: float,
 ) -> None:
     console = common.output_console()
-    directory = options.output or Path("reports") / f"{benchmark.name}-sweep"
     front = pareto_front(points)
     console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
     console.print(_fitting_table(console, points, metric, front))
@@ -210,7 +212,7 @@ def _report(
                 lambda path, lines=lines, sentence=sentence, axis=axis, crossovers=crossovers:  # type: ignore[misc]
                 figures.write_curves(
                     path, lines, title=sentence,
-                    subtitle=", ".join(filter(None, (benchmark.name, axis.held))),
+                    subtitle=_subtitle(benchmark, metric, axis.held),
                     x_label=axis.label, metric=metric, crossovers=crossovers,
                     x_ticks=_ticks(axis),
                 ),
@@ -349,7 +351,7 @@ def _axes(swept: Sweep) -> Iterable[_Axis]:
     at_load = f"load {load:g}" if len(swept.speedups) > 1 else ""
     at_kv = f"KV capacity {kv:g}" if len(swept.kv_scales) > 1 else ""
     yield _Axis(
-        "speedup", "load, relative to the traffic's: arrivals per second, or sessions in flight",
+        "speedup", f"load: {_load_words(swept)} (1 is the traffic as it is)",
         tuple(sorted(swept.speedups)), at_kv,
     )  # fmt: skip
     if len(swept.kv_scales) > 1:
@@ -360,6 +362,26 @@ def _axes(swept: Sweep) -> Iterable[_Axis]:
     if len(swept.splits) > 1:
         held = ", ".join(filter(None, (at_load, at_kv)))
         yield _Axis("split", "prefill + decode workers", tuple(swept.splits), held)
+
+
+def _load_words(swept: Sweep) -> str:
+    schedule = getattr(swept.benchmark.traffic, "schedule", None)
+    if isinstance(schedule, Concurrency):
+        return f"sessions in flight, times {schedule.sessions}"
+    return "arrival speed-up"
+
+
+def _subtitle(benchmark: Benchmark, metric: str, held: str) -> str:
+    """The benchmark, what is held, and for goodput what counts as good."""
+    parts = [benchmark.name, held]
+    if metric.startswith("goodput") and benchmark.goodput:
+        limits = dataclasses.asdict(benchmark.goodput)
+        parts += [
+            f"{name.removesuffix('_ms').replace('_', ' ')} within {value:g} ms"
+            for name, value in limits.items()
+            if value is not None
+        ]
+    return ", ".join(filter(None, parts))
 
 
 def _ticks(axis: _Axis) -> list[tuple[float, str]]:

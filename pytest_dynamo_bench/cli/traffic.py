@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
-from pytest_dynamo_bench.traffic import TraceFile, Traffic, cut, describe, write_mooncake
+from pytest_dynamo_bench.traffic import (
+    Concurrency,
+    TraceFile,
+    Traffic,
+    cut,
+    describe,
+    write_mooncake,
+)
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 _WINDOW_SECONDS = 10.0
@@ -78,7 +85,12 @@ def run(options: argparse.Namespace) -> None:
     except TrafficError as error:
         short, problem = None, str(error)
     if short is whole:
-        short, problem = None, f"no cut: it is no longer than {options.seconds:g} s as it is"
+        short = None
+        problem = (
+            f"no cut: it is no longer than {options.seconds:g} s as it is"
+            if whole.duration_seconds > 0
+            else f"no cut: with {whole.schedule.description} it has no times to compress"
+        )
     console = common.output_console()
     console.print(Text(name, style="bold"), soft_wrap=True)
     for step in whole.history:
@@ -131,9 +143,13 @@ def _figures(
     row("requests", lambda t: f"{len(t.requests):,}")
     row("sessions", lambda t: f"{describe(t).sessions:,}")
     row("turns per session, mean / most", _turns)
-    row("duration, s", lambda t: f"{t.duration_seconds:,.1f}")
-    row("requests/s, mean", lambda t: _per_second(len(t.requests), t))
-    row(f"requests/s, busiest {_WINDOW_SECONDS:g} s", _peak)
+    row("schedule", lambda t: t.schedule.description)
+    first = traffics[0]
+    timed = not isinstance(first.schedule, Concurrency) and first.duration_seconds > 0
+    if timed:
+        row("duration, s", lambda t: f"{t.duration_seconds:,.1f}")
+        row("requests/s, mean", lambda t: _per_second(len(t.requests), t))
+        row(f"requests/s, busiest {_WINDOW_SECONDS:g} s", _peak)
     for what, attribute in (("input", "input_tokens"), ("output", "output_tokens")):
         row(
             f"{what} tokens, mean",
@@ -147,17 +163,24 @@ def _figures(
                 [getattr(r, attribute) for r in t.requests]
             ),
         )
-    row("input tokens/s", lambda t: _per_second(describe(t).input_tokens, t))
-    row("output tokens/s", lambda t: _per_second(describe(t).output_tokens, t))
+    if timed:
+        row("input tokens/s", lambda t: _per_second(describe(t).input_tokens, t))
+        row("output tokens/s", lambda t: _per_second(describe(t).output_tokens, t))
     row("reusable blocks, %", lambda t: f"{100 * describe(t).reusable_share:.1f}")
     row("working set, tokens", lambda t: f"{describe(t).working_set_tokens:,}")
     for configuration in benchmark.configurations if benchmark else ():
-        row(
-            f"{configuration.name}: input tokens/s per prefilling worker",
-            lambda t, c=configuration: _per_second(  # type: ignore[misc]
-                describe(t).input_tokens / c.prefill_replicas, t
-            ),
-        )
+        if timed:
+            row(
+                f"{configuration.name}: input tokens/s per prefilling worker",
+                lambda t, c=configuration: _per_second(  # type: ignore[misc]
+                    describe(t).input_tokens / c.prefill_replicas, t
+                ),
+            )
+        if configuration.concurrency is not None or configuration.requests is not None:
+            row(
+                f"{configuration.name}: its own schedule and requests",
+                lambda t, c=configuration: _own(t, c),  # type: ignore[misc]
+            )
         tokens = _kv_tokens(benchmark, configuration) if benchmark else None
         row(
             f"{configuration.name}: working set / KV cache of prefilling workers",
@@ -187,10 +210,14 @@ def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int | None
     return total
 
 
+def _own(traffic: Traffic, configuration: Configuration) -> str:
+    """What a configuration with a load of its own gets."""
+    own = traffic_for(traffic, configuration)
+    return f"{own.schedule.description}, {len(own.requests):,}"
+
+
 def _per_second(count: float, traffic: Traffic) -> str:
     seconds = traffic.duration_seconds
-    if seconds <= 0:
-        return "as fast as they end"
     rate = count / seconds
     return f"{rate:,.2f}" if rate < 100 else f"{rate:,.0f}"
 
@@ -201,8 +228,6 @@ def _turns(traffic: Traffic) -> str:
 
 
 def _peak(traffic: Traffic) -> str:
-    if traffic.duration_seconds <= 0:
-        return "-"
     times = np.array([r.timestamp_ms for r in traffic.requests if r.turn == 0]) / 1000
     bins = np.bincount((times / _WINDOW_SECONDS).astype(int))
     return f"{bins.max() / _WINDOW_SECONDS:,.2f}"

@@ -114,6 +114,8 @@ def test_wrong_arguments_name_what_would_be_right(module, capsys):
         (["sweep", module, "--split", "3+1", "--configuration", "agg-rr"],
          "none of the configurations has a prefill/decode split"),
         (["sweep", module, "--processes", "0"], "give a whole number, 1 or more"),
+        (["sweep", module, "--output", module], "is not a directory"),
+        (["attribution", module, "--output", module / "x"], "is not a directory"),
         (["attribution", module, "--baseline", "agg-r"], "did you mean 'agg-rr'?"),
         (["attribution", module, "--treatment", "agg-rr"], "do not differ in any feature"),
         (["attribution", module, "--metric", "time_to_first_token"], "add a statistic"),
@@ -163,6 +165,18 @@ def test_traffic_that_is_short_already_has_no_cut(module, capsys):
     assert code == 0 and "it is no longer than 500 s" in out
     code, _, err = run(capsys, "traffic", "trace.jsonl", "--seconds", 500, "--write-cut", "c.jsonl")
     assert code == 2 and "--write-cut: no cut" in err and not Path("c.jsonl").exists()
+
+
+def test_traffic_of_a_closed_loop_has_no_rates(module, capsys):
+    text = module.read_text().replace(
+        "MooncakeTrace('trace.jsonl')", "MooncakeTrace('trace.jsonl', Concurrency(8))"
+    )
+    text = text.replace("MooncakeTrace,", "MooncakeTrace, Concurrency,")
+    module.write_text(text.replace('router="kv",', 'router="kv", concurrency=2, requests=40,'))
+    code, out, err = run(capsys, "traffic", module)
+    assert code == 0, err
+    assert "concurrency 8" in out and "requests/s" not in out
+    assert re.search("pd-kv: its own schedule and requests +concurrency 2, 40", out)
 
 
 # --- what is read off a sweep ----------------------------------------------------------
