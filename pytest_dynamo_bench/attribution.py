@@ -66,8 +66,9 @@ def plan(
 
     Features are ``kv_routing`` (the router), ``pd_split`` (how workers are laid out, or
     ``workers`` where no split is involved), ``prefix_caching``, ``spec_decode``,
-    ``kv_offload``, ``wideep`` and ``block_size``. That the decode side of a split keeps no
-    prefix cache belongs to the split.
+    ``kv_offload``, ``wideep``, ``block_size`` and ``load`` (a configuration's own concurrency and
+    number of requests). That the decode side of a split keeps no prefix cache belongs to the
+    split.
 
     Args:
         together: features that are not to be told apart, each group counting as one.
@@ -131,6 +132,10 @@ def _block_size(configuration: Configuration) -> object:
     return configuration.block_size
 
 
+def _load(configuration: Configuration) -> object:
+    return configuration.concurrency, configuration.requests
+
+
 def _layout(configuration: Configuration) -> object:
     """The workers without what is a feature of its own, and where they sit."""
     workers = []
@@ -143,7 +148,7 @@ def _layout(configuration: Configuration) -> object:
 
 
 _LAYOUT = "layout"
-_FEATURES = ("kv_routing", _LAYOUT, *_WORKER_FEATURES, "block_size")
+_FEATURES = ("kv_routing", _LAYOUT, *_WORKER_FEATURES, "block_size", "load")
 
 
 def _differs(name: str, baseline: Configuration, treatment: Configuration) -> bool:
@@ -151,6 +156,8 @@ def _differs(name: str, baseline: Configuration, treatment: Configuration) -> bo
         return _router(baseline) != _router(treatment)
     if name == "block_size":
         return _block_size(baseline) != _block_size(treatment)
+    if name == "load":
+        return _load(baseline) != _load(treatment)
     if name == _LAYOUT:
         return _layout(baseline) != _layout(treatment)
     attribute = _WORKER_FEATURES[name]
@@ -198,6 +205,8 @@ def _combine(
         router=source("kv_routing").router,
         block_size=source("block_size").block_size,
         nodes=layout.nodes,
+        concurrency=source("load").concurrency,
+        requests=source("load").requests,
         workers=workers,
         published=False,
         note="made to attribute a difference to features",
@@ -206,7 +215,7 @@ def _combine(
 
 def _check_complete(owner: str, combined: Configuration, treatment: Configuration) -> None:
     """All features together must be the treatment, or something would go unnoticed."""
-    for name in ("router", "block_size", "nodes"):
+    for name in ("router", "block_size", "nodes", "concurrency", "requests"):
         if getattr(combined, name) != getattr(treatment, name):
             raise BenchmarkError(f"{owner}: cannot attribute the difference in {name}")
     for one, other in zip(combined.workers, treatment.workers, strict=True):

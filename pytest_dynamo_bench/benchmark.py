@@ -472,6 +472,8 @@ class Claim:
             return f"not claimed on {target}"
         size = abs(bound.limit) * 100
         unit = "points" if METRICS[parse_metric(self.metric)[0]].is_share else "%"
+        if size == 0:
+            return f"{self.metric} {'lower' if bound.direction == 'at most' else 'higher'}"
         words = {
             ("at most", True): f"lower by at least {size:g} {unit}",
             ("at most", False): f"at most {size:g} {unit} higher",

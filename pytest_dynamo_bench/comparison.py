@@ -1,30 +1,46 @@
-"""One benchmark on one target: its runs, made once and when needed, and its verdicts."""
+"""One benchmark on one target: its runs, made when they are needed, and its verdicts."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.reports.store import ResultStore
+from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.base import Progress, Target
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import (
+    Effect,
     GateResult,
+    GateThresholds,
     Verdict,
     check_pair,
     check_run,
     confounds,
+    control_false_discoveries,
     estimate_effect,
 )
 from pytest_dynamo_bench.verdicts import judge as judge_claim
+from pytest_dynamo_bench.verdicts.regression import (
+    Regression,
+    Tolerance,
+    compare_with_stored,
+    mismatches,
+)
+from pytest_dynamo_bench.verdicts.sequential import Progress as Looks
+from pytest_dynamo_bench.verdicts.sequential import SequentialPlan
 
 # Gates of a run that hold for every claim are checked with a metric that asks for no percentile.
 _ANY_METRIC = "time_to_first_token.mean"
+_FIRST_LOOK = 2
+_MOST_REPEATS = 100
 
 
 class ShowProgress(Protocol):
@@ -34,25 +50,59 @@ class ShowProgress(Protocol):
         """The display; closed when the measurement has ended."""
 
 
+@dataclass(frozen=True)
+class MeasuringPlan:
+    """How often to measure, and how strict to be.
+
+    Attributes:
+        repeats: runs of each configuration. Their order is interleaved (A B, B A, …), so that
+            a machine that gets slower does so for all of them.
+        budget_seconds: add repeats until every claim is decided, for so long at most; None is
+            off, and then ``repeats`` runs are made.
+        false_discovery_rate: over the claims of a benchmark together.
+        thresholds: of the validity gates.
+    """
+
+    repeats: int = 1
+    budget_seconds: float | None = None
+    false_discovery_rate: float = 0.05
+    thresholds: GateThresholds = field(default_factory=GateThresholds)
+
+
 class Comparison:
     """The configurations of a benchmark, measured on a target, and judged.
 
     ``comparison["agg-kv"]`` is the :class:`~pytest_dynamo_bench.metrics.Metrics` of a
-    configuration. A configuration is brought up when it is first asked for, and once; if
+    configuration's first run. A configuration is brought up when it is first asked for; if
     that failed, asking again gives the same error without another attempt.
+
+    Args:
+        claims: the claims that will be asked about. They are measured and judged together,
+            since judging several claims one by one finds too many.
     """
 
     def __init__(
-        self, benchmark: Benchmark, target: Target, store: ResultStore, show: ShowProgress
+        self,
+        benchmark: Benchmark,
+        target: Target,
+        store: ResultStore,
+        show: ShowProgress,
+        *,
+        claims: Sequence[Claim] = (),
+        plan: MeasuringPlan | None = None,
     ) -> None:
         self.benchmark = benchmark
         self.target = target
         self.store = store
+        self.plan = plan or MeasuringPlan()
+        self._family = [claim for claim in claims if claim.bound(target.name) is not None]
         self._show = show
         self._traffic: Traffic | None = None
-        self._metrics: dict[str, Metrics] = {}
+        self._runs: dict[str, list[Metrics]] = {}
         self._errors: dict[str, DynamoBenchError] = {}
         self._verdicts: dict[str, Verdict] = {}
+        self._looks: Looks | None = None
+        self.regressions: dict[tuple[str, str], Regression] = {}
 
     def __repr__(self) -> str:
         return f"<Comparison {self.benchmark.name} on {self.target.name}>"
@@ -66,8 +116,8 @@ class Comparison:
 
     @property
     def measured(self) -> dict[str, Metrics]:
-        """What has been measured so far, by configuration."""
-        return dict(self._metrics)
+        """The first run of each configuration that has been measured so far."""
+        return {name: runs[0] for name, runs in self._runs.items() if runs}
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -75,13 +125,39 @@ class Comparison:
         names = [claim.name for claim in self.benchmark.claims]
         return sorted(self._verdicts.values(), key=lambda verdict: names.index(verdict.claim.name))
 
+    @property
+    def how_judged(self) -> str:
+        """How the claims were decided together, in one sentence for reports; may be empty."""
+        rate = f"{self.plan.false_discovery_rate * 100:g} %"
+        if self._looks is not None:
+            return (
+                f"{len(self._family)} claims looked at after every repeat, {self._looks.repeats} "
+                f"of at most {self._looks.plan.most_repeats}; false claims over all looks and "
+                f"claims held at {rate} (alpha spending, Bonferroni)"
+            )
+        count = sum(verdict.outcome != "invalid" for verdict in self._verdicts.values())
+        if count < 2:
+            return ""
+        return (
+            f"{count} claims judged together; false discovery rate held at {rate} "
+            "(Benjamini-Hochberg)"
+        )
+
     def __getitem__(self, configuration: str) -> Metrics:
-        """The metrics of a configuration.
+        """The metrics of a configuration's first run.
 
         Raises:
             DeploymentError: it did not come up.
             InvalidRunError: it was measured, but the run cannot carry a result.
             BenchmarkError: the benchmark has no such configuration.
+        """
+        return self.runs(configuration)[0]
+
+    def runs(self, configuration: str) -> list[Metrics]:
+        """The metrics of all runs of a configuration; measured when they have not been.
+
+        Raises:
+            As for item access.
         """
         known = [item.name for item in self.benchmark.configurations]
         if configuration not in known:
@@ -90,73 +166,213 @@ class Comparison:
                 f"benchmark {self.benchmark.name!r} has no configuration {configuration!r}; "
                 + (f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}")
             )
+        self.ensure([configuration])
         if configuration in self._errors:
             raise self._errors[configuration]
-        if configuration not in self._metrics:
-            try:
-                self._metrics[configuration] = self._measure(configuration)
-            except DynamoBenchError as error:
-                self._errors[configuration] = error
-                raise
-        return self._metrics[configuration]
+        return self._runs[configuration]
 
     def ensure(self, configurations: Iterable[str]) -> None:
-        """Measure whichever of these configurations has not been measured yet.
+        """Measure whichever of these configurations has not been tried yet.
 
-        Raises:
-            DeploymentError, InvalidRunError: as for item access.
+        With repeats they are measured in rounds, every other one in reverse order.
         """
-        for configuration in configurations:
-            self[configuration]
+        missing = [
+            name for name in configurations if name not in self._runs and name not in self._errors
+        ]
+        for repeat in range(self.plan.repeats if missing else 0):
+            self._round(missing, repeat)
 
     def verdict(self, claim: Claim) -> Verdict:
-        """What the measurement says of a claim; measures what it needs.
+        """What the measurement says of a claim; measures what it and its family need.
 
         Raises:
             DeploymentError, InvalidRunError: as for item access.
             ValueError: the claim is not made on this target.
         """
+        if claim.bound(self.target.name) is None:
+            raise ValueError(f"claim {claim.name!r} is not made on {self.target.name}")
         if claim.name not in self._verdicts:
-            if claim.bound(self.target.name) is None:
-                raise ValueError(f"claim {claim.name!r} is not made on {self.target.name}")
-            treatment, baseline = self[claim.treatment], self[claim.baseline]
-            gates = (
-                *self._gates(treatment, claim.metric),
-                *self._gates(baseline, claim.metric),
-                *check_pair(treatment.run, baseline.run),
-            )
-            effect = estimate_effect(
-                [treatment.sample(claim.metric)], [baseline.sample(claim.metric)]
-            )
-            differences = confounds(
-                self.benchmark.configuration(claim.treatment),
-                self.benchmark.configuration(claim.baseline),
-            )
-            verdict = judge_claim(
-                claim, self.target.name, effect, gates, [str(item) for item in differences]
-            )
-            self._verdicts[claim.name] = verdict
-            self.store.save_verdict(self.benchmark, verdict)
+            self._judge(self._family if claim in self._family else [claim])
+        if claim.name not in self._verdicts:
+            for configuration in (claim.baseline, claim.treatment):
+                self.runs(configuration)
         return self._verdicts[claim.name]
 
-    def _gates(self, metrics: Metrics, metric: str) -> tuple[GateResult, ...]:
-        return check_run(metrics.run, self.traffic.schedule, metric, traffic=self.traffic)
+    def regression(
+        self,
+        configuration: str,
+        tolerance: Tolerance,
+        stored: StoredResults,
+        *,
+        allow_mismatches: bool = False,
+    ) -> Regression:
+        """A configuration's metric now against a stored measurement of it.
 
-    def _measure(self, name: str) -> Metrics:
+        Raises:
+            DeploymentError, InvalidRunError: as for item access.
+            BenchmarkError: the stored runs are of something else, and that was not allowed.
+        """
+        current = self.runs(configuration)
+        before = [
+            Metrics(run, self.benchmark.goodput)
+            for run in stored.runs(self.benchmark.name, configuration)
+        ]
+        differences = mismatches(current[0].run, before[0].run)
+        if differences and not allow_mismatches:
+            raise BenchmarkError(
+                f"{configuration}: the stored measurement in {stored.directory} is of something "
+                "else: " + "; ".join(differences)
+            )
+        result = compare_with_stored(
+            [metrics.sample(tolerance.metric) for metrics in current],
+            [metrics.sample(tolerance.metric) for metrics in before],
+            tolerance,
+        )
+        self.regressions[configuration, tolerance.metric] = result
+        self.store.save_regression(self.benchmark, configuration, result)
+        return result
+
+    # -- measuring ------------------------------------------------------------------------
+
+    def _round(self, names: Sequence[str], repeat: int) -> None:
+        """Measure each configuration once; one that fails is left out from then on."""
+        for name in names if repeat % 2 == 0 else reversed(names):
+            if name in self._errors:
+                continue
+            try:
+                metrics = self._measure(name, repeat)
+            except DynamoBenchError as error:
+                self._errors[name] = error
+                self._runs.pop(name, None)
+            else:
+                self._runs.setdefault(name, []).append(metrics)
+
+    def _measure(self, name: str, repeat: int) -> Metrics:
         configuration = self.benchmark.configuration(name)
-        directory = self.store.run_directory(self.benchmark.name, name)
-        with self._show(self.benchmark.name, name) as progress:
+        directory = self.store.run_directory(self.benchmark.name, name, repeat)
+        label = name if repeat == 0 else f"{name}, repeat {repeat + 1}"
+        with self._show(self.benchmark.name, label) as progress:
             run = self.target.measure(
-                self.benchmark, configuration, self.traffic, directory, progress
+                self.benchmark, configuration, self.traffic, directory, progress, repeat=repeat
             )
         metrics = Metrics(run, self.benchmark.goodput)
         limitations = self.target.limitations(self.benchmark, configuration)
-        self.store.save_run(self.benchmark, metrics, limitations)
+        self.store.save_run(self.benchmark, metrics, limitations, repeat)
         failed = [gate for gate in self._gates(metrics, _ANY_METRIC) if not gate.passed]
         if failed:
             reasons = "\n".join(f"- {gate.sentence}" for gate in failed)
             raise InvalidRunError(
-                f"the run of {name} is invalid, so nothing is concluded from it:\n{reasons}\n"
+                f"the run of {label} is invalid, so nothing is concluded from it:\n{reasons}\n"
                 f"records and logs: {directory}"
             )
         return metrics
+
+    def _gates(self, metrics: Metrics, metric: str) -> tuple[GateResult, ...]:
+        return check_run(
+            metrics.run,
+            self.traffic.schedule,
+            metric,
+            traffic=self.traffic,
+            thresholds=self.plan.thresholds,
+        )
+
+    # -- judging --------------------------------------------------------------------------
+
+    def _judge(self, claims: Sequence[Claim]) -> None:
+        """Measure what the claims need, and judge those whose configurations came up."""
+        wanted = list(dict.fromkeys(n for c in claims for n in (c.baseline, c.treatment)))
+        if self.plan.budget_seconds is not None:
+            verdicts = self._look_until_decided(claims, wanted, self.plan.budget_seconds)
+        else:
+            self.ensure(wanted)
+            verdicts = control_false_discoveries(
+                [self._verdict(claim) for claim in self._possible(claims)],
+                self.plan.false_discovery_rate,
+            )
+        for verdict in verdicts:
+            self._verdicts[verdict.claim.name] = verdict
+            self.store.save_verdict(self.benchmark, verdict)
+
+    def _possible(self, claims: Iterable[Claim]) -> list[Claim]:
+        return [c for c in claims if c.baseline in self._runs and c.treatment in self._runs]
+
+    def _effect(self, claim: Claim) -> Effect:
+        treatment, baseline = (
+            [metrics.sample(claim.metric) for metrics in self._runs[name]]
+            for name in (claim.treatment, claim.baseline)
+        )
+        return estimate_effect(treatment, baseline)
+
+    def _verdict(self, claim: Claim, effect: Effect | None = None) -> Verdict:
+        treatment, baseline = self._runs[claim.treatment], self._runs[claim.baseline]
+        gates = [
+            gate
+            for pair in zip(treatment, baseline, strict=False)
+            for gate in (
+                *self._gates(pair[0], claim.metric),
+                *self._gates(pair[1], claim.metric),
+                *check_pair(pair[0].run, pair[1].run, thresholds=self.plan.thresholds),
+            )
+        ]
+        differences = confounds(
+            self.benchmark.configuration(claim.treatment),
+            self.benchmark.configuration(claim.baseline),
+        )
+        return judge_claim(
+            claim,
+            self.target.name,
+            effect or self._effect(claim),
+            gates,
+            [str(item) for item in differences],
+        )
+
+    def _look_until_decided(
+        self, claims: Sequence[Claim], wanted: Sequence[str], budget_seconds: float
+    ) -> list[Verdict]:
+        """Add rounds of repeats until all is decided or the budget is spent.
+
+        The number of looks has to be known beforehand; it follows from how long the first
+        rounds took.
+        """
+        started = time.monotonic()
+        for repeat in range(_FIRST_LOOK):
+            self._round(wanted, repeat)
+        repeats = _FIRST_LOOK
+        per_round = (time.monotonic() - started) / repeats
+        most = int(budget_seconds / max(per_round, 1e-3))
+        possible = self._possible(claims)
+        looks = Looks(
+            SequentialPlan(
+                most_repeats=min(max(most, _FIRST_LOOK), _MOST_REPEATS),
+                confidence=1 - self.plan.false_discovery_rate / max(len(possible), 1),
+                first_look=_FIRST_LOOK,
+            )
+        )
+        while True:
+            effects = {claim.name: self._effect(claim) for claim in self._possible(claims)}
+            looks = looks.look(
+                repeats,
+                {
+                    claim.name: (effects[claim.name], bound)
+                    for claim in self._possible(claims)
+                    if (bound := claim.bound(self.target.name)) is not None
+                },
+            )
+            if looks.done:
+                break
+            self._round(wanted, repeats)
+            repeats += 1
+        self._looks = looks
+        verdicts = []
+        for claim in self._possible(claims):
+            effect = effects[claim.name]
+            decision = looks.decided.get(claim.name)
+            if decision is not None:
+                changes = (decision.low, decision.high, decision.confidence)
+            else:
+                confidence = looks.plan.confidence_at(repeats)
+                changes = (*effect.interval(confidence), confidence)
+            low, high, confidence = changes
+            effect = dataclasses.replace(effect, low=low, high=high, confidence=confidence)
+            verdicts.append(self._verdict(claim, effect))
+        return verdicts

@@ -32,3 +32,11 @@ class DeploymentError(DynamoBenchError):
 
 class InvalidRunError(DynamoBenchError):
     """A run happened, but what it measured cannot carry a verdict."""
+
+
+class ResultsError(DynamoBenchError):
+    """Stored results are missing, or cannot be read; the message names the file."""
+
+
+class ReportError(DynamoBenchError):
+    """A report or figure cannot be made: a package is missing, or there is nothing to show."""

@@ -6,7 +6,9 @@ environment that has it, so what measures and judges is imported when a benchmar
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -16,24 +18,32 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metric_names import METRICS
 
 if TYPE_CHECKING:
-    from pytest_dynamo_bench.comparison import Comparison
+    from pytest_dynamo_bench.attribution_runs import AttributionStudy
+    from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
     from pytest_dynamo_bench.metrics import Metrics
-    from pytest_dynamo_bench.reports.store import ResultStore
+    from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
     from pytest_dynamo_bench.verdicts import Verdict
+    from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay")
 _DEFAULT_SECONDS = 35.0
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
+_GATES = (
+    "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
+    "schedule_delay_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "queue_growth, queue_growth_factor, queue_growth_p_value"
+)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -51,6 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where configurations are brought up: "
         "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
         "discrete-event simulation of the full traffic",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-traffic", metavar="FILE", default=None,
+        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
+        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
     )  # fmt: skip
     group.addoption(
         "--dynamo-reports", metavar="DIR", default=None,
@@ -74,13 +89,61 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="outcome of a claim that the measurement neither confirms nor refutes "
         "(default: %(default)s)",
     )  # fmt: skip
+    group.addoption(
+        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
+        help="outcome where a run is invalid, so that nothing can be concluded from it "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-attribution", action="store_true",
+        help="replay: simulate all combinations of the features in which the winner differs from "
+        "the baseline, and say what each of them brings",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-repeats", metavar="N", type=_count, default=1,
+        help="runs of each configuration, in interleaved order; their differences widen or "
+        "narrow the intervals as they should (default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-budget", metavar="DURATION", type=_duration_seconds, default=None,
+        help="instead of a fixed number of repeats, add some until every claim is decided, for "
+        "so long at most for each benchmark, such as 90s, 10m or 2h",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-false-discovery-rate", metavar="SHARE", type=_share, default=0.05,
+        help="share of wrong verdicts among the decided claims of a benchmark "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-gate", metavar="NAME=VALUE", type=_gate, action="append", default=[],
+        help="another threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md "
+        "lists them; can be given several times",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-baseline", metavar="DIR", default=None,
+        help="results of an earlier session; every configuration that it has gets tests that "
+        "fail when a metric got worse by more than is tolerated",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
+        help="with --dynamo-baseline: how much worse a metric may be, such as ttft:5%% or "
+        "itl.p99:0.1; several separated by commas (default: 5%% for the medians of TTFT and ITL, "
+        "and for throughput)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-baseline-any", action="store_true",
+        help="with --dynamo-baseline: compare although environment, configuration or traffic "
+        "differ",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-save-baseline", metavar="DIR", default=None,
+        help="copy the results to a directory that --dynamo-baseline can name later",
+    )  # fmt: skip
     parser.addini("dynamo_target", "default of --dynamo-target", default="local")
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
 
 
 def _positive_seconds(text: str) -> float:
-    import argparse
-
     try:
         seconds = float(text)
     except ValueError:
@@ -90,12 +153,49 @@ def _positive_seconds(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, such as 0.05; got {text!r}")
+    return share
+
+
+def _duration_seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None or float(match.group(1)) <= 0:
+        raise argparse.ArgumentTypeError(f"must be a duration such as 90s, 10m or 2h; got {text!r}")
+    return float(match.group(1)) * {"s": 1, "m": 60, "h": 3600}[match.group(2) or "s"]
+
+
+def _gate(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in _GATES.split(", "):
+        raise argparse.ArgumentTypeError(f"{name!r} is not a threshold; there are {_GATES}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{name}: must be a number, got {value!r}") from None
+
+
 class _Session:
     """What lives as long as the pytest session: the target, the results, the comparisons."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.comparisons: dict[str, Comparison] = {}
+        self.claims: dict[str, list[Claim]] = {}
+        self.studies: list[AttributionStudy] = []
+        self._benchmarks: dict[str, Benchmark] = {}
+        self.stored: StoredResults | None = None
         self._target: Target | None = None
         self._store: ResultStore | None = None
         self.target_name = config.getoption("dynamo_target") or config.getini("dynamo_target")
@@ -130,20 +230,56 @@ class _Session:
     def report_directory(self) -> Path | None:
         return self._store.directory if self._store else None
 
+    def with_own_traffic(self, benchmark: Benchmark) -> Benchmark:
+        """The benchmark with the user's own traffic, where there is any.
+
+        Raises:
+            TrafficError: the file cannot be used.
+        """
+        path = self.config.getoption("dynamo_traffic")
+        if path is None:
+            return benchmark
+        from pytest_dynamo_bench.traffic.own import TraceFile
+
+        schedule = benchmark.traffic.load().schedule
+        return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
+
     def comparison(self, benchmark: Benchmark) -> Comparison:
         from pytest_dynamo_bench.comparison import Comparison
 
         if benchmark.name not in self.comparisons:
             self.comparisons[benchmark.name] = Comparison(
-                benchmark, self.target, self.store, self._show_progress
+                self.with_own_traffic(benchmark),
+                self.target,
+                self.store,
+                self.show_progress,
+                claims=self.claims.get(benchmark.name, ()),
+                plan=self._plan(),
             )
-        found = self.comparisons[benchmark.name]
-        if found.benchmark != benchmark:
+            self._benchmarks[benchmark.name] = benchmark
+        if self._benchmarks[benchmark.name] != benchmark:
             raise pytest.UsageError(f"two benchmarks are called {benchmark.name!r}")
-        return found
+        return self.comparisons[benchmark.name]
+
+    def _plan(self) -> MeasuringPlan:
+        from pytest_dynamo_bench.comparison import MeasuringPlan
+        from pytest_dynamo_bench.verdicts import GateThresholds
+
+        option = self.config.getoption
+        given: dict[str, Any] = dict(option("dynamo_gate"))
+        defaults = GateThresholds()
+        gates = {name: type(getattr(defaults, name))(value) for name, value in given.items()}
+        return MeasuringPlan(
+            repeats=option("dynamo_repeats"),
+            budget_seconds=option("dynamo_budget"),
+            false_discovery_rate=option("dynamo_false_discovery_rate"),
+            thresholds=GateThresholds(**gates),
+        )
 
     @contextmanager
-    def _show_progress(self, benchmark: str, configuration: str) -> Iterator[Progress]:
+    def show_progress(
+        self, benchmark: str, configuration: str, noun: str = "requests"
+    ) -> Iterator[Progress]:
         from rich.console import Console
 
         from pytest_dynamo_bench.reports.terminal import LineProgress, live_progress
@@ -157,7 +293,7 @@ class _Session:
                 with live_progress(label, console) as live:
                     yield live
             else:
-                yield LineProgress(label, terminal.write_line)
+                yield LineProgress(label, terminal.write_line, noun)
 
     @contextmanager
     def _terminal(self) -> Iterator[pytest.TerminalReporter | None]:
@@ -253,11 +389,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("claim", benchmark.claims, ids=ids)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of a benchmark with the features that its configurations use."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the regression tests; mark all tests of a benchmark with the features it uses."""
+    items.extend([*_regression_items(config, items), *_attribution_items(config, items)])
     for item in items:
         benchmark = _benchmark_of(getattr(item, "module", None))
-        if benchmark is not None and "comparison" in getattr(item, "fixturenames", ()):
+        if benchmark is not None and _measures(item):
             used = {name for item_ in benchmark.configurations for name in item_.features}
             for feature in sorted(used):
                 item.add_marker(feature)
@@ -268,21 +406,236 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
+    dynamo = config.stash[_SESSION]
     benchmarks = {}
     for item in session.items:
-        if "comparison" in getattr(item, "fixturenames", ()):
-            benchmark = _benchmark_of(getattr(item, "module", None))
-            if benchmark is not None:
-                benchmarks[benchmark.name] = benchmark
-    if not benchmarks:
-        return
-    dynamo = config.stash[_SESSION]
+        benchmark = _benchmark_of(getattr(item, "module", None))
+        if benchmark is not None and _measures(item):
+            benchmarks[benchmark.name] = benchmark
+            callspec = getattr(item, "callspec", None)
+            if callspec is not None and "claim" in callspec.params:
+                dynamo.claims.setdefault(benchmark.name, []).append(callspec.params["claim"])
     for benchmark in benchmarks.values():
         try:
+            benchmark = dynamo.with_own_traffic(benchmark)
             dynamo.target.check(benchmark)
             dynamo.target.traffic(benchmark)
         except DynamoBenchError as error:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
+    saved = config.getoption("dynamo_save_baseline")
+    if benchmarks and saved:
+        from pytest_dynamo_bench.reports.store import check_replaceable
+
+        try:
+            check_replaceable(Path(saved))
+        except DynamoBenchError as error:
+            raise pytest.UsageError(f"--dynamo-save-baseline: {error}") from None
+
+
+def _measures(item: pytest.Item) -> bool:
+    return isinstance(item, RegressionItem | AttributionItem) or "comparison" in getattr(
+        item, "fixturenames", ()
+    )
+
+
+def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """A test for every configuration and metric that a stored baseline has."""
+    directory = config.getoption("dynamo_baseline")
+    if not directory:
+        if config.getoption("dynamo_tolerance"):
+            raise pytest.UsageError("--dynamo-tolerance needs --dynamo-baseline")
+        return []
+    from pytest_dynamo_bench.reports.store import StoredResults
+    from pytest_dynamo_bench.verdicts.regression import DEFAULT_TOLERANCES, parse_tolerances
+
+    try:
+        stored = StoredResults(Path(directory))
+        given = config.getoption("dynamo_tolerance")
+        tolerances = parse_tolerances(given) if given else DEFAULT_TOLERANCES
+    except (DynamoBenchError, ValueError) as error:
+        raise pytest.UsageError(f"--dynamo-baseline: {error}") from None
+    config.stash[_SESSION].stored = stored
+    return [
+        RegressionItem.from_parent(
+            module,
+            name=f"regression[{configuration}-{tolerance.metric}]",
+            benchmark=benchmark,
+            configuration=configuration,
+            tolerance=tolerance,
+        )
+        for module, benchmark in _modules(items).items()
+        for configuration in stored.configurations(benchmark.name)
+        if configuration in [item.name for item in benchmark.configurations]
+        for tolerance in tolerances
+    ]
+
+
+def _modules(items: list[pytest.Item]) -> dict[pytest.Module, Benchmark]:
+    """The modules that have a benchmark, with it."""
+    return {
+        module: benchmark
+        for item in items
+        if (module := item.getparent(pytest.Module)) is not None
+        and (benchmark := _benchmark_of(getattr(item, "module", None))) is not None
+        and _measures(item)
+    }
+
+
+def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """A test for every benchmark whose winner differs from its baseline in several features."""
+    if not config.getoption("dynamo_attribution"):
+        return []
+    if config.stash[_SESSION].target_name != "replay":
+        raise pytest.UsageError(
+            "--dynamo-attribution needs --dynamo-target=replay: it takes all combinations of the "
+            "features, many times over"
+        )
+    found: list[pytest.Item] = []
+    for module, benchmark in _modules(items).items():
+        roles = {item.role: item for item in reversed(benchmark.configurations)}
+        baseline, winner = roles.get("baseline"), roles.get("winner") or roles.get("treatment")
+        if baseline and winner and len(baseline.features ^ winner.features) > 1:
+            found.append(
+                AttributionItem.from_parent(
+                    module,
+                    name=f"attribution[{winner.name}-against-{baseline.name}]",
+                    benchmark=benchmark,
+                    baseline=baseline.name,
+                    treatment=winner.name,
+                )
+            )
+    return found
+
+
+class AttributionItem(pytest.Item):
+    """What each feature brings of the difference between two configurations."""
+
+    def __init__(
+        self, *, benchmark: Benchmark, baseline: str, treatment: str, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.module = getattr(self.parent, "obj", None)
+        self._benchmark = benchmark
+        self._pair = baseline, treatment
+
+    def runtest(self) -> None:
+        """Simulate all combinations; it passes when they could be simulated."""
+        from pytest_dynamo_bench.attribution_runs import run_attribution
+
+        _refuse_xdist(self.config)
+        dynamo = self.config.stash[_SESSION]
+        benchmark = dynamo.with_own_traffic(self._benchmark)
+        with dynamo.show_progress(benchmark.name, "attribution", "simulations") as progress:
+            progress.stage("simulating all combinations")
+            try:
+                study = run_attribution(
+                    benchmark,
+                    *self._pair,
+                    metric="goodput" if benchmark.goodput else "time_to_first_token.mean",
+                    cache=self.config.rootpath / ".dynamo-bench-cache",
+                    on_run=lambda done, total, *_: progress.requests(done, 0, total),
+                )
+            except DynamoBenchError as error:
+                raise _told(error) from None
+        dynamo.studies.append(study)
+        dynamo.store.save_attribution(study)
+        for row in study.attribution.as_rows():
+            self.user_properties += [
+                (f"dynamo.attribution.{row['feature']}.{key}", value)
+                for key, value in row.items()
+                if key != "feature"
+            ]
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where the test is: the module of its benchmark."""
+        return self.path, None, self.name
+
+
+class RegressionItem(pytest.Item):
+    """A configuration's metric against a stored measurement of it."""
+
+    def __init__(
+        self, *, benchmark: Benchmark, configuration: str, tolerance: Tolerance, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.module = getattr(self.parent, "obj", None)
+        self._benchmark = benchmark
+        self._configuration = configuration
+        self._tolerance = tolerance
+
+    def setup(self) -> None:
+        """Measure, so that what does not come up is an error and not a regression."""
+        _refuse_xdist(self.config)
+        dynamo = self.config.stash[_SESSION]
+        assert dynamo.stored is not None
+        try:
+            self._regression = dynamo.comparison(self._benchmark).regression(
+                self._configuration,
+                self._tolerance,
+                dynamo.stored,
+                allow_mismatches=self.config.getoption("dynamo_baseline_any"),
+            )
+        except DynamoBenchError as error:
+            raise _told(error) from None
+
+    def runtest(self) -> None:
+        """Fail on a regression; an undecided one is the user's choice."""
+        found = self._regression
+        self.user_properties += [
+            ("dynamo.benchmark", self._benchmark.name),
+            ("dynamo.configuration", self._configuration),
+            ("dynamo.metric", found.tolerance.metric),
+            ("dynamo.regression", found.outcome),
+            ("dynamo.tolerance", found.tolerance.share),
+            ("dynamo.value", found.effect.treatment_value),
+            ("dynamo.stored_value", found.effect.baseline_value),
+            ("dynamo.change", found.effect.change),
+            ("dynamo.change_low", found.effect.low),
+            ("dynamo.change_high", found.effect.high),
+        ]
+        message = f"{found.outcome}: {self._configuration}: {found.sentence}"
+        if found.outcome == "regression":
+            pytest.fail(message, pytrace=False)
+        if found.outcome == "inconclusive":
+            _end_inconclusive(self.config, message)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where the test is: the module of its benchmark."""
+        return self.path, None, self.name
+
+
+def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
+    """Give a test the outcome that the user chose for what is undecided."""
+    __tracebackhide__ = True
+    outcome = config.getoption("dynamo_inconclusive")
+    if outcome == "skip":
+        pytest.skip(message)
+    if outcome == "xfail":
+        pytest.xfail(message)
+    pytest.fail(message, pytrace=False)
+
+
+def _end_invalid(config: pytest.Config, message: str) -> NoReturn:
+    """Give a test the outcome that the user chose for what was not measured well enough.
+
+    Called while a test is set up, where a failure is an error.
+    """
+    __tracebackhide__ = True
+    outcome = config.getoption("dynamo_invalid")
+    if outcome == "skip":
+        pytest.skip(message)
+    if outcome == "xfail":
+        pytest.xfail(message)
+    raise pytest.fail.Exception(message, pytrace=False) from None
+
+
+def _refuse_xdist(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        pytest.fail(
+            "benchmarks cannot run under xdist: workers would bring up the same configurations "
+            "side by side and disturb each other; run them without -n",
+            pytrace=False,
+        )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -348,11 +701,7 @@ class MeasuredComparison:
             return verdict
         message = self.explain(verdict)
         if verdict.outcome == "inconclusive":
-            outcome = self._request.config.getoption("dynamo_inconclusive")
-            if outcome == "skip":
-                pytest.skip(message)
-            if outcome == "xfail":
-                pytest.xfail(message)
+            _end_inconclusive(self._request.config, message)
         pytest.fail(message, pytrace=False)
 
     def explain(self, verdict: Verdict) -> str:
@@ -414,12 +763,7 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     up, or a run that is invalid, is an error of the test and never a result: for a test
     with a ``claim`` its two configurations, for any other test all of them.
     """
-    if hasattr(request.config, "workerinput"):
-        pytest.fail(
-            "benchmarks cannot run under xdist: workers would bring up the same configurations "
-            "side by side and disturb each other; run them without -n",
-            pytrace=False,
-        )
+    _refuse_xdist(request.config)
     benchmark = _benchmark_of(request.module)
     if benchmark is None:
         raise pytest.UsageError(
@@ -439,13 +783,16 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     measured = dynamo.comparison(benchmark)
     result = MeasuredComparison(measured, request)
     try:
-        measured.ensure(wanted)
         verdict = measured.verdict(claim) if claim is not None else None
+        for configuration in wanted:
+            measured.runs(configuration)
+    except InvalidRunError as error:
+        _end_invalid(request.config, str(error))
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
         request.node.user_properties.extend(_properties(measured, verdict))
-        pytest.fail(result.explain(verdict), pytrace=False)
+        _end_invalid(request.config, result.explain(verdict))
     return result
 
 
@@ -464,25 +811,33 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A table per comparison, a line per verdict, and where the results are."""
     dynamo = terminalreporter.config.stash.get(_SESSION, None)
-    if dynamo is None or not any(item.measured for item in dynamo.comparisons.values()):
+    if dynamo is None or dynamo.report_directory is None:
         return
-    from pytest_dynamo_bench.reports.terminal import render_comparison
+    from pytest_dynamo_bench.reports.terminal import render_attribution, render_comparison
 
     terminalreporter.section("dynamo benchmarks")
     for item in dynamo.comparisons.values():
         if item.measured:
             text = render_comparison(
-                item.benchmark,
-                item.target.name,
-                item.measured,
-                item.verdicts,
-                terminalreporter._tw.fullwidth,
-                terminalreporter._tw.hasmarkup,
+                item, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
             )
             for line in text.splitlines():
                 terminalreporter.write_line(line)
             terminalreporter.write_line("")
+    for study in dynamo.studies:
+        text = render_attribution(
+            study, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
+        )
+        for line in text.splitlines():
+            terminalreporter.write_line(line)
+        terminalreporter.write_line("")
     terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")
+    saved = terminalreporter.config.getoption("dynamo_save_baseline")
+    if saved and dynamo.report_directory is not None:
+        from pytest_dynamo_bench.reports.store import StoredResults
+
+        StoredResults(dynamo.report_directory).copy_to(Path(saved))
+        terminalreporter.write_line(f"baseline: {saved}")
 
 
 def _relative(path: Path | None) -> str:

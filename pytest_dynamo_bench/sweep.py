@@ -10,11 +10,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -27,8 +24,9 @@ from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.targets.replay import ReplayTarget
-from pytest_dynamo_bench.traffic import Traffic
+from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
 METRICS_OF_A_POINT = (
     "goodput",
@@ -51,7 +49,8 @@ class Variation:
     """How a point of a sweep departs from the benchmark.
 
     Attributes:
-        speedup: divides the times between arrivals.
+        speedup: divides the times between arrivals, or, for traffic that is sent by concurrency,
+            multiplies the sessions in flight.
         kv_scale: multiplies the KV blocks of every worker.
         split: prefill and decode workers, for configurations that have them.
     """
@@ -115,7 +114,7 @@ class Sweep:
         benchmark: the comparison; its configurations are those that are swept.
         target: its ``speedup`` is multiplied by that of each point.
         traffic: what is sent; the benchmark's own when None.
-        speedups: loads; 2 is twice as many requests per second.
+        speedups: loads; 2 is twice as many requests per second, or sessions in flight.
         kv_scales: KV capacities, relative to the configuration's.
         splits: prefill and decode workers, such as ``(6, 2)``; only for configurations with a
             split, the others stay as they are.
@@ -133,9 +132,10 @@ class Sweep:
     def __post_init__(self) -> None:
         for name in ("speedups", "kv_scales"):
             values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
             if not values or any(isinstance(v, bool) or not v > 0 for v in values):
                 raise BenchmarkError(f"Sweep: {name}: give numbers greater than 0, got {values!r}")
+            # 1 and 1.0 are the same point, and must be found as such in the cache.
+            object.__setattr__(self, name, tuple(map(float, values)))
         object.__setattr__(self, "splits", tuple(tuple(split) for split in self.splits))
         for split in self.splits:
             if len(split) != 2 or any(not isinstance(n, int) or n < 1 for n in split):
@@ -191,7 +191,8 @@ class Sweep:
             self.target.check(dataclasses.replace(self.benchmark, configurations=[configuration],
                                                   claims=()))  # fmt: skip
         traffic = self.traffic if self.traffic is not None else self.target.traffic(self.benchmark)
-        common = self._fingerprint(traffic)
+        configurations = [configuration for configuration, _ in self.points]
+        common = fingerprint(self.benchmark, self.target, traffic, configurations, self.metrics)
         keys = [_key(common, *point) for point in self.points]
         done: dict[str, SweepPoint] = {}
         if cache is not None:
@@ -205,7 +206,13 @@ class Sweep:
         missing = {
             key: point for key, point in zip(keys, self.points, strict=True) if key not in done
         }
-        for key, point in self._computed(missing, traffic, processes):
+        computed = compute_all(
+            _simulate,
+            missing,
+            processes=processes,
+            shared=(self.benchmark, self.target, traffic, tuple(self.metrics)),
+        )
+        for key, point in computed:
             done[key] = point
             if cache is not None:
                 _write(cache / f"{key}.json", point)
@@ -217,65 +224,44 @@ class Sweep:
             for key, (configuration, _) in zip(keys, self.points, strict=True)
         )
 
-    def _computed(
-        self,
-        missing: Mapping[str, tuple[Configuration, Variation]],
-        traffic: Traffic,
-        processes: int | None,
-    ) -> Iterable[tuple[str, SweepPoint]]:
-        if not missing:
-            return
-        workers = min(len(missing), processes or os.cpu_count() or 1)
-        # Spawned, not forked: the caller may have threads.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(
-            workers, context, _share, (self.benchmark, self.target, traffic, tuple(self.metrics))
-        )
-        try:
-            futures: dict[Future[SweepPoint], str] = {
-                pool.submit(_simulate, *point): key for key, point in missing.items()
-            }
-            waiting = set(futures)
-            while waiting:
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fingerprint(self, traffic: Traffic) -> str:
-        """A hash of everything that all points have in common."""
-        target = dataclasses.asdict(self.target)
-        del target["timeout_seconds"], target["profile_directories"]
-        digest = hashlib.sha256()
-        _update(
-            digest,
-            {
-                "format": _CACHE_FORMAT,
-                "plugin": __version__,
-                "dynamo": metadata.version("ai-dynamo"),
-                "target": target,
-                "model": self.benchmark.model,
-                "engine": self.benchmark.engine,
-                "hardware": dataclasses.asdict(self.benchmark.hardware),
-                "goodput": dataclasses.asdict(self.benchmark.goodput)
-                if self.benchmark.goodput
-                else None,
-                "metrics": list(self.metrics),
-                "schedule": traffic.schedule.description,
-                "block_tokens": traffic.block_tokens,
-            },
-        )
-        for request in traffic.requests:
-            digest.update(repr(dataclasses.astuple(request)).encode())
-        used = {
-            profile.path: profile
-            for configuration, _ in self.points
-            for profile in self.target.profiles(self.benchmark, configuration)
-        }
-        for path in sorted(used):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
+def fingerprint(
+    benchmark: Benchmark,
+    target: ReplayTarget,
+    traffic: Traffic,
+    configurations: Iterable[Configuration],
+    metrics: Sequence[str],
+) -> str:
+    """A hash of everything, beside a configuration, that decides what it measures."""
+    options = dataclasses.asdict(target)
+    del options["timeout_seconds"], options["profile_directories"]
+    digest = hashlib.sha256()
+    _update(
+        digest,
+        {
+            "format": _CACHE_FORMAT,
+            "plugin": __version__,
+            "dynamo": metadata.version("ai-dynamo"),
+            "target": options,
+            "model": benchmark.model,
+            "engine": benchmark.engine,
+            "hardware": dataclasses.asdict(benchmark.hardware),
+            "goodput": dataclasses.asdict(benchmark.goodput) if benchmark.goodput else None,
+            "metrics": list(metrics),
+            "schedule": traffic.schedule.description,
+            "block_tokens": traffic.block_tokens,
+        },
+    )
+    for request in traffic.requests:
+        digest.update(repr(dataclasses.astuple(request)).encode())
+    used = {
+        profile.path: profile
+        for configuration in configurations
+        for profile in target.profiles(benchmark, configuration)
+    }
+    for path in sorted(used):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _update(digest: Any, data: Mapping[str, Any]) -> None:
@@ -316,17 +302,6 @@ def _read(path: Path) -> SweepPoint | None:
         return None
 
 
-_shared: tuple[Benchmark, ReplayTarget, Traffic, tuple[str, ...]] | None = None
-
-
-def _share(
-    benchmark: Benchmark, target: ReplayTarget, traffic: Traffic, metrics: tuple[str, ...]
-) -> None:
-    """Run once in each process of the pool, so that the traffic is sent to it once."""
-    global _shared
-    _shared = (benchmark, target, traffic, metrics)
-
-
 class _Silent:
     def stage(self, name: str) -> None:
         """Nobody watches."""
@@ -335,10 +310,15 @@ class _Silent:
         """Nobody watches."""
 
 
-def _simulate(configuration: Configuration, variation: Variation) -> SweepPoint:
-    assert _shared is not None
-    benchmark, target, traffic, names = _shared
-    at_point = dataclasses.replace(target, speedup=target.speedup * variation.speedup)
+def _simulate(
+    configuration: Configuration,
+    variation: Variation,
+    benchmark: Benchmark,
+    target: ReplayTarget,
+    traffic: Traffic,
+    names: tuple[str, ...],
+) -> SweepPoint:
+    at_point, configuration, traffic = _loaded(target, configuration, traffic, variation.speedup)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-sweep-") as directory:
         run = at_point.measure(benchmark, configuration, traffic, Path(directory), _Silent())
     metrics = Metrics(run, benchmark.goodput)
@@ -347,6 +327,25 @@ def _simulate(configuration: Configuration, variation: Variation) -> SweepPoint:
     return SweepPoint(
         configuration.name, variation, configuration.gpus, values, len(run.records), failed
     )
+
+
+def _loaded(
+    target: ReplayTarget, configuration: Configuration, traffic: Traffic, speedup: float
+) -> tuple[ReplayTarget, Configuration, Traffic]:
+    """Target, configuration and traffic at another load.
+
+    In a closed loop the times between arrivals follow from the sessions in flight, so that
+    these are what sets the load.
+    """
+    if not isinstance(traffic.schedule, Concurrency):
+        return (
+            dataclasses.replace(target, speedup=target.speedup * speedup), configuration, traffic,
+        )  # fmt: skip
+    schedule = Concurrency(max(1, round(traffic.schedule.sessions * speedup)))
+    own = configuration.concurrency
+    if own is not None:
+        configuration = configuration.but(concurrency=max(1, round(own * speedup)))
+    return target, configuration, dataclasses.replace(traffic, schedule=schedule)
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,14 @@ class FakeTarget:
     def limitations(self, benchmark, configuration):
         return ("everything is made up",)
 
-    def measure(self, benchmark, configuration, traffic, directory, progress):
+    def measure(self, benchmark, configuration, traffic, directory, progress, *, repeat=0):
         self.measured.append(configuration.name)
         print(f"MEASURED {configuration.name}")  # noqa: T201
         progress.stage("bringing up")
         if configuration.name in self.broken:
             raise DeploymentError(f"{configuration.name} did not come up: no such model")
         progress.stage("measuring")
-        random = np.random.default_rng(len(configuration.name))
+        random = np.random.default_rng([len(configuration.name), repeat])
         factor = self.factors.get(configuration.name, 1.0)
         records = []
         for index, request in enumerate(traffic.requests):

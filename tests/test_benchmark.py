@@ -120,6 +120,7 @@ def test_a_missing_trace_is_found_when_the_benchmark_is_written():
             "kv_hit_rate higher by at least 5 points",
             0.05,
         ),
+        (Claim("c", "goodput", "kv", "agg", higher_by=0), "goodput higher", 0.0),
         (
             Claim("c", "request_latency.p99", "kv", "agg", not_higher_by=0.02),
             "request_latency.p99 at most 2 % higher",

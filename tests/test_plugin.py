@@ -41,7 +41,7 @@ CONFTEST = """
 import sys
 sys.path.insert(0, {project!r})
 from tests.fake_target import FakeTarget
-target = FakeTarget(factors=dict(kv=0.5), **{settings!r})
+target = FakeTarget(**{{"factors": {{"kv": 0.5}}, **{settings!r}}})
 
 def pytest_dynamo_bench_make_target(config, name):
     return target if name == "local" else None

@@ -13,12 +13,28 @@ This page is written by `python -m pytest_dynamo_bench.calibration`, from
 (`pytest_dynamo_bench/calibration/queues.py`): bursts, correlated prompt lengths, several
 workers, decodes that slow each other down, and a drifting machine. Their times to first token
 are correlated over tens of requests, more than those of a real production trace in Dynamo's
-replay, and in the scenario called *stress* over hundreds.
+replay. (A part called `aa-stress`, over hundreds of requests, is run only by name.)
 
 A **false claim** is a 95 % interval that excludes "no change" when both sides are the same
 configuration. **Covered** means that the interval contains the true change. Shares have exact
 binomial 95 % intervals (Clopper–Pearson) in brackets. The **naive** method resamples single
 requests of each run on its own, as if they were independent.
+
+How to read it:
+
+* Percentiles of paired runs are covered more often than 95 %: their intervals are wider than they
+  need to be. That costs power, not truth.
+* In an open loop that is not overloaded, throughput is what is offered. All that two runs of the
+  same traffic differ by is when the last response came, and no interval calls that a difference.
+  The naive method always does for requests per second, since each request counts exactly 1.
+* With the same traffic the naive method can look harmless for times to first token: by not pairing
+  it takes the traffic for noise, which happens to hide that it takes correlated noise for
+  independent. Where the traffic matters little, as for the time between tokens, nothing hides it.
+* One run of each configuration cannot know that runs differ. Where they do by 2 %, a single run of
+  each claims a difference of inter-token latency far too often, and three runs of each do not:
+  compare "1 repeat" with "3 repeats". Use repeats on a machine that is not quiet.
+* 200 requests whose noise is correlated over 15 requests are worth about 25 independent ones. The
+  interval of inter-token latency is then somewhat too narrow.
 """
 
 

@@ -7,11 +7,13 @@ configuration as deployed, what it said of itself, all metrics) and ``logs/``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,10 +24,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import psutil
 
+from pytest_dynamo_bench.attribution_runs import AttributionStudy
 from pytest_dynamo_bench.benchmark import Benchmark
+from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.verdicts import Verdict
+from pytest_dynamo_bench.verdicts.regression import Regression
 
 SUMMARY_VERSION = 1
 _IN_SUMMARY = (
@@ -56,18 +61,22 @@ class ResultStore:
         write_json(directory / "environment.json", environment())
         self._write_summary()
 
-    def run_directory(self, benchmark: str, configuration: str) -> Path:
-        """Where a run's files are; made if it does not exist."""
-        directory = self.directory / benchmark / configuration
+    def run_directory(self, benchmark: str, configuration: str, repeat: int = 0) -> Path:
+        """Where a run's files are; made if it does not exist. Repeats count from 0."""
+        directory = _run_directory(self.directory / benchmark / configuration, repeat)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
     def save_run(
-        self, benchmark: Benchmark, metrics: Metrics, limitations: tuple[str, ...]
+        self,
+        benchmark: Benchmark,
+        metrics: Metrics,
+        limitations: tuple[str, ...],
+        repeat: int = 0,
     ) -> None:
         """Write one run: its records, what it ran on, and its metrics."""
         run = metrics.run
-        directory = self.run_directory(run.benchmark, run.configuration)
+        directory = self.run_directory(run.benchmark, run.configuration, repeat)
         write_parquet(directory / "requests.parquet", run)
         details = {
             "version": SUMMARY_VERSION,
@@ -88,18 +97,34 @@ class ResultStore:
             "metrics": metrics.as_dict(),
         }
         write_json(directory / "run.json", details)
-        kept = (
-            "gpus",
-            "simulated",
-            "requests",
-            "failed",
-            "problems",
-            "duration_seconds",
-            "metrics",
-        )
-        entry = self._entry(benchmark)
-        entry["runs"][run.configuration] = {key: details[key] for key in kept}
+        runs = self._entry(benchmark)["runs"].setdefault(run.configuration, [])
+        runs.append({key: details[key] for key in _IN_SUMMARY})
         self._write_summary()
+
+    def save_regression(
+        self, benchmark: Benchmark, configuration: str, regression: Regression
+    ) -> None:
+        """Add the comparison of a configuration's metric with a stored measurement."""
+        found = self._entry(benchmark)["regressions"].setdefault(configuration, {})
+        found[regression.tolerance.metric] = dataclasses.asdict(regression)
+        self._write_summary()
+
+    def save_attribution(self, study: AttributionStudy) -> None:
+        """Write an attribution; with its figure, where the extra for figures is installed."""
+        from pytest_dynamo_bench.reports import figures
+
+        directory = self.directory / study.benchmark
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "attribution.json", study.as_dict())
+        # Without the extra for figures there is the table in the terminal and the JSON file.
+        with contextlib.suppress(ReportError):
+            figures.write_attribution(
+                directory / "attribution.svg",
+                study.attribution.as_rows(),
+                title=f"{study.metric}: {study.treatment} against {study.baseline}",
+                subtitle=study.benchmark,
+                metric=study.metric,
+            )
 
     def save_verdict(self, benchmark: Benchmark, verdict: Verdict) -> None:
         """Add a verdict to the summary; a later one for the same claim takes its place."""
@@ -118,12 +143,120 @@ class ResultStore:
                 "recipe": benchmark.recipe,
                 "runs": {},
                 "verdicts": {},
+                "regressions": {},
             }
         entry: dict[str, Any] = entries[benchmark.name]
         return entry
 
     def _write_summary(self) -> None:
         write_json(self.directory / "summary.json", self._summary)
+
+
+class StoredResults:
+    """Results of an earlier session, read back.
+
+    Args:
+        directory: a directory of results, or its ``summary.json``.
+
+    Raises:
+        ResultsError: there are no results, or of a version that this one cannot read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.parent if directory.name == "summary.json" else directory
+        path = self.directory / "summary.json"
+        try:
+            self.summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ResultsError(
+                f"{path}: cannot be read ({error.strerror}); give a directory that an earlier "
+                "session wrote, such as reports/<time>-<target>"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise ResultsError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
+        version = self.summary.get("version") if isinstance(self.summary, dict) else None
+        if version != SUMMARY_VERSION:
+            raise ResultsError(
+                f"{path}: has version {version!r}, this plugin reads version {SUMMARY_VERSION}"
+            )
+
+    def configurations(self, benchmark: str) -> list[str]:
+        """The configurations of a benchmark that there are runs of."""
+        entry = self.summary.get("benchmarks", {}).get(benchmark, {})
+        return list(entry.get("runs", {}))
+
+    def runs(self, benchmark: str, configuration: str) -> list[Run]:
+        """All repeats of a configuration.
+
+        Raises:
+            ResultsError: there are none.
+        """
+        directory = self.directory / benchmark / configuration
+        found: list[Run] = []
+        while (path := _run_directory(directory, len(found)) / "run.json").is_file():
+            found.append(read_run(path.parent))
+        if not found:
+            raise ResultsError(f"{self.directory}: has no runs of {benchmark} {configuration}")
+        return found
+
+    def copy_to(self, directory: Path) -> None:
+        """Copy what a later comparison needs, in one step; logs are left out.
+
+        An earlier copy is replaced; any other directory is left alone.
+
+        Raises:
+            ResultsError: the directory exists and holds something else.
+        """
+        check_replaceable(directory)
+        partial = directory.with_name(f".{directory.name}.{os.getpid()}")
+        shutil.copytree(self.directory, partial, ignore=shutil.ignore_patterns("logs", "*.log"))
+        if directory.exists():
+            shutil.rmtree(directory)
+        partial.rename(directory)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Make sure that results may be written in the place of a directory.
+
+    Raises:
+        ResultsError: it exists and holds something else than results.
+    """
+    if directory.exists() and not (directory / "summary.json").is_file():
+        raise ResultsError(f"{directory} exists and holds no results; it is left as it is")
+
+
+def _run_directory(configuration: Path, repeat: int) -> Path:
+    return configuration / f"repeat-{repeat + 1}" if repeat else configuration
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run that :meth:`ResultStore.save_run` wrote.
+
+    Raises:
+        ResultsError: a file is missing or cannot be read; the message names it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        details = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        rows = pq.read_table(directory / "requests.parquet").to_pylist()
+        records = [RequestRecord(**{**row, "chunk_ms": tuple(row["chunk_ms"])}) for row in rows]
+        return Run(
+            benchmark=details["benchmark"],
+            configuration=details["configuration"]["name"],
+            target=details["target"],
+            gpus=details["gpus"],
+            records=records,
+            started_at=details["started_at"],
+            simulated=details["simulated"],
+            deployed=details["deployed"],
+            observed=details["observed"],
+            traffic=details["traffic"],
+            problems=details["problems"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ResultsError(f"{directory}: cannot be read as a run: {error!r}") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -23,9 +24,18 @@ from rich.text import Text
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.reports.attribution import shares_table
+from pytest_dynamo_bench.traffic import Traffic, describe
 from pytest_dynamo_bench.verdicts import Verdict
+from pytest_dynamo_bench.verdicts.regression import Regression
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.attribution_runs import AttributionStudy
+    from pytest_dynamo_bench.comparison import Comparison
 
 _QUIET_SECONDS = 10.0
+# The display shares a process with the load generator: each refresh delays what is measured.
+_REFRESHES_PER_SECOND = 2
 _COLUMNS = (
     ("TTFT\nmean", "time_to_first_token.mean"),
     ("TTFT\np50", "time_to_first_token.p50"),
@@ -42,8 +52,9 @@ _MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid":
 class LineProgress:
     """Progress as plain lines, a line per stage and at most one every ten seconds between."""
 
-    def __init__(self, label: str, write: Callable[[str], None]) -> None:
+    def __init__(self, label: str, write: Callable[[str], None], noun: str = "requests") -> None:
         self._label = label
+        self._noun = noun
         self._write = write
         self._last = time.monotonic()
 
@@ -55,7 +66,7 @@ class LineProgress:
         if time.monotonic() - self._last >= _QUIET_SECONDS or done == total:
             self._last = time.monotonic()
             trouble = f", {failed} failed" if failed else ""
-            self._write(f"{self._label}: {done} of {total} requests{trouble}")
+            self._write(f"{self._label}: {done} of {total} {self._noun}{trouble}")
 
 
 class LiveProgress:
@@ -84,29 +95,84 @@ def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
         TextColumn("{task.fields[stage]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND
+    ) as progress:
         yield LiveProgress(label, progress)
 
 
-def render_comparison(
-    benchmark: Benchmark,
-    target: str,
-    measured: Mapping[str, Metrics],
-    verdicts: Iterable[Verdict],
-    width: int,
-    color: bool,
-) -> str:
-    """The table of a comparison and a line per verdict, as text for a terminal."""
-    console = Console(
+def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
+    """The table of a comparison, its verdicts and regressions, as text for a terminal."""
+    console = _console(width, color)
+    benchmark, measured = comparison.benchmark, comparison.measured
+    simulated = any(metrics.run.simulated for metrics in measured.values())
+    where = comparison.target.name + (", simulated time" if simulated else "")
+    title = Text(f"{benchmark.name} on {where}", style="bold")
+    console.print(title.append(f": {benchmark.question}", style="not bold"))
+    console.print(Text(_traffic_in_words(comparison.traffic), style="dim"))
+    console.print(_table(benchmark, measured))
+    console.print(_verdicts(comparison.verdicts))
+    if comparison.regressions:
+        console.print(_regressions(comparison.regressions))
+    if comparison.how_judged:
+        console.print(Text(comparison.how_judged, style="dim"))
+    repeats = max(len(comparison.runs(name)) for name in measured)
+    if repeats > 1:
+        console.print(Text(f"{repeats} runs of each; the table shows the first", style="dim"))
+    limits = {
+        limit: None
+        for name in measured
+        for limit in comparison.target.limitations(benchmark, benchmark.configuration(name))
+    }
+    listed = Table.grid(padding=(0, 1))
+    for limit in limits:
+        listed.add_row(Text("-", style="dim"), Text(limit, style="dim"))
+    console.print(listed)
+    return _written(console)
+
+
+def render_attribution(study: AttributionStudy, width: int, color: bool) -> str:
+    """What each feature brings, as text for a terminal."""
+    console = _console(width, color)
+    title = Text(f"{study.benchmark}, attribution of {study.metric}", style="bold")
+    told = f": {study.treatment} against {study.baseline}, % of the baseline's, simulated"
+    console.print(title.append(told, style="not bold"))
+    console.print(shares_table(study))
+    return _written(console)
+
+
+def _console(width: int, color: bool) -> Console:
+    return Console(
         file=io.StringIO(), width=max(width, 60), force_terminal=color, no_color=not color,
         color_system="standard" if color else None, highlight=False, emoji=False,
     )  # fmt: skip
-    title = Text(f"{benchmark.name} on {target}", style="bold")
-    console.print(title.append(f": {benchmark.question}", style="not bold"))
-    console.print(_table(benchmark, measured))
-    console.print(_verdicts(verdicts))
+
+
+def _written(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
+
+
+def _traffic_in_words(traffic: Traffic) -> str:
+    figures = describe(traffic)
+    return (
+        f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
+        f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
+        f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens; "
+        f"{figures.reusable_share:.1%} of the prompt blocks are reusable"
+    )
+
+
+def _regressions(found: Mapping[tuple[str, str], Regression]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_column()
+    marks = {"regression": "red", "improvement": "green", "unchanged": "green"}
+    for (configuration, _), regression in found.items():
+        outcome = Text(regression.outcome, style=marks.get(regression.outcome, "yellow"))
+        told = Text(f"{configuration}\n", style="bold")
+        grid.add_row(outcome, told.append(regression.sentence, style="not bold"))
+    return grid
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> Table:

@@ -54,8 +54,13 @@ class Target(Protocol):
         traffic: Traffic,
         directory: Path,
         progress: Progress,
+        *,
+        repeat: int = 0,
     ) -> Run:
         """Bring the configuration up, send the traffic, take everything down again.
+
+        ``repeat`` counts runs of the same configuration from 0; a target that would give the
+        same numbers again varies what is left to chance in reality.
 
         Logs and whatever else explains the run are written to ``directory``.
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -137,8 +137,12 @@ class ReplayTarget:
         traffic: Traffic,
         directory: Path,
         progress: Progress,
+        *,
+        repeat: int = 0,
     ) -> Run:
         """Simulate the traffic, as the configuration is to get it, through the configuration.
+
+        What a repeat varies is the seed that decides ties in the KV router.
 
         ``directory`` gets ``replay-job.json`` (what the simulation was given),
         ``replay.log``, and the profile that was used if it isn't a shipped one.
@@ -147,6 +151,9 @@ class ReplayTarget:
             TargetError: the configuration cannot be simulated.
             DeploymentError: the simulation ended with an error; the message has the log's end.
         """
+        if repeat and self.seed is not None:
+            other = replace(self, seed=self.seed + repeat)
+            return other.measure(benchmark, configuration, traffic, directory, progress)
         arguments = engine_arguments(self, benchmark, configuration)
         traffic = traffic_for(traffic, configuration)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -59,18 +59,19 @@ class MooncakeTrace(TrafficSource):
         return f"Mooncake {self.trace} trace, {self.schedule.description}"
 
     def load(self) -> Traffic:
-        return _load(self.trace, self.schedule)
+        if self.trace in SHIPPED:
+            source = resources.files("pytest_dynamo_bench") / "data" / SHIPPED[self.trace]
+            with resources.as_file(source) as path:
+                return _load(path, 0, self.trace, self.schedule)
+        path = Path(self.trace).absolute()
+        return _load(path, path.stat().st_mtime_ns, self.trace, self.schedule)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(trace: str, schedule: Schedule) -> Traffic:
-    if trace in SHIPPED:
-        source = resources.files("pytest_dynamo_bench") / "data" / SHIPPED[trace]
-        with resources.as_file(source) as path, _open_text(path) as lines:
-            requests = read_mooncake(lines, trace)
-    else:
-        with _open_text(Path(trace)) as lines:
-            requests = read_mooncake(lines, trace)
+def _load(path: Path, _modified_ns: int, trace: str, schedule: Schedule) -> Traffic:
+    """Read a trace once, until its file changes."""
+    with _open_text(path) as lines:
+        requests = read_mooncake(lines, trace)
     return Traffic(requests, schedule, BLOCK_TOKENS, (f"Mooncake trace {trace!r}",))
 
 

@@ -163,6 +163,16 @@ def test_speculation_and_offload_follow_the_role_that_has_them():
     assert [bool(w.kv_offload) for w in offload.workers] == [True, False]
 
 
+def test_a_load_of_its_own_is_told_apart_from_the_features():
+    treatment = AGG.but(name="kv", router="kv", concurrency=64, requests=640)
+    made = plan(AGG, treatment)
+    assert made.features == ("kv_routing", "load")
+    routing = made.arms[ROUTING]
+    assert (routing.concurrency, routing.requests) == (None, None)
+    load = made.arms[frozenset(["load"])]
+    assert (load.router, load.concurrency, load.requests) == ("round-robin", 64, 640)
+
+
 def test_features_can_go_together():
     made = plan(AGG, SPLIT_KV, together=[("kv_routing", "pd_split")])
     assert made.features == ("kv_routing+pd_split",) and len(made.arms) == 2

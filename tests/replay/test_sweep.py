@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from replay_bench import AGGREGATED, SPLIT, make_benchmark, make_traffic
 
+from pytest_dynamo_bench import Concurrency
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
 from pytest_dynamo_bench.sweep import Sweep, SweepPoint, Variation, pareto_front, winner_changes
 from pytest_dynamo_bench.targets.replay import ReplayTarget
@@ -107,6 +108,24 @@ def test_what_goes_in_decides_what_is_cached(tmp_path):
         dataclasses.replace(sweep, benchmark=make_benchmark(AGGREGATED.but(block_size=32))),
     ):
         assert not changed.run(tmp_path)[0].cached
+
+
+def test_the_load_of_a_closed_loop_is_its_sessions_in_flight(tmp_path):
+    pytest.importorskip("dynamo.replay")
+    traffic = make_traffic(60, schedule=Concurrency(4))
+    sweep = Sweep(make_benchmark(AGGREGATED), traffic=traffic, speedups=(0.5, 1, 2))
+    points = sweep.run(tmp_path, 2)
+    rates = [found.metrics["request_throughput"] for found in points]
+    latencies = [found.metrics["output_token_throughput_per_user.mean"] for found in points]
+    assert rates == sorted(rates) and rates[0] < rates[2]
+    assert latencies == sorted(latencies, reverse=True)
+
+
+def test_1_and_1_0_are_the_same_point(tmp_path):
+    pytest.importorskip("dynamo.replay")
+    sweep = Sweep(make_benchmark(AGGREGATED), traffic=make_traffic(20), speedups=(1,))
+    sweep.run(tmp_path)
+    assert dataclasses.replace(sweep, speedups=(1.0,)).run(tmp_path)[0].cached
 
 
 def test_a_damaged_cache_is_computed_anew(tmp_path):

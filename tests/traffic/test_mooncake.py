@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import os
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,16 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path):
     path.write_bytes(row().encode() + b"\n\xff\xfe\x00")
     with pytest.raises(TrafficError, match=r"t.jsonl, after line \d: cannot be read"):
         MooncakeTrace(str(path)).load()
+
+
+def test_a_file_that_changed_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "t.jsonl"
+    path.write_text(row())
+    assert len(MooncakeTrace("t.jsonl").load().requests) == 1
+    path.write_text(row() + "\n" + row())
+    os.utime(path, ns=(1, 1))
+    assert len(MooncakeTrace("t.jsonl").load().requests) == 2
 
 
 def test_compressed_files_are_read_and_damaged_ones_are_an_error(tmp_path):

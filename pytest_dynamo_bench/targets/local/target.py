@@ -132,6 +132,8 @@ class LocalTarget:
         traffic: Traffic,
         directory: Path,
         progress: Progress,
+        *,
+        repeat: int = 0,
     ) -> Run:
         """Bring up, warm, measure and take down; see :class:`~..base.Target`.
 

@@ -1,0 +1,187 @@
+"""``attribution``: which feature brings what, where two configurations differ in several."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pytest_dynamo_bench.attribution import Estimate
+from pytest_dynamo_bench.attribution_runs import AttributionStudy, run_attribution
+from pytest_dynamo_bench.benchmark import Benchmark
+from pytest_dynamo_bench.cli import common
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.reports import figures
+from pytest_dynamo_bench.reports.attribution import shares_table
+from pytest_dynamo_bench.targets.replay import ReplayTarget
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "attribution",
+        help="which feature brings what, where two configurations differ in several",
+        description="Simulates every combination of the features in which two configurations "
+        "differ, and divides the difference among them: what each brings alone, on top of all "
+        "others, and averaged over the orders in which they could be added (its Shapley value). "
+        "Intervals come from several seeds of the router's ties, and from resampled blocks of "
+        "the traffic.",
+    )
+    parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="default: the configuration with the role baseline"
+    )
+    parser.add_argument(
+        "--treatment", metavar="NAME", help="default: the configuration with the role winner"
+    )
+    parser.add_argument(
+        "--metric", default="goodput", metavar="METRIC",
+        help="what is divided (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=common.positive, default=5, metavar="N",
+        help="simulations of each combination with KV routing (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--together", action="append", default=[], metavar="A+B",
+        help="features that count as one; may be given more than once",
+    )  # fmt: skip
+    common.add_running_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Simulate, divide, show, write.
+
+    Raises:
+        DynamoBenchError: as
+            :func:`~pytest_dynamo_bench.attribution_runs.run_attribution`.
+    """
+    began = time.monotonic()
+    benchmark = common.load_benchmark(options.module)
+    metric = common.check_metric(options.metric)
+    baseline = _configuration(benchmark, options.baseline, "baseline")
+    treatment = _configuration(benchmark, options.treatment, "winner")
+    cached = 0
+    directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-attribution")
+
+    with common.progress("attribution") as tell:
+
+        def on_run(done: int, total: int, configuration: str, seed: int, known: bool) -> None:
+            nonlocal cached
+            cached += known
+            tell(done, total, f"{configuration}, seed {seed}" + (" (cached)" if known else ""))
+
+        study = run_attribution(
+            benchmark, baseline, treatment,
+            metric=metric,
+            seeds=range(options.seeds),
+            together=[group.split("+") for group in options.together],
+            cache=common.cache_directory(options),
+            processes=options.processes,
+            on_run=on_run,
+        )  # fmt: skip
+    console = common.output_console()
+    console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
+    title = f"{metric} of {study.treatment} against {study.baseline}"
+    console.print(Text(f"{title}, % of the baseline's, 95 % intervals"), soft_wrap=True)
+    console.print(shares_table(study))
+    console.print(_combinations(study))
+    console.print(
+        Text(
+            f"{study.resamples} resamples of blocks of {study.block_requests} of "
+            f"{study.requests} requests, the same for all combinations, and of "
+            f"{options.seeds} seed{'s' * (options.seeds > 1)}"
+        ),
+        soft_wrap=True,
+    )
+    compared = dataclasses.replace(
+        benchmark,
+        configurations=[benchmark.configuration(name) for name in (baseline, treatment)],
+        claims=(),
+    )
+    content = study.as_dict() | {"limitations": common.limitations(ReplayTarget(), compared)}
+    files = common.write_results(directory, "attribution", content, _csv_rows(study))
+    files += common.draw(
+        console, directory, "attribution", options.png,
+        lambda path: figures.write_attribution(
+            path, study.attribution.as_rows(),
+            title=_title(study),
+            subtitle=f"{benchmark.name}: {title}; {options.seeds} seeds, 95 % intervals",
+            metric=metric,
+        ),
+    )  # fmt: skip
+    common.say_written(console, files)
+    common.say_limitations(console, "attribution.json")
+    runs = sum(len(one.seeds) for one in study.runs)
+    console.print(
+        f"{runs} simulations in {time.monotonic() - began:.1f} s, {cached} of them from the cache",
+        soft_wrap=True,
+    )
+
+
+def _configuration(benchmark: Benchmark, name: str | None, role: str) -> str:
+    known = [configuration.name for configuration in benchmark.configurations]
+    if name is not None:
+        return common.choose("configuration", name, known)
+    of_role = [item.name for item in benchmark.configurations if item.role == role]
+    if len(of_role) == 1:
+        return of_role[0]
+    option = "--baseline" if role == "baseline" else "--treatment"
+    raise BenchmarkError(
+        f"{option}: benchmark {benchmark.name!r} has {len(of_role)} configurations with the role "
+        f"{role}; name one: {', '.join(known)}"
+    )
+
+
+def _title(study: AttributionStudy) -> str:
+    """What each feature does on average, as far as the intervals say."""
+    name, statistic = parse_metric(study.metric)
+    words = " ".join(filter(None, (statistic, name.replace("_", " "))))
+    verbs = {1: "raises", -1: "lowers", 0: "may raise or lower"}
+    told = [
+        f"{share.feature} {verbs[share.average.sign]} it" for share in study.attribution.features
+    ]
+    total = study.attribution.total
+    whole = f"{100 * total.value:+.1f} %".replace("-", "−")
+    return f"{words.capitalize()} {whole} in all: averaged over orders, {', '.join(told)}"
+
+
+def _combinations(study: AttributionStudy) -> Table:
+    unit = METRICS[parse_metric(study.metric)[0]].unit
+    table = common.plain_table(
+        "taken from the treatment", "configuration", f"{study.metric}\n{unit}", "interval",
+        "over seeds", left=2,
+    )  # fmt: skip
+    for run, (_, estimate) in zip(study.runs, study.attribution.combinations, strict=True):
+        spread = f"{common.number(min(run.values), unit)} to {common.number(max(run.values), unit)}"
+        table.add_row(
+            ", ".join(run.features) or "nothing", run.configuration,
+            common.number(estimate.value, unit),
+            f"{common.number(estimate.low, unit)} to {common.number(estimate.high, unit)}",
+            spread if len(run.values) > 1 else "needs one",
+        )  # fmt: skip
+    return table
+
+
+def _csv_rows(study: AttributionStudy) -> list[dict[str, Any]]:
+    rows = []
+    for share in study.attribution.features:
+        for part in ("alone", "on_top", "average"):
+            estimate: Estimate = getattr(share, part)
+            rows.append(_csv_row(share.feature, part, estimate))
+    rows.append(_csv_row("total", "average", study.attribution.total))
+    return rows
+
+
+def _csv_row(feature: str, part: str, estimate: Estimate) -> dict[str, Any]:
+    return {
+        "feature": feature, "part": part, "value": estimate.value, "low": estimate.low,
+        "high": estimate.high, "simulated": True,
+    }  # fmt: skip

@@ -1,0 +1,303 @@
+"""What the commands share: loading a benchmark, parsing, progress, files, tables."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import importlib.util
+import io
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pytest_dynamo_bench.benchmark import Benchmark
+from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, ReportError
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.reports.store import write_json
+from pytest_dynamo_bench.targets.replay import ReplayTarget
+
+CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"
+SIMULATED = "simulated by Dynamo's replay, not measured on GPUs"
+
+
+def output_console() -> Console:
+    """Where results go: standard output, as wide as a table needs when it is not a terminal."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=160)
+
+
+def choose(what: str, name: str, known: Sequence[str]) -> str:
+    """The name, if it is a known one.
+
+    Raises:
+        BenchmarkError: it isn't; the message lists those there are, and the closest.
+    """
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    raise BenchmarkError(f"there is no {what} {name!r}; {meant}known: {', '.join(known)}")
+
+
+def check_metric(text: str) -> str:
+    """The full name of a metric, if there is such.
+
+    Raises:
+        BenchmarkError: there isn't; the message says what would be right.
+    """
+    choose("metric", text.partition(".")[0], list(METRICS))
+    try:
+        parse_metric(text)
+    except ValueError as error:
+        raise BenchmarkError(f"--metric: {error}") from None
+    return text
+
+
+def load_benchmark(path: Path) -> Benchmark:
+    """The ``benchmark`` of a module, given as a file.
+
+    Raises:
+        BenchmarkError: it cannot be imported or has none; the message has file and line.
+    """
+    if not path.is_file():
+        raise BenchmarkError(f"{path}: there is no such file")
+    name = path.stem
+    if name in sys.modules or name in sys.stdlib_module_names:
+        name = f"benchmark_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BenchmarkError(f"{path}: is not a Python module; give the .py file of a benchmark")
+    module = importlib.util.module_from_spec(spec)
+    # As pytest does, so that a module finds its neighbours; simulating processes inherit it.
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        where = Path(error.filename) if error.filename else path
+        shown = path if where == path.resolve() else where
+        raise BenchmarkError(f"{shown}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise BenchmarkError(f"{_place(path, error)}: {_told(error)}") from None
+    except SystemExit as error:
+        raise BenchmarkError(f"{_place(path, error)}: ends the program") from None
+    found = getattr(module, "benchmark", None)
+    if not isinstance(found, Benchmark):
+        got = "" if found is None else f" (it is a {type(found).__name__})"
+        raise BenchmarkError(f"{path}: has no Benchmark called 'benchmark'{got}")
+    return found
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """File and line, in the module itself if the error passed through it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) in (path, path.resolve())]
+    return f"{path}, line {own[-1].lineno}" if own else str(path)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, DynamoBenchError) else f"{type(error).__name__}: {error}"
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.5,1,2`` as numbers greater than 0, for argparse."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give numbers greater than 0, separated by commas, such as 0.5,1,2"
+        )
+    return tuple(dict.fromkeys(values))
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
+    return int(text)
+
+
+def add_running_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that simulates."""
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where results and figures are written"
+    )
+    parser.add_argument(
+        "--processes", type=positive, metavar="N",
+        help="simulations at a time (default: as many as the machine has cores)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", default=Path(".dynamo-bench-cache"),
+        help="where simulated points are kept (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-cache", action="store_true", help="simulate everything anew, and keep nothing"
+    )
+    parser.add_argument("--png", action="store_true", help="write figures as PNG as well as SVG")
+
+
+def cache_directory(options: argparse.Namespace) -> Path | None:
+    """The directory of the cache, made and hidden from git; None for none."""
+    if options.no_cache:
+        return None
+    directory: Path = options.cache
+    directory.mkdir(parents=True, exist_ok=True)
+    ignore = directory / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text(CACHE_IGNORED, encoding="utf-8")
+    return directory
+
+
+def output_directory(options: argparse.Namespace, default: Path) -> Path:
+    """Where results go, which need not exist yet.
+
+    Raises:
+        BenchmarkError: it could not be made or written to; said before anything is simulated.
+    """
+    directory: Path = options.output or default
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise BenchmarkError(f"--output: {existing} is not a directory")
+    if not os.access(existing, os.W_OK):
+        raise BenchmarkError(f"--output: {existing} cannot be written to")
+    return directory
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Tells how far a computation is: a live line on a terminal, else a line per step.
+
+    The function that it gives takes how many are done, of how many, and what was done last.
+    """
+    console = Console(stderr=True, highlight=False, emoji=False)
+    began = time.monotonic()
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[last]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=console, transient=True) as live:
+            task = live.add_task(label, total=None, last="")
+            yield lambda done, total, last: live.update(
+                task, completed=done, total=total, last=last
+            )
+        return
+
+    def line(done: int, total: int, last: str) -> None:
+        seconds = time.monotonic() - began
+        console.print(Text(f"{label}: {done} of {total}, {seconds:.1f} s: {last}"), soft_wrap=True)
+
+    yield line
+
+
+def draw(
+    console: Console, directory: Path, name: str, png: bool, write: Callable[[Path], None]
+) -> list[Path]:
+    """Write a figure in the wanted forms; without Matplotlib say how to get it.
+
+    Returns:
+        The files.
+    """
+    written: list[Path] = []
+    for ending in (".svg", ".png") if png else (".svg",):
+        path = directory / f"{name}{ending}"
+        try:
+            write(path)
+        except ReportError as error:
+            console.print(Text(f"no figure {path.name}: {error}", style="yellow"))
+            return written
+        written.append(path)
+    return written
+
+
+def write_results(
+    directory: Path, name: str, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """Write ``name.json`` and ``name.csv``, each in one step.
+
+    Args:
+        rows: of the CSV; the first one's keys are the columns.
+
+    Returns:
+        The files.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / f"{name}.json", content)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = directory / f"{name}.csv"
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text.getvalue(), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return [directory / f"{name}.json", path]
+
+
+def say_written(console: Console, paths: Iterable[Path]) -> None:
+    """Name the files, the way they can be opened from here."""
+    by_directory: dict[Path, list[str]] = {}
+    for path in paths:
+        by_directory.setdefault(path.parent, []).append(path.name)
+    for directory, names in by_directory.items():
+        console.print(Text(f"written to {directory}: {', '.join(names)}"), soft_wrap=True)
+
+
+def limitations(target: ReplayTarget, benchmark: Benchmark) -> dict[str, list[str]]:
+    """What the simulation leaves out or simplifies, by configuration."""
+    return {
+        configuration.name: list(target.limitations(benchmark, configuration))
+        for configuration in benchmark.configurations
+    }
+
+
+def say_limitations(console: Console, file: str) -> None:
+    """Remind of what a simulated number is not."""
+    console.print(
+        Text(
+            f"what the simulation simplifies, and whom that favours: 'limitations' in {file}, and "
+            "docs/replay.md"
+        ),
+        soft_wrap=True,
+    )
+
+
+def plain_table(*columns: str, left: int = 1) -> Table:
+    """A table without lines; the first ``left`` columns hold text, the others numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if index < left else "right",
+            no_wrap=index >= left,
+            overflow="fold",
+        )
+    return table
+
+
+def number(value: float, unit: str) -> str:
+    """A metric's value as people read it."""
+    if not math.isfinite(value):
+        return "-"
+    if unit == "share":
+        return f"{100 * value:.1f}"
+    if unit == "requests/s":
+        return f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"

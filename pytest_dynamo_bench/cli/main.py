@@ -1,0 +1,97 @@
+"""Arguments, errors and exit codes of the command line.
+
+Exit codes: 0 done, 1 a simulation failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from pytest_dynamo_bench.cli import attribution, sweep, traffic
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+
+_DESCRIPTION = """\
+Questions about a benchmark beside its claims: how its configurations do over a
+range of load, KV capacity or split, which feature brings what, and what its
+traffic is like. Numbers are simulated by Dynamo's replay; no GPU is needed."""
+_EPILOG = """\
+examples:
+  python -m pytest_dynamo_bench sweep benchmarks/qwen3_32b_kv_routing.py
+  python -m pytest_dynamo_bench sweep benchmarks/qwen3_32b_kv_routing.py \\
+      --speedup 1,1.5 --split 7+1,6+2,5+3,4+4
+  python -m pytest_dynamo_bench attribution benchmarks/qwen3_32b_kv_routing.py \\
+      --baseline agg-round-robin --treatment disagg-kv-router
+  python -m pytest_dynamo_bench traffic my-trace.jsonl --write-cut short.jsonl
+
+COMMAND --help lists the options of a command. The claims themselves are tests:
+pytest MODULE.py --dynamo-target=replay"""
+_COMMANDS = ("sweep", "attribution", "traffic")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(
+        prog="python -m pytest_dynamo_bench",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    sweep.add_arguments(commands)
+    attribution.add_arguments(commands)
+    traffic.add_arguments(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; those of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    top = parser()
+    if given and not given[0].startswith("-") and given[0] not in _COMMANDS:
+        close = difflib.get_close_matches(given[0], _COMMANDS, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        top.error(f"there is no command {given[0]!r}; {meant}commands: {', '.join(_COMMANDS)}")
+    options = top.parse_args(given)
+    errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options.run(options)
+    except DeploymentError as error:
+        errors.print(Text(f"error: {error}"))
+        return EXIT_FAILED
+    except DynamoBenchError as error:
+        errors.print(Text(f"error: {error}"))
+        return EXIT_USAGE
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        errors.print(Text(f"error: {named}{error.strerror or error}"))
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        kept = "" if getattr(options, "no_cache", True) else "; finished simulations are kept"
+        errors.print(Text(f"interrupted{kept}"))
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _terminate(*_: object) -> NoReturn:
+    """End through all clean-up, as Ctrl-C does."""
+    sys.exit(EXIT_TERMINATED)

@@ -1,0 +1,127 @@
+"""Many independent computations on the cores of this machine, that end when they are told to.
+
+The standard pool waits for what is running when it is shut down, and its processes live on
+when their parent is killed. Simulations take minutes, so neither will do here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from pytest_dynamo_bench.errors import DeploymentError
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+_PR_SET_PDEATHSIG = 1
+
+
+class _ToldToEnd(BaseException):
+    """Ends the computation that a process is in, through its clean-up."""
+
+
+def compute_all(
+    function: Callable[..., Result],
+    jobs: Mapping[Key, tuple[Any, ...]],
+    *,
+    processes: int | None = None,
+    shared: tuple[Any, ...] = (),
+) -> Iterator[tuple[Key, Result]]:
+    """Call ``function(*job, *shared)`` for every job, several at a time.
+
+    When the caller is interrupted, or stops listening, computations under way are ended at
+    once and clean up after themselves; no process is left behind, also when this process is
+    killed (on Linux).
+
+    Args:
+        function: a function of a module, so that other processes can find it.
+        jobs: arguments by key.
+        processes: at a time; the machine's cores by default.
+        shared: further arguments, the same for all jobs, sent to each process once.
+
+    Yields:
+        Key and result of each job, in the order in which they end.
+
+    Raises:
+        Exception: what ``function`` raised, for the first job that failed.
+        DeploymentError: a process was killed.
+    """
+    if not jobs:
+        return
+    workers = min(len(jobs), processes or os.cpu_count() or 1)
+    # Spawned, not forked: the caller may have threads.
+    context = multiprocessing.get_context("spawn")
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _prepare, (function, shared))
+    ended_well = False
+    try:
+        futures: dict[Future[Result], Key] = {
+            pool.submit(_call, *job): key for key, job in jobs.items()
+        }
+        waiting = set(futures)
+        while waiting:
+            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield futures[future], future.result()
+        ended_well = True
+    except BrokenProcessPool:
+        raise DeploymentError(
+            "a simulating process was ended from outside, perhaps for want of memory; with fewer "
+            "processes at a time each has more"
+        ) from None
+    finally:
+        if not ended_well:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[..., Any] | None = None
+_shared: tuple[Any, ...] = ()
+_parent = 0
+_busy = False
+_told_to_end = False
+
+
+def _prepare(function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
+    """Run once in each process of the pool."""
+    global _function, _shared, _parent
+    _function, _shared, _parent = function, shared, os.getppid()
+    # A terminal's Ctrl-C goes to all processes; the parent decides what follows from it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != _parent:
+            os._exit(1)
+
+
+def _end(*_: object) -> None:
+    """Leave the computation through its clean-up; an idle process is ended by its pool."""
+    global _told_to_end
+    _told_to_end = True
+    if _busy:
+        raise _ToldToEnd
+    if os.getppid() != _parent:
+        os._exit(1)
+
+
+def _call(*job: Any) -> Any:
+    global _busy
+    assert _function is not None
+    try:
+        _busy = True
+        if _told_to_end:
+            raise _ToldToEnd
+        return _function(*job, *_shared)
+    finally:
+        _busy = False
+        if os.getppid() != _parent:
+            os._exit(1)  # there is no pool any more to hand a result to, or to end this

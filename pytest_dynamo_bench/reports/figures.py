@@ -1,0 +1,579 @@
+"""Figures of results: attribution, sweeps, Pareto fronts, effects.
+
+Plain data in, SVG or PNG out; by the file's ending. Each figure is a card of its own with a
+light background, so that it can be read on light and dark pages alike, and says in its title
+what is shown. Colours are those of Okabe & Ito (2008), which colour-blind people can tell apart;
+markers differ as well. Text stays text in SVG: it can be searched, and costs no font data.
+
+Matplotlib draws them. It is imported when the first figure is drawn, and comes with the extra
+``figures``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import math
+import os
+import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_dynamo_bench.errors import ReportError
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INSTALL = "pip install 'pytest-dynamo-bench[figures]'"
+FORMATS = (".svg", ".png")
+_BACKGROUND, _INK, _FAINT, _GRID = "#ffffff", "#1f2328", "#6b7280", "#e5e7eb"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d4b8c", "#7a5c00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_OUTCOMES = {
+    "holds": ("#009e73", "o"),
+    "fails": ("#d55e00", "v"),
+    "inconclusive": ("#b8860b", "D"),
+    "invalid": ("#8e8e93", "s"),
+}
+_LONGEST_NAME = 60
+_LABEL_GAP = 0.062  # of the height of the axes
+_STYLE: Mapping[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pytest-dynamo-bench",
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "figure.facecolor": _BACKGROUND,
+    "axes.facecolor": _BACKGROUND,
+    "savefig.facecolor": _BACKGROUND,
+}
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Another configuration becomes the best between two values of the axis.
+
+    ``close`` says that its lead is too small to mean something.
+    """
+
+    after: float
+    before: float
+    from_configuration: str
+    to_configuration: str
+    close: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One configuration over a range.
+
+    Attributes:
+        label: its name.
+        x: (n,) values on the horizontal axis.
+        y: (n,) values on the vertical axis; NaN leaves a gap.
+        notes: (n,) a short text for each point, or none.
+        marked: (n,) whether a point is on the front; only for Pareto figures.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    notes: Sequence[str] = ()
+    marked: Sequence[bool] = field(default=())
+
+
+def write_attribution(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    subtitle: str = "",
+    metric: str = "goodput",
+    relative: bool = True,
+    simulated: bool = True,
+) -> None:
+    """What each feature brings alone, on top of the others, and averaged over orders.
+
+    Args:
+        path: an ``.svg`` or ``.png`` file, written in one step.
+        rows: as :meth:`Attribution.as_rows <pytest_dynamo_bench.attribution.Attribution.as_rows>`
+            gives them; a row's interval is drawn where it has one.
+        title: what is shown; a sentence.
+        metric: full name of the metric that is divided.
+        relative: whether values are shares of the baseline's (0.05 is 5 %).
+        simulated: whether the data is; said in the figure.
+
+    Raises:
+        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no rows.
+    """
+    features = [row for row in rows if row.get("feature") != "total"]
+    if not features:
+        raise ReportError("figure of an attribution: there are no features to show")
+    parts = (
+        ("alone", "alone, added to the baseline"),
+        ("on_top", "on top of everything else"),
+        ("average", "averaged over all orders"),
+    )
+    entries: list[tuple[float, Mapping[str, Any], str, str]] = []
+    ticks: list[tuple[float, str]] = []
+    at = 0.0
+    for row in features:
+        first = at
+        for index, (part, words) in enumerate(parts):
+            entries.append((at, row[part], _COLOURS[index], words if row is features[0] else ""))
+            at += 1.0
+        ticks.append(((first + at - 1) / 2, _shortened(str(row["feature"]))))
+        at += 0.7
+    for row in rows:
+        if row.get("feature") == "total":
+            entries.append((at, row["average"], _FAINT, ""))
+            ticks.append((at, "all together"))
+            at += 1.0
+    scale = 100.0 if relative else 1.0
+    with _figure(path, 7.6, 1.75 + 0.3 * at, title, subtitle, simulated) as (figure, axes):
+        for y, estimate, colour, _ in entries:
+            _bar(axes, y, estimate, scale, colour, relative)
+        axes.axvline(0, color=_INK, linewidth=1)
+        axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.16)
+        name, unit = _named(metric)
+        if relative:
+            axes.set_xlabel(f"change of {name}, % of the baseline's")
+        else:
+            axes.set_xlabel(f"change of {name}, {unit}")
+        handles = [_patch(colour, words) for _, _, colour, words in entries if words]
+        _legend_below(figure, axes, handles)
+
+
+def write_curves(
+    path: Path,
+    lines: Sequence[Line],
+    *,
+    title: str,
+    subtitle: str = "",
+    x_label: str,
+    metric: str = "goodput",
+    crossovers: Iterable[Crossover] = (),
+    x_ticks: Sequence[tuple[float, str]] = (),
+    simulated: bool = True,
+) -> None:
+    """A metric against load, KV capacity or split, one line per configuration.
+
+    The best configuration at each value has a filled marker, and where the best changes a band
+    says from which to which.
+
+    Args:
+        path: an ``.svg`` or ``.png`` file, written in one step.
+        x_label: name and unit of the horizontal axis.
+        crossovers: where the winner changes.
+        x_ticks: positions and texts, where the axis has no numbers of its own.
+        simulated: whether the data is; said in the figure.
+
+    Raises:
+        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
+    """
+    if not any(line.x for line in lines):
+        raise ReportError("figure of a sweep: there are no points to show")
+    sign = 1 if METRICS[parse_metric(metric)[0]].better == "higher" else -1
+    best: dict[float, float] = {}
+    for line in lines:
+        for x, y in zip(line.x, line.y, strict=True):
+            if math.isfinite(y):
+                best[x] = max(best.get(x, -math.inf), sign * y)
+    name, unit = _named(metric)
+    with _figure(path, 7.6, 4.6, title, subtitle, simulated) as (_, axes):
+        styles = [_style_of(index) for index in range(len(lines))]
+        for line, (colour, marker) in zip(lines, styles, strict=True):
+            axes.plot(line.x, line.y, color=colour, linewidth=1.8, zorder=3)
+            won = [math.isfinite(y) and sign * y == best[x]
+                   for x, y in zip(line.x, line.y, strict=True)]  # fmt: skip
+            for x, y, filled in zip(line.x, line.y, won, strict=True):
+                axes.plot(
+                    [x], [y], marker=marker, markersize=8 if filled else 6, color=colour,
+                    markerfacecolor=colour if filled else _BACKGROUND, zorder=4,
+                )  # fmt: skip
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        found = list(crossovers)
+        if found:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(bottom, top + 0.16 * (top - bottom))
+        for index, crossing in enumerate(found):
+            axes.axvspan(crossing.after, crossing.before, color="#f5f1d8", linewidth=0, zorder=0)
+            for edge in (crossing.after, crossing.before):
+                axes.axvline(edge, color="#d8cf9a", linewidth=0.8, zorder=0.5)
+            axes.annotate(
+                _shortened(crossing.to_configuration, 24)
+                + ("\ndraws level" if crossing.close else "\ntakes over"),
+                ((crossing.after + crossing.before) / 2, 1.0),
+                xycoords=("data", "axes fraction"), ha="center",
+                va="top" if index % 2 else "bottom", fontsize=8, color=_FAINT, linespacing=1.15,
+                xytext=(0, -3 if index % 2 else 2), textcoords="offset points", zorder=5,
+            )  # fmt: skip
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(f"{name}, {unit}")
+        if x_ticks:
+            axes.set_xticks([x for x, _ in x_ticks], [text for _, text in x_ticks])
+        _label_lines(axes, lines)
+
+
+def write_pareto(
+    path: Path,
+    lines: Sequence[Line],
+    *,
+    title: str,
+    subtitle: str = "",
+    simulated: bool = True,
+) -> None:
+    """Output tokens/s per GPU against output tokens/s per user, one line per configuration.
+
+    Points on the front (that no other beats on both) are filled and joined by a grey line.
+
+    Args:
+        path: an ``.svg`` or ``.png`` file, written in one step.
+        lines: ``x`` is tokens/s/user, ``y`` tokens/s/GPU, ``notes`` the load of each point.
+        simulated: whether the data is; said in the figure.
+
+    Raises:
+        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
+    """
+    if not any(line.x for line in lines):
+        raise ReportError("figure of a Pareto front: there are no points to show")
+    notes: list[tuple[float, float, str]] = []
+    with _figure(path, 7.6, 5.2, title, subtitle, simulated) as (_, axes):
+        styles = [_style_of(index) for index in range(len(lines))]
+        for line, (colour, marker) in zip(lines, styles, strict=True):
+            axes.plot(line.x, line.y, color=colour, linewidth=1.4, alpha=0.75, zorder=3)
+            marked = line.marked or [False] * len(line.x)
+            for x, y, filled in zip(line.x, line.y, marked, strict=True):
+                axes.plot(
+                    [x], [y], marker=marker, markersize=8 if filled else 5.5, color=colour,
+                    markerfacecolor=colour if filled else _BACKGROUND, zorder=4,
+                )  # fmt: skip
+            notes += [
+                (x, y, note) for x, y, note, filled
+                in zip(line.x, line.y, line.notes or [""] * len(line.x), marked, strict=True)
+                if filled
+            ]  # fmt: skip
+        front = sorted((x, y) for x, y, _ in notes)
+        if front:
+            axes.plot(
+                [x for x, _ in front], [y for _, y in front], color="#9ca3af", linewidth=6,
+                alpha=0.35, zorder=1, solid_capstyle="round",
+            )  # fmt: skip
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0, top=1.04 * axes.get_ylim()[1])
+        right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+        noted: list[tuple[float, float]] = []
+        for x, y, note in sorted(notes, key=lambda item: -item[1]):
+            if note and _apart(noted, x / right, y / top):
+                noted.append((x / right, y / top))
+                axes.annotate(
+                    note, (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8,
+                    ha="center", color=_FAINT, zorder=5,
+                )  # fmt: skip
+        axes.set_xlabel("output tokens/s per user (mean over requests): further right is faster")
+        axes.set_ylabel("output tokens/s per GPU: further up is cheaper")
+        _label_lines(axes, lines)
+
+
+def write_effects(
+    path: Path,
+    verdicts: Iterable[Any],
+    *,
+    title: str,
+    subtitle: str = "",
+    simulated: bool = False,
+) -> None:
+    """The interval of every claim's change against the claim's threshold.
+
+    Args:
+        path: an ``.svg`` or ``.png`` file, written in one step.
+        verdicts: :class:`~pytest_dynamo_bench.verdicts.Verdict` objects, or the same as the
+            dictionaries of ``summary.json``.
+        simulated: whether the data is; said in the figure.
+
+    Raises:
+        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no
+            verdicts.
+    """
+    rows = [
+        dataclasses.asdict(verdict)
+        if dataclasses.is_dataclass(verdict) and not isinstance(verdict, type)
+        else verdict
+        for verdict in verdicts
+    ]
+    if not rows:
+        raise ReportError("figure of effects: there are no verdicts to show")
+    height = 1.7 + 0.78 * len(rows)
+    with _figure(path, 7.6, height, title, subtitle, simulated) as (_, axes):
+        ends = [0.0]
+        for row in rows:
+            effect = row.get("effect") or {}
+            ends += [
+                100 * float(value)
+                for value in (
+                    effect.get("low"), effect.get("high"), effect.get("change"),
+                    row["bound"]["limit"],
+                )
+                if value is not None and math.isfinite(value)
+            ]  # fmt: skip
+        room = 0.12 * max(max(ends) - min(ends), 1.0)
+        left, right = min(ends) - room, max(ends) + room
+        axes.set_xlim(left, right)
+        for index, row in enumerate(rows):
+            _effect(axes, index, row, left, right)
+        axes.axvline(0, color=_INK, linewidth=1, zorder=1)
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.45, -0.75)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(
+            "change from baseline to treatment, % (points for shares); "
+            "shaded: where the claim holds"
+        )
+
+
+# ---------------------------------------------------------------------------------------
+# Parts
+# ---------------------------------------------------------------------------------------
+
+
+def _effect(axes: Axes, y: int, row: Mapping[str, Any], left: float, right: float) -> None:
+    outcome = str(row["outcome"])
+    colour, marker = _OUTCOMES.get(outcome, _OUTCOMES["invalid"])
+    bound, effect = row["bound"], row.get("effect") or {}
+    limit = 100 * float(bound["limit"])
+    span = (left, limit) if bound["direction"] == "at most" else (limit, right)
+    axes.fill_between(span, y - 0.22, y + 0.28, color="#eef6f1", linewidth=0, zorder=0)
+    axes.plot([limit, limit], [y - 0.22, y + 0.28], color=_INK, linewidth=2, zorder=2)
+    numbers = [effect.get(name) for name in ("low", "change", "high")]
+    low, change, high = (
+        100 * float(value) if value is not None and math.isfinite(value) else math.nan
+        for value in numbers
+    )
+    said = "no interval"
+    if math.isfinite(change):
+        ends = (low if math.isfinite(low) else left, high if math.isfinite(high) else right)
+        axes.plot(ends, [y, y], color=colour, linewidth=3, solid_capstyle="butt", zorder=3)
+        axes.plot([change], [y], marker=marker, color=colour, markersize=8, zorder=4)
+        for end, arrow, open_ended in ((left, "<", low), (right, ">", high)):
+            if not math.isfinite(open_ended):
+                axes.plot([end], [y], marker=arrow, color=colour, markersize=7, clip_on=False)
+        said = f"{_signed(change)} [{_signed(low, '−∞')}, {_signed(high, '∞')}]"
+    box = {"facecolor": _BACKGROUND, "edgecolor": "none", "pad": 1.5}
+    axes.annotate(
+        _shortened(str(row["claim"]["name"]), 58), (0, y - 0.42),
+        xycoords=("axes fraction", "data"), fontsize=9.5, va="center", bbox=box, zorder=6,
+    )  # fmt: skip
+    axes.annotate(
+        f"{outcome}: {said}", (1, y - 0.42), xycoords=("axes fraction", "data"), ha="right",
+        va="center", fontsize=9, color=_darker(colour), fontweight="bold", bbox=box, zorder=6,
+    )  # fmt: skip
+
+
+def _bar(
+    axes: Axes, y: float, estimate: Mapping[str, Any], scale: float, colour: str, relative: bool
+) -> None:
+    value = scale * float(estimate["value"])
+    axes.barh([y], [value], height=0.82, color=colour, alpha=0.8, zorder=2)
+    low, high = (estimate.get(name) for name in ("low", "high"))
+    text = f"{_signed(value)} %" if relative else f"{value:+.3g}".replace("-", "−")
+    tip = value
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        axes.plot(
+            [scale * low, scale * high], [y, y], color=_INK, linewidth=1.4, marker="|",
+            markersize=6, zorder=3,
+        )  # fmt: skip
+        tip = max(value, scale * high) if value >= 0 else min(value, scale * low)
+    side = 1 if value >= 0 else -1
+    axes.annotate(
+        text, (tip, y), xytext=(6 * side, 0), textcoords="offset points", va="center",
+        ha="left" if side > 0 else "right", fontsize=9, zorder=4,
+    )  # fmt: skip
+
+
+def _label_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    """Names beside the lines' right ends with their markers, moved apart where they would touch."""
+    wanted: list[tuple[float, float, str, int]] = []
+    for index, line in enumerate(lines):
+        points = [
+            (x, y) for x, y in zip(line.x, line.y, strict=True)
+            if math.isfinite(x) and math.isfinite(y)
+        ]  # fmt: skip
+        if points:
+            x, y = max(points)
+            wanted.append((x, y, _shortened(line.label, 34), index))
+    if not wanted:
+        return
+    low, high = axes.get_ylim()
+    wanted.sort(key=lambda item: item[1])
+    ends = [(y - low) / (high - low) for _, y, _, _ in wanted]
+    placed: list[float] = []
+    for end in ends:
+        placed.append(max(end, placed[-1] + _LABEL_GAP) if placed else end)
+    over = max(placed[-1] - 1.0, 0.0)
+    placed = [at - over for at in placed]
+    # Where lines end together, a connection would say nothing; the marker does.
+    connected = all(abs(at - end) < 1.5 * _LABEL_GAP for at, end in zip(placed, ends, strict=True))
+    for (x, y, label, index), at in zip(wanted, placed, strict=True):
+        colour, marker = _style_of(index)
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.7,
+                 "shrinkA": 14, "shrinkB": 6, "relpos": (0, 0.5)}  # fmt: skip
+        axes.annotate(
+            label, (x, y), xytext=(1.055, at), textcoords="axes fraction", va="center",
+            fontsize=9, color=_darker(colour), fontweight="bold",
+            arrowprops=arrow if connected else None, annotation_clip=False, zorder=6,
+        )  # fmt: skip
+        axes.plot(
+            [1.03], [at], transform=axes.transAxes, marker=marker, color=colour, markersize=7,
+            clip_on=False, zorder=6,
+        )  # fmt: skip
+
+
+def _apart(noted: Sequence[tuple[float, float]], x: float, y: float) -> bool:
+    """Whether a note at a place would not cover one that is there already; shares of the axes."""
+    return all(abs(x - left) > 0.06 or abs(y - low) > 0.045 for left, low in noted)
+
+
+def _patch(colour: str, words: str) -> Any:
+    patches = importlib.import_module("matplotlib.patches")
+    return patches.Patch(color=colour, alpha=0.8, label=words)
+
+
+def _legend_below(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:
+    legend = figure.legend(
+        handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9,
+        handlelength=1.2, columnspacing=1.6,
+    )  # fmt: skip
+    legend.set_in_layout(True)
+
+
+def _signed(value: float, otherwise: str = "") -> str:
+    """A change to one decimal, with its sign."""
+    return f"{value:+.1f}".replace("-", "−") if math.isfinite(value) else otherwise
+
+
+def _style_of(index: int) -> tuple[str, str]:
+    """Colour and marker of a line; where colours begin again, markers are others."""
+    count = len(_COLOURS)
+    return _COLOURS[index % count], _MARKERS[(index + index // count) % count]
+
+
+def _darker(colour: str) -> str:
+    """The colour as it can be read as text on white."""
+    parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return "#" + "".join(f"{round(0.8 * part):02x}" for part in parts)
+
+
+def _named(metric: str) -> tuple[str, str]:
+    """A metric's name in words, and its unit."""
+    name, statistic = parse_metric(metric)
+    words = name.replace("_", " ")
+    return (f"{statistic} {words}" if statistic else words), METRICS[name].unit
+
+
+def _shortened(text: str, longest: int = _LONGEST_NAME) -> str:
+    """A name on one line, without what a font or XML cannot show, and not too long."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
+
+
+class _figure:  # noqa: N801
+    """A figure with one pair of axes that is written when the block ends without an error."""
+
+    def __init__(
+        self, path: Path, width: float, height: float, title: str, subtitle: str, simulated: bool
+    ) -> None:
+        if path.suffix.lower() not in FORMATS:
+            raise ReportError(
+                f"{path.name}: figures are written as {' or '.join(FORMATS)}, not as "
+                f"{path.suffix or 'a file without an ending'}"
+            )
+        self._matplotlib = _matplotlib()
+        self._path, self._size = path, (width, height)
+        self._title = (
+            "\n".join(textwrap.wrap(_shortened(title, 240), 72, break_on_hyphens=False)) or " "
+        )
+        parts = [_shortened(subtitle, 160)] if subtitle else []
+        if simulated:
+            parts.append("Simulated by Dynamo's replay, not measured on GPUs.")
+        self._subtitle = "\n".join(
+            line for part in parts for line in textwrap.wrap(part, 100, break_on_hyphens=False)
+        )
+
+    def __enter__(self) -> tuple[Figure, Axes]:
+        self._context = self._matplotlib.rc_context(_STYLE)
+        self._context.__enter__()
+        module = importlib.import_module("matplotlib.figure")
+        lines = self._title.count("\n") + 1
+        below = self._subtitle.count("\n") + 1 if self._subtitle else 0
+        head = 0.12 + 0.21 * lines + 0.17 * below + 0.08
+        width, height = self._size
+        self._figure: Figure = module.Figure(figsize=(width, height + head), layout="constrained")
+        total = height + head
+        engine = self._figure.get_layout_engine()
+        assert engine is not None
+        engine.set(rect=(0.01, 0.0, 0.98, 1 - head / total))
+        self._figure.text(
+            0.02, 1 - 0.1 / total, self._title, fontsize=12, fontweight="bold", va="top",
+            linespacing=1.2, in_layout=False,
+        )  # fmt: skip
+        self._figure.text(
+            0.02, 1 - (0.12 + 0.21 * lines) / total, self._subtitle, fontsize=9, color=_FAINT,
+            va="top", linespacing=1.25, in_layout=False,
+        )  # fmt: skip
+        return self._figure, self._figure.subplots()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                ending = self._path.suffix.lower().removeprefix(".")
+                buffer = io.BytesIO()
+                metadata = {"Date": None} if ending == "svg" else {}
+                with warnings.catch_warnings():
+                    # A name in a script that the font lacks is still text in the SVG.
+                    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+                    self._figure.savefig(buffer, format=ending, dpi=160, metadata=metadata)
+                _write_whole(self._path, buffer.getvalue())
+        finally:
+            self._context.__exit__(None, None, None)
+
+
+def _matplotlib() -> Any:
+    try:
+        return importlib.import_module("matplotlib")
+    except ImportError:
+        raise ReportError(f"figures need Matplotlib: {INSTALL}") from None
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step, so that a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,47 @@
+"""Computations on several processes, and how they end."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.parallel import compute_all
+
+
+def no_children_left():
+    deadline = time.monotonic() + 5
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not multiprocessing.active_children()
+
+
+def test_every_job_is_computed_with_what_is_shared():
+    jobs = {f"2^{power}": (2, power) for power in range(5)}
+    assert dict(compute_all(pow, jobs, processes=2, shared=(1000,))) == {
+        "2^0": 1, "2^1": 2, "2^2": 4, "2^3": 8, "2^4": 16,
+    }  # fmt: skip
+    assert list(compute_all(pow, {})) == []
+
+
+def test_what_a_job_raises_is_raised_and_the_others_are_ended():
+    began = time.monotonic()
+    with pytest.raises(TypeError):
+        list(compute_all(time.sleep, {"wrong": ("x",), "long": (60,)}, processes=2))
+    assert time.monotonic() - began < 20 and no_children_left()
+
+
+def test_when_nobody_listens_any_more_what_runs_is_ended():
+    began = time.monotonic()
+    jobs = {"short": (0,), **{f"long {index}": (60,) for index in range(6)}}
+    results = compute_all(time.sleep, jobs, processes=2)
+    assert next(results) == ("short", None)
+    results.close()
+    assert time.monotonic() - began < 20 and no_children_left()
+
+
+def test_a_killed_process_is_an_error_that_says_so():
+    with pytest.raises(DeploymentError, match="ended from outside"):
+        list(compute_all(os._exit, {"only": (3,)}))
+    assert no_children_left()
