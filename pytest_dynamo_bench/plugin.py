@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metric_names import METRICS
 
 if TYPE_CHECKING:
+    from pytest_dynamo_bench.attribution_runs import AttributionStudy
     from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
     from pytest_dynamo_bench.metrics import Metrics
     from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
@@ -87,6 +88,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
         help="outcome of a claim that the measurement neither confirms nor refutes "
         "(default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
+        help="outcome where a run is invalid, so that nothing can be concluded from it "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-attribution", action="store_true",
+        help="replay: simulate all combinations of the features in which the winner differs from "
+        "the baseline, and say what each of them brings",
     )  # fmt: skip
     group.addoption(
         "--dynamo-repeats", metavar="N", type=_count, default=1,
@@ -182,6 +193,7 @@ class _Session:
         self.config = config
         self.comparisons: dict[str, Comparison] = {}
         self.claims: dict[str, list[Claim]] = {}
+        self.studies: list[AttributionStudy] = []
         self._benchmarks: dict[str, Benchmark] = {}
         self.stored: StoredResults | None = None
         self._target: Target | None = None
@@ -240,7 +252,7 @@ class _Session:
                 self.with_own_traffic(benchmark),
                 self.target,
                 self.store,
-                self._show_progress,
+                self.show_progress,
                 claims=self.claims.get(benchmark.name, ()),
                 plan=self._plan(),
             )
@@ -265,7 +277,9 @@ class _Session:
         )
 
     @contextmanager
-    def _show_progress(self, benchmark: str, configuration: str) -> Iterator[Progress]:
+    def show_progress(
+        self, benchmark: str, configuration: str, noun: str = "requests"
+    ) -> Iterator[Progress]:
         from rich.console import Console
 
         from pytest_dynamo_bench.reports.terminal import LineProgress, live_progress
@@ -279,7 +293,7 @@ class _Session:
                 with live_progress(label, console) as live:
                     yield live
             else:
-                yield LineProgress(label, terminal.write_line)
+                yield LineProgress(label, terminal.write_line, noun)
 
     @contextmanager
     def _terminal(self) -> Iterator[pytest.TerminalReporter | None]:
@@ -378,7 +392,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add the regression tests; mark all tests of a benchmark with the features it uses."""
-    items.extend(_regression_items(config, items))
+    items.extend([*_regression_items(config, items), *_attribution_items(config, items)])
     for item in items:
         benchmark = _benchmark_of(getattr(item, "module", None))
         if benchmark is not None and _measures(item):
@@ -419,7 +433,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _measures(item: pytest.Item) -> bool:
-    return isinstance(item, RegressionItem) or "comparison" in getattr(item, "fixturenames", ())
+    return isinstance(item, RegressionItem | AttributionItem) or "comparison" in getattr(
+        item, "fixturenames", ()
+    )
 
 
 def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
@@ -439,13 +455,6 @@ def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[p
     except (DynamoBenchError, ValueError) as error:
         raise pytest.UsageError(f"--dynamo-baseline: {error}") from None
     config.stash[_SESSION].stored = stored
-    modules = {
-        module: benchmark
-        for item in items
-        if (module := item.getparent(pytest.Module)) is not None
-        and (benchmark := _benchmark_of(getattr(item, "module", None))) is not None
-        and _measures(item)
-    }
     return [
         RegressionItem.from_parent(
             module,
@@ -454,11 +463,92 @@ def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[p
             configuration=configuration,
             tolerance=tolerance,
         )
-        for module, benchmark in modules.items()
+        for module, benchmark in _modules(items).items()
         for configuration in stored.configurations(benchmark.name)
         if configuration in [item.name for item in benchmark.configurations]
         for tolerance in tolerances
     ]
+
+
+def _modules(items: list[pytest.Item]) -> dict[pytest.Module, Benchmark]:
+    """The modules that have a benchmark, with it."""
+    return {
+        module: benchmark
+        for item in items
+        if (module := item.getparent(pytest.Module)) is not None
+        and (benchmark := _benchmark_of(getattr(item, "module", None))) is not None
+        and _measures(item)
+    }
+
+
+def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """A test for every benchmark whose winner differs from its baseline in several features."""
+    if not config.getoption("dynamo_attribution"):
+        return []
+    if config.stash[_SESSION].target_name != "replay":
+        raise pytest.UsageError(
+            "--dynamo-attribution needs --dynamo-target=replay: it takes all combinations of the "
+            "features, many times over"
+        )
+    found: list[pytest.Item] = []
+    for module, benchmark in _modules(items).items():
+        roles = {item.role: item for item in reversed(benchmark.configurations)}
+        baseline, winner = roles.get("baseline"), roles.get("winner") or roles.get("treatment")
+        if baseline and winner and len(baseline.features ^ winner.features) > 1:
+            found.append(
+                AttributionItem.from_parent(
+                    module,
+                    name=f"attribution[{winner.name}-against-{baseline.name}]",
+                    benchmark=benchmark,
+                    baseline=baseline.name,
+                    treatment=winner.name,
+                )
+            )
+    return found
+
+
+class AttributionItem(pytest.Item):
+    """What each feature brings of the difference between two configurations."""
+
+    def __init__(
+        self, *, benchmark: Benchmark, baseline: str, treatment: str, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.module = getattr(self.parent, "obj", None)
+        self._benchmark = benchmark
+        self._pair = baseline, treatment
+
+    def runtest(self) -> None:
+        """Simulate all combinations; it passes when they could be simulated."""
+        from pytest_dynamo_bench.attribution_runs import run_attribution
+
+        _refuse_xdist(self.config)
+        dynamo = self.config.stash[_SESSION]
+        benchmark = dynamo.with_own_traffic(self._benchmark)
+        with dynamo.show_progress(benchmark.name, "attribution", "simulations") as progress:
+            progress.stage("simulating all combinations")
+            try:
+                study = run_attribution(
+                    benchmark,
+                    *self._pair,
+                    metric="goodput" if benchmark.goodput else "time_to_first_token.mean",
+                    cache=self.config.rootpath / ".dynamo-bench-cache",
+                    on_run=lambda done, total, *_: progress.requests(done, 0, total),
+                )
+            except DynamoBenchError as error:
+                raise _told(error) from None
+        dynamo.studies.append(study)
+        dynamo.store.save_attribution(study)
+        for row in study.attribution.as_rows():
+            self.user_properties += [
+                (f"dynamo.attribution.{row['feature']}.{key}", value)
+                for key, value in row.items()
+                if key != "feature"
+            ]
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where the test is: the module of its benchmark."""
+        return self.path, None, self.name
 
 
 class RegressionItem(pytest.Item):
@@ -523,6 +613,20 @@ def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
     if outcome == "xfail":
         pytest.xfail(message)
     pytest.fail(message, pytrace=False)
+
+
+def _end_invalid(config: pytest.Config, message: str) -> NoReturn:
+    """Give a test the outcome that the user chose for what was not measured well enough.
+
+    Called while a test is set up, where a failure is an error.
+    """
+    __tracebackhide__ = True
+    outcome = config.getoption("dynamo_invalid")
+    if outcome == "skip":
+        pytest.skip(message)
+    if outcome == "xfail":
+        pytest.xfail(message)
+    raise pytest.fail.Exception(message, pytrace=False) from None
 
 
 def _refuse_xdist(config: pytest.Config) -> None:
@@ -682,11 +786,13 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         verdict = measured.verdict(claim) if claim is not None else None
         for configuration in wanted:
             measured.runs(configuration)
+    except InvalidRunError as error:
+        _end_invalid(request.config, str(error))
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
         request.node.user_properties.extend(_properties(measured, verdict))
-        pytest.fail(result.explain(verdict), pytrace=False)
+        _end_invalid(request.config, result.explain(verdict))
     return result
 
 
@@ -705,9 +811,9 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A table per comparison, a line per verdict, and where the results are."""
     dynamo = terminalreporter.config.stash.get(_SESSION, None)
-    if dynamo is None or not any(item.measured for item in dynamo.comparisons.values()):
+    if dynamo is None or dynamo.report_directory is None:
         return
-    from pytest_dynamo_bench.reports.terminal import render_comparison
+    from pytest_dynamo_bench.reports.terminal import render_attribution, render_comparison
 
     terminalreporter.section("dynamo benchmarks")
     for item in dynamo.comparisons.values():
@@ -718,6 +824,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for line in text.splitlines():
                 terminalreporter.write_line(line)
             terminalreporter.write_line("")
+    for study in dynamo.studies:
+        text = render_attribution(
+            study, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
+        )
+        for line in text.splitlines():
+            terminalreporter.write_line(line)
+        terminalreporter.write_line("")
     terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")
     saved = terminalreporter.config.getoption("dynamo_save_baseline")
     if saved and dynamo.report_directory is not None:

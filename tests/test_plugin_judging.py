@@ -155,3 +155,69 @@ def test_results_of_another_version_are_refused(stored):
     result = stored(factors={"kv": 0.5})
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*has version 99, this plugin reads version 1*"])
+
+
+def test_an_attribution_needs_the_simulation(project):  # noqa: F811
+    result = project().runpytest("--dynamo-attribution")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--dynamo-attribution needs --dynamo-target=replay*"])
+
+
+@pytest.mark.slow
+def test_an_attribution_says_what_each_feature_brings(pytester):
+    pytest.importorskip("dynamo.replay", reason="needs ai-dynamo")
+    pytester.makefile(".jsonl", trace=trace_of_two_conversations())
+    pytester.makepyfile(test_example=ATTRIBUTED)
+    result = pytester.runpytest("--dynamo-target=replay", "--dynamo-attribution")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "example, attribution of goodput: split-kv against agg*",
+            "kv_routing*",
+            "pd_split*",
+            "all together*",
+        ]
+    )
+    stored = json.loads((report_directory(pytester) / "example" / "attribution.json").read_text())
+    assert {row["feature"] for row in stored["rows"]} >= {"kv_routing", "pd_split"}
+    assert len(stored["combinations"]) == 4
+
+
+def trace_of_two_conversations():
+    rows = [
+        {"timestamp": 400 * i, "input_length": 4096, "output_length": 40,
+         "hash_ids": [*range(1000 * (i % 2), 1000 * (i % 2) + 7), 10_000 + i]}
+        for i in range(60)
+    ]  # fmt: skip
+    return "\n".join(map(json.dumps, rows))
+
+
+ATTRIBUTED = """
+from pytest_dynamo_bench import *
+
+AGG = Configuration("agg", "baseline", [Worker(4, tp=2, kv_blocks=4000)])
+SPLIT_KV = Configuration("split-kv", "winner", router="kv", workers=[
+    Worker(2, mode="prefill", tp=2, kv_blocks=4000),
+    Worker(2, mode="decode", tp=2, kv_blocks=4000, prefix_caching=False),
+])
+benchmark = Benchmark(
+    name="example", question="?", model="Qwen/Qwen3-32B",
+    hardware=Hardware("H200", 8, kv_transfer_gb_per_second=100),
+    traffic=MooncakeTrace("trace.jsonl"), goodput=Goodput(time_to_first_token_ms=500),
+    configurations=[AGG, SPLIT_KV],
+    claims=[Claim("c", "goodput", "split-kv", "agg", higher_by={"local": 0})],
+)
+
+def test_claim(claim, comparison):
+    comparison.check(claim)
+"""
+
+
+@pytest.mark.parametrize(
+    ("choice", "outcome"), [("error", "errors"), ("skip", "skipped"), ("xfail", "xfailed")]
+)
+def test_the_outcome_of_an_invalid_run_is_the_users_choice(project, choice, outcome):  # noqa: F811
+    result = project(failing=["kv"]).runpytest(f"--dynamo-invalid={choice}", "-rsx", *KV)
+    result.assert_outcomes(deselected=2, **{outcome: 1})
+    result.stdout.fnmatch_lines(["*the run of kv is invalid*"])
+    result.stdout.no_fnmatch_line("*another exception*")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.reports import figures
+from pytest_dynamo_bench.reports.attribution import shares_table
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
     title = f"{metric} of {study.treatment} against {study.baseline}"
     console.print(Text(f"{title}, % of the baseline's, 95 % intervals"), soft_wrap=True)
-    console.print(_shares(study))
+    console.print(shares_table(study))
     console.print(_combinations(study))
     console.print(
         Text(
@@ -151,23 +151,6 @@ def _title(study: AttributionStudy) -> str:
     total = study.attribution.total
     whole = f"{100 * total.value:+.1f} %".replace("-", "−")
     return f"{words.capitalize()} {whole} in all: averaged over orders, {', '.join(told)}"
-
-
-def _percent(estimate: Estimate) -> Text:
-    text = f"{100 * estimate.value:+.1f}"
-    if math.isfinite(estimate.low) and math.isfinite(estimate.high):
-        text += f" [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
-    return Text(text, style="bold" if estimate.sign else "")
-
-
-def _shares(study: AttributionStudy) -> Table:
-    table = common.plain_table("feature", "alone", "on top of the others", "averaged over orders")
-    for share in study.attribution.features:
-        table.add_row(
-            share.feature, _percent(share.alone), _percent(share.on_top), _percent(share.average)
-        )
-    table.add_row("all together", "", "", _percent(study.attribution.total))
-    return table
 
 
 def _combinations(study: AttributionStudy) -> Table:

@@ -7,6 +7,7 @@ configuration as deployed, what it said of itself, all metrics) and ``logs/``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,8 +24,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import psutil
 
+from pytest_dynamo_bench.attribution_runs import AttributionStudy
 from pytest_dynamo_bench.benchmark import Benchmark
-from pytest_dynamo_bench.errors import ResultsError
+from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.verdicts import Verdict
@@ -106,6 +108,23 @@ class ResultStore:
         found = self._entry(benchmark)["regressions"].setdefault(configuration, {})
         found[regression.tolerance.metric] = dataclasses.asdict(regression)
         self._write_summary()
+
+    def save_attribution(self, study: AttributionStudy) -> None:
+        """Write an attribution; with its figure, where the extra for figures is installed."""
+        from pytest_dynamo_bench.reports import figures
+
+        directory = self.directory / study.benchmark
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "attribution.json", study.as_dict())
+        # Without the extra for figures there is the table in the terminal and the JSON file.
+        with contextlib.suppress(ReportError):
+            figures.write_attribution(
+                directory / "attribution.svg",
+                study.attribution.as_rows(),
+                title=f"{study.metric}: {study.treatment} against {study.baseline}",
+                subtitle=study.benchmark,
+                metric=study.metric,
+            )
 
     def save_verdict(self, benchmark: Benchmark, verdict: Verdict) -> None:
         """Add a verdict to the summary; a later one for the same claim takes its place."""

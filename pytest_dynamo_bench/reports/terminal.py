@@ -24,14 +24,18 @@ from rich.text import Text
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.reports.attribution import shares_table
 from pytest_dynamo_bench.traffic import Traffic, describe
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
 if TYPE_CHECKING:
+    from pytest_dynamo_bench.attribution_runs import AttributionStudy
     from pytest_dynamo_bench.comparison import Comparison
 
 _QUIET_SECONDS = 10.0
+# The display shares a process with the load generator: each refresh delays what is measured.
+_REFRESHES_PER_SECOND = 2
 _COLUMNS = (
     ("TTFT\nmean", "time_to_first_token.mean"),
     ("TTFT\np50", "time_to_first_token.p50"),
@@ -48,8 +52,9 @@ _MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid":
 class LineProgress:
     """Progress as plain lines, a line per stage and at most one every ten seconds between."""
 
-    def __init__(self, label: str, write: Callable[[str], None]) -> None:
+    def __init__(self, label: str, write: Callable[[str], None], noun: str = "requests") -> None:
         self._label = label
+        self._noun = noun
         self._write = write
         self._last = time.monotonic()
 
@@ -61,7 +66,7 @@ class LineProgress:
         if time.monotonic() - self._last >= _QUIET_SECONDS or done == total:
             self._last = time.monotonic()
             trouble = f", {failed} failed" if failed else ""
-            self._write(f"{self._label}: {done} of {total} requests{trouble}")
+            self._write(f"{self._label}: {done} of {total} {self._noun}{trouble}")
 
 
 class LiveProgress:
@@ -90,16 +95,15 @@ def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
         TextColumn("{task.fields[stage]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND
+    ) as progress:
         yield LiveProgress(label, progress)
 
 
 def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
     """The table of a comparison, its verdicts and regressions, as text for a terminal."""
-    console = Console(
-        file=io.StringIO(), width=max(width, 60), force_terminal=color, no_color=not color,
-        color_system="standard" if color else None, highlight=False, emoji=False,
-    )  # fmt: skip
+    console = _console(width, color)
     benchmark, measured = comparison.benchmark, comparison.measured
     simulated = any(metrics.run.simulated for metrics in measured.values())
     where = comparison.target.name + (", simulated time" if simulated else "")
@@ -124,6 +128,27 @@ def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
     for limit in limits:
         listed.add_row(Text("-", style="dim"), Text(limit, style="dim"))
     console.print(listed)
+    return _written(console)
+
+
+def render_attribution(study: AttributionStudy, width: int, color: bool) -> str:
+    """What each feature brings, as text for a terminal."""
+    console = _console(width, color)
+    title = Text(f"{study.benchmark}, attribution of {study.metric}", style="bold")
+    told = f": {study.treatment} against {study.baseline}, % of the baseline's, simulated"
+    console.print(title.append(told, style="not bold"))
+    console.print(shares_table(study))
+    return _written(console)
+
+
+def _console(width: int, color: bool) -> Console:
+    return Console(
+        file=io.StringIO(), width=max(width, 60), force_terminal=color, no_color=not color,
+        color_system="standard" if color else None, highlight=False, emoji=False,
+    )  # fmt: skip
+
+
+def _written(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
 
