@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.replay import ReplayTarget, to_records, write_trace
+from pytest_dynamo_bench.verdicts.regression import mismatches
 
 pytest.importorskip("dynamo.replay")
 
@@ -199,6 +201,21 @@ DEP8_SPLIT = Configuration(
     ],
     router="kv",
 )
+
+
+def test_a_run_of_another_directory_can_be_compared_with(tmp_path, progress):
+    runs = [measure(SPLIT, make_traffic(60), tmp_path / name, progress) for name in ("a", "b")]
+    assert list(tmp_path.glob("*/*-with-prefix-priced.npz")), "the profile must be one of the run"
+    assert mismatches(*runs) == ()
+    for arguments in runs[0].deployed["engine_arguments"].values():
+        assert re.fullmatch(
+            r"Qwen3-32B--H200-vllm-tp2, sha256 [0-9a-f]{16}", arguments["planner_profile_data"]
+        )
+    half = dataclasses.replace(SPLIT.workers[0], kv_blocks=2000)
+    other = measure(
+        SPLIT.but(workers=[half, SPLIT.workers[1]]), make_traffic(60), tmp_path / "c", progress
+    )
+    assert ["num_gpu_blocks" in found for found in mismatches(other, runs[0])] == [True]
 
 
 def test_ranks_of_attention_data_parallelism(tmp_path, progress):
