@@ -204,18 +204,19 @@ DEP8_SPLIT = Configuration(
 
 
 def test_a_run_of_another_directory_can_be_compared_with(tmp_path, progress):
-    runs = [measure(SPLIT, make_traffic(60), tmp_path / name, progress) for name in ("a", "b")]
+    def run(configuration, name):
+        target = ReplayTarget(prefix_pricing="measured")
+        return measure(configuration, make_traffic(60), tmp_path / name, progress, target)
+
+    runs = [run(AGGREGATED, name) for name in ("a", "b")]
     assert list(tmp_path.glob("*/*-with-prefix-priced.npz")), "the profile must be one of the run"
     assert mismatches(*runs) == ()
-    for arguments in runs[0].deployed["engine_arguments"].values():
-        assert re.fullmatch(
-            r"Qwen3-32B--H200-vllm-tp2, sha256 [0-9a-f]{16}", arguments["planner_profile_data"]
-        )
-    half = dataclasses.replace(SPLIT.workers[0], kv_blocks=2000)
-    other = measure(
-        SPLIT.but(workers=[half, SPLIT.workers[1]]), make_traffic(60), tmp_path / "c", progress
+    arguments = runs[0].deployed["engine_arguments"]["extra_engine_args"]
+    assert re.fullmatch(
+        r"Qwen3-32B--H200-vllm-tp2, sha256 [0-9a-f]{16}", arguments["planner_profile_data"]
     )
-    assert ["num_gpu_blocks" in found for found in mismatches(other, runs[0])] == [True]
+    half = AGGREGATED.but(workers=[dataclasses.replace(AGGREGATED.workers[0], kv_blocks=2000)])
+    assert ["num_gpu_blocks" in found for found in mismatches(run(half, "c"), runs[0])] == [True]
 
 
 def test_ranks_of_attention_data_parallelism(tmp_path, progress):
