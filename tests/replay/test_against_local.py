@@ -10,6 +10,7 @@ from pytest_dynamo_bench import Benchmark, Configuration, Goodput, Hardware, Moo
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.traffic import FixedSchedule, Traffic, TrafficRequest
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
 pytestmark = pytest.mark.slow
@@ -72,3 +73,29 @@ def test_without_the_same_table_they_would_not_agree(tmp_path):
         for pricing in ("none", "traffic")
     )
     assert priced.time_to_first_token.mean > 1.15 * plain.time_to_first_token.mean
+
+
+def test_prompts_that_wait_for_a_prefill_worker_get_their_tokens_one_by_one(tmp_path):
+    """Dynamo's replay, left to itself, hands over all of them when the last one is done."""
+    split = Configuration(
+        "split", "baseline",
+        [
+            Worker(1, mode="prefill", tp=2, kv_blocks=11_328),
+            Worker(1, mode="decode", tp=2, kv_blocks=11_328, prefix_caching=False),
+        ],
+    )  # fmt: skip
+    benchmark = dataclasses.replace(BENCHMARK, configurations=[split])
+    # A prompt takes about 475 ms to prefill, so that each waits 25 ms longer than the one before.
+    traffic = Traffic(
+        [
+            TrafficRequest(f"{i}", f"{i}", 0, 450.0 * i, 0.0, 8192, 20,
+                           tuple(range(1000 * i, 1000 * i + 16)))
+            for i in range(10)
+        ],
+        FixedSchedule(), 512, ("ten prompts",),
+    )  # fmt: skip
+    for target in (LocalTarget(), ReplayTarget(prefix_pricing="none")):
+        run = target.measure(benchmark, split, traffic, tmp_path / target.name, Silent())
+        records = sorted(run.records, key=lambda record: record.scheduled_ms)
+        waits = [record.first_token_ms - record.sent_ms for record in records]
+        assert waits == pytest.approx([507 + 25 * i for i in range(10)], rel=0.15), target.name
