@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,9 +224,11 @@ def run_scenario(scenario: Scenario, *, resamples: int = 500, seed: int = 0) -> 
                 )
                 intervals[metric].append((effect.low, effect.high))
                 if scenario.naive:
-                    naive[metric].append(_naive_claims(treatment[0], baseline[0], world))
+                    naive[metric].append(naive_claims(treatment[0], baseline[0], world))
     results = tuple(
-        _metric_result(metric, _true_change(scenario, metric, pooled), intervals[metric], naive)
+        metric_result(
+            metric, _true_change(scenario, metric, pooled), intervals[metric], naive[metric]
+        )
         for metric in scenario.metrics
     )
     return ScenarioResult(scenario, results, time.monotonic() - started)
@@ -280,12 +282,18 @@ def _true_change(
     return sides[0] / sides[1] - 1
 
 
-def _metric_result(
+def metric_result(
     metric: str,
     true_change: float,
     intervals: Sequence[tuple[float, float]],
-    naive: Mapping[str, Sequence[bool]],
+    naive: Sequence[bool],
 ) -> MetricResult:
+    """Count how often one metric was claimed and covered.
+
+    Args:
+        intervals: of every comparison.
+        naive: whether the naive method claimed a difference in each; may be empty.
+    """
     table = np.array(intervals)
     low, high = table[:, 0], table[:, 1]
     cases = len(table)
@@ -294,12 +302,12 @@ def _metric_result(
         true_change,
         Share(cases, int(np.sum((low > 0) | (high < 0)))),
         Share(cases, int(np.sum((low <= true_change) & (true_change <= high)))),
-        Share(cases, sum(naive[metric])) if naive[metric] else None,
+        Share(cases, sum(naive)) if naive else None,
         float(np.median((high - low) / 2)),
     )
 
 
-def _naive_claims(treatment: Sample, baseline: Sample, seed: int, resamples: int = 200) -> bool:
+def naive_claims(treatment: Sample, baseline: Sample, seed: int, resamples: int = 200) -> bool:
     """Whether the usual bootstrap claims a difference: single requests, each run on its own."""
     generator = np.random.default_rng(seed)
     logs = []

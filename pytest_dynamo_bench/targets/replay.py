@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.util
 import json
 import math
@@ -204,7 +205,8 @@ class ReplayTarget:
             simulated=True,
             deployed={
                 "engine_arguments": {
-                    key: arguments[key] for key in arguments if key.endswith("_engine_args")
+                    key: {**arguments[key], "planner_profile_data": content}
+                    for key, content in self._profile_contents(benchmark, configuration).items()
                 },
                 "workers": {key: arguments[key] for key in arguments if key.endswith("_workers")},
                 "router_mode": arguments["router_mode"],
@@ -253,6 +255,20 @@ class ReplayTarget:
                 f"that its timing isn't known; make one with: {' '.join(words)}"
             )
         return found
+
+    def _profile_contents(
+        self, benchmark: Benchmark, configuration: Configuration
+    ) -> dict[str, str]:
+        """Name and digest of each role's profile, by the name of its engine arguments.
+
+        They stand for the path that Dynamo is given, which is another one in every run where
+        prefixes are priced, and on every machine, so that no stored run could be compared with.
+        """
+        profiles = self.profiles(benchmark, configuration)
+        return {
+            _engine_key(worker): f"{profile.name}, sha256 {_digest(profile.path)}"
+            for worker, profile in zip(configuration.workers, profiles, strict=True)
+        }
 
     def _prefilling(
         self, benchmark: Benchmark, configuration: Configuration
@@ -315,9 +331,17 @@ def _charge(
         return
     path = directory / f"{profile.name}-with-prefix-priced.npz"
     with_surcharge(profile.tables, ms_per_token).write(path)
-    key = "extra" if worker.mode == "aggregated" else worker.mode
-    name = f"{key}_engine_args"
+    name = _engine_key(worker)
     arguments[name] = {**arguments[name], "planner_profile_data": str(path)}
+
+
+def _engine_key(worker: Worker) -> str:
+    """What Dynamo's replay calls the engine arguments of a role."""
+    return f"{'extra' if worker.mode == 'aggregated' else worker.mode}_engine_args"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _priced(pricing: PrefillPricing, charged_ms_per_token: float) -> dict[str, float]:

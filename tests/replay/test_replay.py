@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.replay import ReplayTarget, to_records, write_trace
+from pytest_dynamo_bench.verdicts.regression import mismatches
 
 pytest.importorskip("dynamo.replay")
 
@@ -201,6 +203,22 @@ DEP8_SPLIT = Configuration(
     ],
     router="kv",
 )
+
+
+def test_a_run_of_another_directory_can_be_compared_with(tmp_path, progress):
+    def run(configuration, name):
+        target = ReplayTarget(prefix_pricing="measured")
+        return measure(configuration, make_traffic(60), tmp_path / name, progress, target)
+
+    runs = [run(AGGREGATED, name) for name in ("a", "b")]
+    assert list(tmp_path.glob("*/*-with-prefix-priced.npz")), "the profile must be one of the run"
+    assert mismatches(*runs) == ()
+    arguments = runs[0].deployed["engine_arguments"]["extra_engine_args"]
+    assert re.fullmatch(
+        r"Qwen3-32B--H200-vllm-tp2, sha256 [0-9a-f]{16}", arguments["planner_profile_data"]
+    )
+    half = AGGREGATED.but(workers=[dataclasses.replace(AGGREGATED.workers[0], kv_blocks=2000)])
+    assert ["num_gpu_blocks" in found for found in mismatches(run(half, "c"), runs[0])] == [True]
 
 
 def test_ranks_of_attention_data_parallelism(tmp_path, progress):
