@@ -134,6 +134,9 @@ def test_a_configuration_is_measured_and_nothing_is_left(configuration, tmp_path
     assert nothing_left(before)
     assert (tmp_path / "logs" / "frontend.log").exists()
     # What the regression gate tells configurations apart by: it ignores command lines.
+    elsewhere = dataclasses.replace(run, observed={**run.observed, "machine": "another"})
+    assert [text.split(":")[0] for text in mismatches(elsewhere, run)] == ["observed.machine"]
+    assert f"{psutil.cpu_count()} cores" in run.observed["machine"]
     for worker in configuration.workers:
         half = dataclasses.replace(worker, kv_blocks=(worker.kv_blocks or 2) // 2)
         engines = {worker.mode: dataclasses.asdict(half)}

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import platform
 import re
 import shutil
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 import uvloop
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
@@ -263,7 +265,10 @@ class _Measurement:
             self._progress.stage("measuring")
             generator = LoadGenerator(client, model)
             problems = await self._send(processes, generator)
-            observed: dict[str, Any] = {"dynamo_version": importlib.metadata.version("ai-dynamo")}
+            observed: dict[str, Any] = {
+                "dynamo_version": importlib.metadata.version("ai-dynamo"),
+                "machine": _machine(),
+            }
             if not problems:
                 observed |= await self._observe(frontend, model)
         finally:
@@ -398,6 +403,15 @@ async def _frontend(ports: Ports) -> AsyncIterator[httpx.AsyncClient]:
     # Proxies of the environment are for the outside, never for loopback.
     async with httpx.AsyncClient(base_url=address, timeout=5, trust_env=False) as client:
         yield client
+
+
+def _machine() -> str:
+    """Processor and cores, on which the times of real processes depend."""
+    processor, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text("utf-8"), re.M)
+        processor = names[0] if names else processor
+    return f"{processor}, {psutil.cpu_count()} cores"
 
 
 def _plain(worker: Worker) -> dict[str, Any]:
