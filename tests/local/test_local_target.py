@@ -28,6 +28,7 @@ from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local import target as local_target
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.traffic.model import Concurrency, FixedSchedule, TrafficRequest
+from pytest_dynamo_bench.verdicts.regression import mismatches
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
 pytestmark = pytest.mark.slow
@@ -132,6 +133,18 @@ def test_a_configuration_is_measured_and_nothing_is_left(configuration, tmp_path
     assert watch.listening <= {"127.0.0.1", "::1"}, "a port is open to other machines"
     assert nothing_left(before)
     assert (tmp_path / "logs" / "frontend.log").exists()
+    # What the regression gate tells configurations apart by: it ignores command lines.
+    elsewhere = dataclasses.replace(run, observed={**run.observed, "machine": "another"})
+    assert [text.split(":")[0] for text in mismatches(elsewhere, run)] == ["observed.machine"]
+    assert f"{psutil.cpu_count()} cores" in run.observed["machine"]
+    for worker in configuration.workers:
+        half = dataclasses.replace(worker, kv_blocks=(worker.kv_blocks or 2) // 2)
+        engines = {worker.mode: dataclasses.asdict(half)}
+        other = dataclasses.replace(
+            run, deployed={**run.deployed, "engines": {**run.deployed["engines"], **engines}}
+        )
+        (found,) = mismatches(other, run)
+        assert found.startswith(f"deployed.engines.{worker.mode}.kv_blocks: ")
 
 
 def test_cached_tokens_agree_with_the_engines_and_with_the_router(tmp_path):

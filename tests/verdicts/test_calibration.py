@@ -11,7 +11,13 @@ import pytest
 
 from pytest_dynamo_bench.calibration.__main__ import main
 from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
+from pytest_dynamo_bench.calibration.replay_aa import (
+    replay_scenarios,
+    run_replay_scenario,
+    window,
+)
 from pytest_dynamo_bench.calibration.study import METRICS, Share, run_scenario, scenarios
+from pytest_dynamo_bench.traffic import MooncakeTrace
 from pytest_dynamo_bench.verdicts.blocks import automatic_block_length
 
 
@@ -71,6 +77,34 @@ def test_the_command_writes_json_and_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["calibration", "nonsense"])
     assert main() == 2
     assert "no part 'nonsense'" in capsys.readouterr().err
+
+
+def test_a_window_of_a_traffic_begins_at_once_and_keeps_its_pace():
+    whole = MooncakeTrace("conversation").load()
+    part = window(whole, 5000, 50)
+    assert part.requests[0].timestamp_ms == 0
+    for request, original in zip(part.requests, whole.requests[5000:5050], strict=True):
+        assert request.request_id == original.request_id
+        start = whole.requests[5000].timestamp_ms
+        assert request.timestamp_ms == pytest.approx(original.timestamp_ms - start)
+    assert part.history[-1] == "requests 5,000 to 5,049"
+
+
+@pytest.mark.parametrize("part", ["replay-aa", "replay-aa-neighbours"])
+def test_a_configuration_is_compared_with_itself_on_the_replay(part):
+    pytest.importorskip("dynamo.replay")
+    scenario = dataclasses.replace(replay_scenarios()[part], comparisons=2, n=150)
+    result = run_replay_scenario(scenario, resamples=100)
+    assert [metric.metric for metric in result.metrics] == list(METRICS)
+    assert all(metric.claimed.cases == 2 and metric.true_change == 0 for metric in result.metrics)
+    assert result.gates_closed["enough requests"] == 2  # 150 are too few for a p99
+
+
+def test_without_dynamo_the_replays_parts_say_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["calibration", "replay-aa"])
+    assert main() == 2
+    assert "pip install 'ai-dynamo" in capsys.readouterr().err
 
 
 @pytest.mark.slow

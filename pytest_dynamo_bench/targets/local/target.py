@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import json
+import platform
 import re
 import shutil
 import socket
@@ -19,9 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 import uvloop
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.client import AsyncioClient
@@ -200,6 +203,10 @@ class _Measurement:
                 "model": self._benchmark.model,
                 "router": self._configuration.router,
                 "workers": self._configuration.replicas,
+                # Command lines have ports and paths in them, so that a stored run is compared
+                # by this: what was asked of the workers.
+                "block_size": self._configuration.block_size,
+                "engines": {item.mode: _plain(item) for item in self._configuration.workers},
                 "processes": {
                     spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
                     for spec in specs
@@ -258,7 +265,10 @@ class _Measurement:
             self._progress.stage("measuring")
             generator = LoadGenerator(client, model)
             problems = await self._send(processes, generator)
-            observed: dict[str, Any] = {"dynamo_version": importlib.metadata.version("ai-dynamo")}
+            observed: dict[str, Any] = {
+                "dynamo_version": importlib.metadata.version("ai-dynamo"),
+                "machine": _machine(),
+            }
             if not problems:
                 observed |= await self._observe(frontend, model)
         finally:
@@ -393,6 +403,21 @@ async def _frontend(ports: Ports) -> AsyncIterator[httpx.AsyncClient]:
     # Proxies of the environment are for the outside, never for loopback.
     async with httpx.AsyncClient(base_url=address, timeout=5, trust_env=False) as client:
         yield client
+
+
+def _machine() -> str:
+    """Processor and cores, on which the times of real processes depend."""
+    processor, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text("utf-8"), re.M)
+        processor = names[0] if names else processor
+    return f"{processor}, {psutil.cpu_count()} cores"
+
+
+def _plain(worker: Worker) -> dict[str, Any]:
+    """A worker as it reads back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(worker)))
+    return plain
 
 
 async def _workers_of(frontend: httpx.AsyncClient, model: str) -> int:
