@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pytest_dynamo_bench.benchmark import Benchmark, Claim
+from pytest_dynamo_bench.benchmark import Benchmark, Claim, traffic_for
 from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
@@ -252,8 +252,9 @@ class Comparison:
         directory = self.store.run_directory(self.benchmark.name, name, repeat)
         label = name if repeat == 0 else f"{name}, repeat {repeat + 1}"
         with self._show(self.benchmark.name, label) as progress:
+            traffic = traffic_for(self.traffic, configuration)
             run = self.target.measure(
-                self.benchmark, configuration, self.traffic, directory, progress, repeat=repeat
+                self.benchmark, configuration, traffic, directory, progress, repeat=repeat
             )
         metrics = Metrics(run, self.benchmark.goodput)
         limitations = self.target.limitations(self.benchmark, configuration)
@@ -268,11 +269,13 @@ class Comparison:
         return metrics
 
     def _gates(self, metrics: Metrics, metric: str) -> tuple[GateResult, ...]:
+        configuration = self.benchmark.configuration(metrics.run.configuration)
+        traffic = traffic_for(self.traffic, configuration)
         return check_run(
             metrics.run,
-            self.traffic.schedule,
+            traffic.schedule,
             metric,
-            traffic=self.traffic,
+            traffic=traffic,
             thresholds=self.plan.thresholds,
         )
 

@@ -410,11 +410,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     benchmarks = {}
     for item in session.items:
         benchmark = _benchmark_of(getattr(item, "module", None))
-        if benchmark is not None and _measures(item):
-            benchmarks[benchmark.name] = benchmark
-            callspec = getattr(item, "callspec", None)
-            if callspec is not None and "claim" in callspec.params:
-                dynamo.claims.setdefault(benchmark.name, []).append(callspec.params["claim"])
+        if benchmark is None or not _measures(item):
+            continue
+        callspec = getattr(item, "callspec", None)
+        claim = callspec.params.get("claim") if callspec is not None else None
+        if claim is not None:
+            if claim.bound(dynamo.target.name) is None:
+                continue
+            dynamo.claims.setdefault(benchmark.name, []).append(claim)
+        benchmarks[benchmark.name] = benchmark
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.with_own_traffic(benchmark)
@@ -458,14 +462,13 @@ def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[p
     return [
         RegressionItem.from_parent(
             module,
-            name=f"regression[{configuration}-{tolerance.metric}]",
+            name=f"regression[{configuration.name}-{tolerance.metric}]",
             benchmark=benchmark,
-            configuration=configuration,
+            configuration=configuration.name,
             tolerance=tolerance,
         )
         for module, benchmark in _modules(items).items()
-        for configuration in stored.configurations(benchmark.name)
-        if configuration in [item.name for item in benchmark.configurations]
+        for configuration in benchmark.configurations
         for tolerance in tolerances
     ]
 
@@ -568,6 +571,10 @@ class RegressionItem(pytest.Item):
         _refuse_xdist(self.config)
         dynamo = self.config.stash[_SESSION]
         assert dynamo.stored is not None
+        if self._configuration not in dynamo.stored.configurations(self._benchmark.name):
+            pytest.skip(
+                f"the baseline has no runs of {self._configuration}: {dynamo.stored.directory}"
+            )
         try:
             self._regression = dynamo.comparison(self._benchmark).regression(
                 self._configuration,
@@ -808,7 +815,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """A table per comparison, a line per verdict, and where the results are."""
     dynamo = terminalreporter.config.stash.get(_SESSION, None)
     if dynamo is None or dynamo.report_directory is None:
@@ -836,8 +843,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if saved and dynamo.report_directory is not None:
         from pytest_dynamo_bench.reports.store import StoredResults
 
-        StoredResults(dynamo.report_directory).copy_to(Path(saved))
-        terminalreporter.write_line(f"baseline: {saved}")
+        if exitstatus == pytest.ExitCode.OK:
+            StoredResults(dynamo.report_directory).copy_to(Path(saved))
+            terminalreporter.write_line(f"baseline: {saved}")
+        else:
+            terminalreporter.write_line("baseline: not saved, since not all tests passed")
 
 
 def _relative(path: Path | None) -> str:

@@ -100,12 +100,12 @@ def stored(project):  # noqa: F811
 
 def test_an_unchanged_configuration_passes_the_gate(stored):
     result = stored("-k", "regression", factors={"kv": 0.5})
-    result.assert_outcomes(passed=6, deselected=3)
+    result.assert_outcomes(passed=6, skipped=3, deselected=3)
 
 
 def test_a_regression_is_a_failed_test_of_its_own(stored):
     result = stored("-k", "regression", "--dynamo-tolerance=ttft:5%", factors={"kv": 0.6})
-    result.assert_outcomes(passed=1, failed=1, deselected=3)
+    result.assert_outcomes(passed=1, failed=1, skipped=1, deselected=3)
     result.stdout.fnmatch_lines(
         [
             "regression: kv: time_to_first_token.p50 is * ms, was * ms: * higher*",
@@ -123,7 +123,7 @@ def test_a_regression_is_a_failed_test_of_its_own(stored):
 
 def test_an_improvement_is_told_and_passes(stored):
     result = stored("-k", "regression", "--dynamo-tolerance=ttft:5%", factors={"kv": 0.3})
-    result.assert_outcomes(passed=2, deselected=3)
+    result.assert_outcomes(passed=2, skipped=1, deselected=3)
     result.stdout.fnmatch_lines(["*improvement  kv"])
 
 
@@ -132,10 +132,18 @@ def test_something_else_is_not_compared_unless_asked_for(stored):
     changed["traffic"] = {"requests": 1}
     (stored.path / "stored/example/kv/run.json").write_text(json.dumps(changed))
     result = stored("-k", "regression and kv-", factors={"kv": 0.5})
-    result.assert_outcomes(errors=3, deselected=6)
+    result.assert_outcomes(errors=3, deselected=9)
     result.stdout.fnmatch_lines(["kv: the stored measurement in * is of something else: *traffic*"])
     result = stored("-k", "regression and kv-", "--dynamo-baseline-any", factors={"kv": 0.5})
-    result.assert_outcomes(passed=3, deselected=6)
+    result.assert_outcomes(passed=3, deselected=9)
+
+
+def test_a_session_that_fails_is_not_saved_as_a_baseline(project):  # noqa: F811
+    pytester = project()
+    result = pytester.runpytest("--dynamo-save-baseline=stored")
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["baseline: not saved, since not all tests passed"])
+    assert not (pytester.path / "stored").exists()
 
 
 def test_a_directory_that_holds_something_else_is_not_overwritten(project):  # noqa: F811

@@ -47,6 +47,7 @@ from pytest_dynamo_bench.traffic.prompts import block_token_ids
 
 DYNAMO_VERSION = "1.4.2"
 _READY_SECONDS = 90.0
+_MOST_CLOSED_LOOP_REQUESTS = 500
 _POLL_SECONDS = 0.1
 _ATTEMPTS = 3
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
@@ -104,8 +105,21 @@ class LocalTarget:
             )
 
     def traffic(self, benchmark: Benchmark) -> Traffic:
-        """The benchmark's traffic, cut to the length that the options ask for."""
-        return cut(benchmark.traffic.load(), self._options.seconds, seed=self._options.seed)
+        """The benchmark's traffic, cut to the length that the options ask for.
+
+        Raises:
+            TargetError: it is a closed loop of more requests than this machine can send.
+        """
+        traffic = benchmark.traffic.load()
+        if isinstance(traffic.schedule, Concurrency):
+            if len(traffic.requests) > _MOST_CLOSED_LOOP_REQUESTS:
+                raise TargetError(
+                    f"target 'local' cannot cut a closed loop yet, and {len(traffic.requests):,} "
+                    f"requests are more than the {_MOST_CLOSED_LOOP_REQUESTS} that it sends; use "
+                    "--dynamo-target=replay, or traffic with fewer requests"
+                )
+            return traffic
+        return cut(traffic, self._options.seconds, seed=self._options.seed)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
