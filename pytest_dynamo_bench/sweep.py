@@ -42,6 +42,7 @@ METRICS_OF_A_POINT = (
     "kv_hit_rate",
 )
 _CACHE_FORMAT = 1
+_PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ def fingerprint(
         {
             "format": _CACHE_FORMAT,
             "plugin": __version__,
+            "code": _code_digest(_PACKAGE),
             "dynamo": metadata.version("ai-dynamo"),
             "target": options,
             "model": benchmark.model,
@@ -261,6 +263,16 @@ def fingerprint(
     }
     for path in sorted(used):
         digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _code_digest(package: Path) -> str:
+    """A hash of the package's code: how a configuration is simulated is nowhere else to be read."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        code = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(code)}\n".encode())
+        digest.update(code)
     return digest.hexdigest()
 
 

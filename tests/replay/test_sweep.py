@@ -1,11 +1,12 @@
 """Sweeps: points, cache, and what is read off them."""
 
 import dataclasses
+import shutil
 
 import pytest
 from replay_bench import AGGREGATED, SPLIT, make_benchmark, make_traffic
 
-from pytest_dynamo_bench import Concurrency
+from pytest_dynamo_bench import Concurrency, sweep
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
 from pytest_dynamo_bench.sweep import Sweep, SweepPoint, Variation, pareto_front, winner_changes
 from pytest_dynamo_bench.targets.replay import ReplayTarget
@@ -108,6 +109,22 @@ def test_what_goes_in_decides_what_is_cached(tmp_path):
         dataclasses.replace(sweep, benchmark=make_benchmark(AGGREGATED.but(block_size=32))),
     ):
         assert not changed.run(tmp_path)[0].cached
+
+
+def test_other_code_of_the_target_is_not_answered_from_the_cache(tmp_path, monkeypatch):
+    benchmark, target, traffic = make_benchmark(), ReplayTarget(), make_traffic(10)
+
+    def found():
+        return sweep.fingerprint(benchmark, target, traffic, [AGGREGATED, SPLIT], ["goodput"])
+
+    before, copy = found(), tmp_path / "package"
+    shutil.copytree(sweep._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    monkeypatch.setattr(sweep, "_PACKAGE", copy)
+    assert found() == before
+    path = copy / "targets" / "replay.py"
+    code = path.read_text("utf-8")
+    path.write_text(code.replace("_PREFILLS_AT_A_TIME = 1", "_PREFILLS_AT_A_TIME = 2"), "utf-8")
+    assert found() != before
 
 
 def test_the_load_of_a_closed_loop_is_its_sessions_in_flight(tmp_path):
