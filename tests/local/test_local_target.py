@@ -88,7 +88,15 @@ class Watch:
 
 def dynamo_processes():
     """All processes below this one, the supervisor's among them."""
-    return psutil.Process().children(recursive=True)
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if not _is_of_multiprocessing(child)]
+
+
+def _is_of_multiprocessing(process):
+    """Its trackers live as long as this process, once another test has used them."""
+    with contextlib.suppress(psutil.Error):
+        return any("multiprocessing" in part for part in process.cmdline())
+    return False
 
 
 def nothing_left(before):
