@@ -15,7 +15,6 @@ import dataclasses
 import importlib
 import io
 import math
-import os
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_dynamo_bench.errors import ReportError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.reports.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -557,7 +557,7 @@ class _figure:  # noqa: N801
                     # A name in a script that the font lacks is still text in the SVG.
                     warnings.filterwarnings("ignore", message="Glyph .* missing from")
                     self._figure.savefig(buffer, format=ending, dpi=160, metadata=metadata)
-                _write_whole(self._path, buffer.getvalue())
+                write_whole(self._path, buffer.getvalue())
         finally:
             self._context.__exit__(None, None, None)
 
@@ -567,13 +567,3 @@ def _matplotlib() -> Any:
         return importlib.import_module("matplotlib")
     except ImportError:
         raise ReportError(f"figures need Matplotlib: {INSTALL}") from None
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
@@ -265,16 +266,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Numbers that JSON does not have (NaN, infinity) become null.
     """
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    _write_whole(path, text.encode("utf-8", errors="replace"))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text.encode("utf-8", errors="replace"))
 
 
 def _plain(value: Any) -> Any:
