@@ -122,6 +122,7 @@ class Metrics:
     def __init__(self, run: Run, goodput: Goodput | None = None) -> None:
         self.run = run
         self._goodput = goodput
+        self._known: dict[str, tuple[FloatArray, list[RequestRecord]]] = {}
 
     def __repr__(self) -> str:
         return f"<Metrics of {self.run.configuration} on {self.run.target}>"
@@ -196,6 +197,13 @@ class Metrics:
         return result
 
     def _distribution(self, name: str) -> tuple[FloatArray, list[RequestRecord]]:
+        if name not in self._known:
+            values, records = self._per_request(name)
+            values.flags.writeable = False
+            self._known[name] = values, records
+        return self._known[name]
+
+    def _per_request(self, name: str) -> tuple[FloatArray, list[RequestRecord]]:
         if name == "inter_chunk_latency" and self.run.simulated:
             # A simulation knows the first and the last token, not those between.
             return np.empty(0), []

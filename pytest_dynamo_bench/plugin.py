@@ -568,39 +568,36 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """A table per comparison, a line per verdict, and where the results are."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the reports, and the baseline; also without a terminal, and after Ctrl-C."""
+    dynamo = session.config.stash.get(_SESSION, None)
+    if dynamo is None or dynamo.report_directory is None:
+        return
+    saved = session.config.getoption("dynamo_save_baseline")
+    try:
+        dynamo.write_reports(os.environ)
+        if saved:
+            dynamo.save_baseline(Path(saved), passed=exitstatus == pytest.ExitCode.OK)
+    except DynamoBenchError as error:
+        dynamo.remarks.append(f"error: {error}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tables and verdicts of each comparison, and where the results are."""
     dynamo = terminalreporter.config.stash.get(_SESSION, None)
     if dynamo is None or dynamo.report_directory is None:
         return
-    from pytest_dynamo_bench.reports.terminal import render_attribution, render_comparison
-
     terminalreporter.section("dynamo benchmarks")
-    for item in dynamo.comparisons.values():
-        if item.measured:
-            text = render_comparison(
-                item, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
-            )
-            for line in text.splitlines():
-                terminalreporter.write_line(line)
-            terminalreporter.write_line("")
-    for study in dynamo.studies:
-        text = render_attribution(
-            study, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
-        )
-        for line in text.splitlines():
+    writer = terminalreporter._tw
+    for text in dynamo.render(writer.fullwidth, writer.hasmarkup):
+        for line in [*text.splitlines(), ""]:
             terminalreporter.write_line(line)
-        terminalreporter.write_line("")
+    for written in dynamo.written:
+        terminalreporter.write_line(f"report: {_relative(written)}")
     terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")
-    saved = terminalreporter.config.getoption("dynamo_save_baseline")
-    if saved and dynamo.report_directory is not None:
-        from pytest_dynamo_bench.reports.store import StoredResults
-
-        if exitstatus == pytest.ExitCode.OK:
-            StoredResults(dynamo.report_directory).copy_to(Path(saved))
-            terminalreporter.write_line(f"baseline: {saved}")
-        else:
-            terminalreporter.write_line("baseline: not saved, since not all tests passed")
+    for remark in dynamo.remarks:
+        terminalreporter.write_line(remark)
 
 
 def _relative(path: Path | None) -> str:
