@@ -277,8 +277,8 @@ def _hit_rate(report: ComparisonReport) -> Chart | None:
     return Chart(
         key="hit-rate",
         title="KV hit rate over time",
-        caption="Prompt tokens found in a KV cache, of all prompt tokens of the requests due in each "
-        "interval, as the engines counted; higher is better.",
+        caption="Prompt tokens found in a KV cache, of all prompt tokens of the requests due in "
+        "each interval, as the engines counted; higher is better.",
         data=data,
         layout={
             "xaxis": _axis("time since the start of the run, s"),
@@ -313,8 +313,8 @@ def _pareto(report: ComparisonReport) -> Chart | None:
         key="pareto",
         title="Speed for a user against throughput per GPU",
         caption="Mean output tokens per second and user, and output tokens per second and GPU; "
-        "further up and to the right is better. Under a fixed schedule all configurations serve the "
-        "same load, so that only speed differs.",
+        "further up and to the right is better. Under a fixed schedule all configurations serve "
+        "the same load, so that only speed differs.",
         data=data,
         layout={
             "xaxis": _axis("output tokens/s per user", range=_around(data, "x")),
@@ -420,8 +420,8 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
             Chart(
                 key=f"effects-{'points' if is_share else 'percent'}",
                 title="Claims: measured change with its interval, against the threshold",
-                caption="A claim holds when the whole interval is beyond the grey mark, on the side "
-                "that was claimed; intervals are adjusted for the number of claims.",
+                caption="A claim holds when the whole interval is beyond the grey mark, on the "
+                "side that was claimed; intervals are adjusted for the number of claims.",
                 data=data,
                 layout={
                     "xaxis": _axis(f"change, {unit}", zeroline=True),
@@ -492,8 +492,8 @@ def _attribution(report: ComparisonReport) -> Chart | None:
                 "error_y": {
                     "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
                     "color": _GREY,
-                    "array": _numbers(100 * (_or_value(e, "high") - e["value"]) for e in estimates),
-                    "arrayminus": _numbers(100 * (e["value"] - _or_value(e, "low")) for e in estimates),
+                    "array": _numbers(100 * (_end(e, "high") - e["value"]) for e in estimates),
+                    "arrayminus": _numbers(100 * (e["value"] - _end(e, "low")) for e in estimates),
                 },
                 "marker": {"color": _COLORS[index]},
                 "hovertemplate": "%{y:+.1f} %",
@@ -516,6 +516,6 @@ def _attribution(report: ComparisonReport) -> Chart | None:
     )
 
 
-def _or_value(estimate: Mapping[str, Any], end: str) -> float:
+def _end(estimate: Mapping[str, Any], end: str) -> float:
     found = estimate.get(end)
     return float(estimate["value"] if found is None else found)

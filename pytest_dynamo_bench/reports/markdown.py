@@ -102,7 +102,7 @@ def _results(report: ComparisonReport) -> str:
 
 def _cell(report: ComparisonReport, item: ConfigurationReport, column: Column) -> str:
     text = column.text(item.value(column.metric))
-    if report.best(column.metric) is item:
+    if report.best(column) is item:
         text = f"**{text}**"
     effect = report.effect(item, column.metric)
     if effect is None:

@@ -238,15 +238,20 @@ class ComparisonReport:
             told += f"; {reusable:.1%} of the prompt blocks are reusable"
         return told
 
-    def best(self, metric: str) -> ConfigurationReport | None:
-        """The configuration with the best value; None where fewer than two have one."""
-        values = [(item.value(metric), item) for item in self.measured]
+    def best(self, column: Column) -> ConfigurationReport | None:
+        """The configuration with the best value; None where a table does not tell it from another.
+
+        A difference that cannot be read in the table is no reason to mark one of them.
+        """
+        values = [(item.value(column.metric), item) for item in self.measured]
         finite = [pair for pair in values if math.isfinite(pair[0])]
+        pick = min if column.definition.better == "lower" else max
         if len(finite) < 2:
             return None
-        better = METRICS[parse_metric(metric)[0]].better
-        pick = min if better == "lower" else max
-        return pick(finite, key=lambda pair: pair[0])[1]
+        value, found = pick(finite, key=lambda pair: pair[0])
+        text = column.text(value)
+        tied = sum(column.text(other) == text for other, _ in finite)
+        return found if tied == 1 else None
 
     def effect(self, configuration: ConfigurationReport, metric: str) -> Effect | None:
         """The change from the baseline with its 95 % interval, as a claim would be judged alone.

@@ -102,7 +102,7 @@ def _values(report: ComparisonReport) -> Table:
     for item in report.measured:
         cells = []
         for column in columns:
-            best = report.best(column.metric) is item
+            best = report.best(column) is item
             text = column.text(item.value(column.metric))
             cells.append(Text(f"{text}*" if best else text, style="bold" if best else ""))
         table.add_row(printable(item.name), str(item.gpus), *cells)
