@@ -2,7 +2,12 @@
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
 from pytest_dynamo_bench.traffic.cut import cut
-from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe, ideal_cached_tokens
+from pytest_dynamo_bench.traffic.figures import (
+    TrafficFigures,
+    describe,
+    ideal_cached_tokens,
+    in_words,
+)
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
     FixedSchedule,
@@ -34,6 +39,7 @@ __all__ = [
     "cut",
     "describe",
     "ideal_cached_tokens",
+    "in_words",
     "read_mooncake",
     "read_traffic",
     "synthesize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pytest_dynamo_bench.traffic.model import Traffic
@@ -13,7 +14,8 @@ class TrafficFigures:
 
     Lengths are in tokens. ``reusable_share`` is the share of prefix blocks that an earlier
     request of the same traffic had already: the hit rate of one cache of infinite size
-    (``1 - distinct ids / ids``). ``working_set_tokens`` is what such a cache would hold.
+    (``1 - distinct ids / ids``), NaN where no ids are known. ``working_set_tokens`` is what such
+    a cache would hold.
     """
 
     requests: int
@@ -56,7 +58,7 @@ def describe(traffic: Traffic) -> TrafficFigures:
         duration_seconds=traffic.duration_seconds,
         input_tokens=sum(request.input_tokens for request in traffic.requests),
         output_tokens=sum(request.output_tokens for request in traffic.requests),
-        reusable_share=1 - len(distinct) / references,
+        reusable_share=1 - len(distinct) / references if references else math.nan,
         working_set_tokens=len(distinct) * traffic.block_tokens,
     )
 
@@ -75,3 +77,16 @@ def ideal_cached_tokens(traffic: Traffic) -> list[int]:
         cached.append(min(known * traffic.block_tokens, request.input_tokens))
         seen.update(request.hash_ids)
     return cached
+
+
+def in_words(traffic: Traffic) -> str:
+    """Where traffic comes from, how much of it there is, and how it is sent; for reports."""
+    figures = describe(traffic)
+    told = (
+        f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
+        f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
+        f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens"
+    )
+    if math.isfinite(figures.reusable_share):
+        told += f"; {figures.reusable_share:.1%} of the prompt blocks are reusable"
+    return told
