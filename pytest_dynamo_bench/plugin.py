@@ -41,7 +41,8 @@ _DEFAULT_SECONDS = 35.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
-    "schedule_delay_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "schedule_delay_share, generator_cpu_share, generator_lag_ms, generator_coalesced_share, "
+    "fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
 
@@ -83,6 +84,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
         help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-load-processes", metavar="N", type=_count, default=1,
+        help="processes of the load generator, for rates that one core cannot send "
+        "(default: %(default)s); check-client says what one can do",
     )  # fmt: skip
     group.addoption(
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
@@ -362,6 +368,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
                 seconds=config.getoption("dynamo_seconds"),
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
+                load_processes=config.getoption("dynamo_load_processes"),
             )
         )
     if name == "replay":
