@@ -196,11 +196,15 @@ class Metrics:
         return result
 
     def _distribution(self, name: str) -> tuple[FloatArray, list[RequestRecord]]:
-        if name == "inter_chunk_latency" and self.run.simulated:
-            # A simulation knows the first and the last token, not those between.
-            return np.empty(0), []
-        if name == "inter_chunk_latency":
-            gaps = [np.diff(record.chunk_ms) for record in self._succeeded]
+        if name in ("inter_chunk_latency", "inter_token_gap"):
+            if self.run.simulated:
+                # A simulation knows the first and the last token, not those between.
+                return np.empty(0), []
+            by_token = name == "inter_token_gap"
+            gaps = [
+                token_gaps(record) if by_token else np.diff(record.chunk_ms)
+                for record in self._succeeded
+            ]
             records = [r for r, gap in zip(self._succeeded, gaps, strict=True) for _ in gap]
             return (np.concatenate(gaps) if gaps else np.empty(0)), records
         pairs = [(per_request(name, record), record) for record in self._succeeded]
@@ -250,6 +254,10 @@ def per_request(name: str, record: RequestRecord) -> float | None:
             return record.first_token_ms - record.sent_ms
         case "request_latency":
             return record.last_token_ms - record.sent_ms
+        case "time_to_first_token_from_schedule":
+            return record.first_token_ms - record.scheduled_ms
+        case "request_latency_from_schedule":
+            return record.last_token_ms - record.scheduled_ms
         case "schedule_delay":
             return record.sent_ms - record.scheduled_ms
         case "inter_token_latency" | "output_token_throughput_per_user":
@@ -260,6 +268,23 @@ def per_request(name: str, record: RequestRecord) -> float | None:
             return latency_ms if name == "inter_token_latency" else 1000 / latency_ms
         case _:
             raise ValueError(f"{name} is not a per-request metric")
+
+
+def token_gaps(record: RequestRecord) -> FloatArray:
+    """Time between consecutive tokens of a request, in ms.
+
+    The tokens of one chunk share the time since the chunk before; the first chunk has none.
+
+    Returns:
+        (tokens after the first chunk,) gaps; empty when it is not known how many tokens the
+        chunks had.
+    """
+    gaps = np.diff(record.chunk_ms)
+    if record.chunk_tokens is not None:
+        tokens = np.asarray(record.chunk_tokens[1:])
+        shared: FloatArray = np.repeat(gaps / np.maximum(tokens, 1), tokens)
+        return shared
+    return gaps if record.completion_tokens == len(record.chunk_ms) else np.empty(0)
 
 
 def is_good(record: RequestRecord, limits: Goodput) -> bool:
