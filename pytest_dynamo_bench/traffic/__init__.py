@@ -1,6 +1,7 @@
 """Where requests come from: traces, their schedules, the prompts, and cuts for a small machine."""
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
+from pytest_dynamo_bench.traffic.aiperf import aiperf_rows
 from pytest_dynamo_bench.traffic.cut import cut
 from pytest_dynamo_bench.traffic.figures import (
     TrafficFigures,
@@ -8,6 +9,7 @@ from pytest_dynamo_bench.traffic.figures import (
     ideal_cached_tokens,
     in_words,
 )
+from pytest_dynamo_bench.traffic.images import ImageFiles, Images, NoiseImages
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
     FixedSchedule,
@@ -17,6 +19,7 @@ from pytest_dynamo_bench.traffic.model import (
     TrafficSource,
 )
 from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace, read_mooncake, write_mooncake
+from pytest_dynamo_bench.traffic.multimodal import PooledImages, SlidingWindowImages
 from pytest_dynamo_bench.traffic.own import TraceFile, read_traffic
 from pytest_dynamo_bench.traffic.synthesizer import SynthesizedMooncake, synthesize
 from pytest_dynamo_bench.traffic.synthetic import SyntheticTraffic
@@ -26,9 +29,14 @@ __all__ = [
     "AgenticSession",
     "Concurrency",
     "FixedSchedule",
+    "ImageFiles",
+    "Images",
     "Lognormal",
     "MooncakeTrace",
+    "NoiseImages",
+    "PooledImages",
     "Schedule",
+    "SlidingWindowImages",
     "SynthesizedMooncake",
     "SyntheticTraffic",
     "TraceFile",
@@ -36,6 +44,7 @@ __all__ = [
     "TrafficFigures",
     "TrafficRequest",
     "TrafficSource",
+    "aiperf_rows",
     "cut",
     "describe",
     "ideal_cached_tokens",
