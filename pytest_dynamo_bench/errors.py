@@ -30,6 +30,10 @@ class DeploymentError(DynamoBenchError):
     """A configuration did not come up, or a part of it died; the message has the log's end."""
 
 
+class LoadError(DynamoBenchError):
+    """The load generator cannot do its work: a process of it died, or a tool is missing."""
+
+
 class InvalidRunError(DynamoBenchError):
     """A run happened, but what it measured cannot carry a verdict."""
 

@@ -14,7 +14,8 @@ _DEFAULT_SECONDS = 35.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
-    "schedule_delay_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "schedule_delay_share, generator_cpu_share, generator_lag_ms, generator_coalesced_share, "
+    "fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
 
@@ -55,6 +56,11 @@ def add_options(add: Callable[..., object]) -> None:
     add(
         "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
         help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
+    )  # fmt: skip
+    add(
+        "--dynamo-load-processes", metavar="N", type=_count, default=1,
+        help="processes of the load generator, for rates that one core cannot send "
+        "(default: %(default)s); check-client says what one can do",
     )  # fmt: skip
     add(
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",

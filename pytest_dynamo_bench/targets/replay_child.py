@@ -40,6 +40,19 @@ def die_with_parent() -> None:
         raise SystemExit(1)
 
 
+def peak_memory_mb(process: str = "self") -> int | None:
+    """Most memory that a process has used, MB; None where the system doesn't say.
+
+    Not ``getrusage``, whose figure a process inherits from the one that started it.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text("ascii", errors="replace")
+    except OSError:
+        return None
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) // 1024 if found else None
+
+
 def make_reproducible(library: str, seed: int) -> str:
     """Show a loaded library a clock that stands still, and random bytes that follow from a seed.
 
@@ -186,6 +199,7 @@ def main(job_path: str) -> None:
     result = {
         "report": dict(report),
         "seconds": seconds,
+        "peak_memory_mb": peak_memory_mb(),
         "seeding": seeding,
         "kv_offload_compiled": kv_offload,
     }
