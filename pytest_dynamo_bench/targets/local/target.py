@@ -30,7 +30,7 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import Progress, show_latency
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.local.cache_hits import read_events, with_cached_tokens
 from pytest_dynamo_bench.targets.local.commands import LOOPBACK, Ports, process_specs
@@ -50,6 +50,8 @@ _READY_SECONDS = 90.0
 _MOST_CLOSED_LOOP_REQUESTS = 500
 _POLL_SECONDS = 0.1
 _ATTEMPTS = 3
+# Requests that a display takes the current latencies from.
+_RECENT = 20
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
@@ -321,6 +323,7 @@ class _Measurement:
             nonlocal done, failed
             done, failed = done + 1, failed + (not whole)
             self._progress.requests(done, failed, total)
+            show_latency(self._progress, generator.latest(_RECENT))
 
         try:
             await self._unless_dead(
