@@ -118,9 +118,12 @@ class LiveProgress:
         self.done, self.failed, self.total = 0, 0, 0
 
     def stage(self, name: str) -> None:
-        # Time left is told from how fast requests of this stage end.
         self._stage = name
-        self._progress.reset(self._task, total=None, stage=escape(name), latency="")
+        if self.done:
+            self._progress.update(self._task, stage=escape(name))
+        else:
+            # Time left is told from how fast requests end, not from when the stage before began.
+            self._progress.reset(self._task, stage=escape(name))
 
     def requests(self, done: int, failed: int, total: int) -> None:
         self.done, self.failed, self.total = done, failed, total
@@ -141,11 +144,12 @@ class LiveProgress:
         """What is left of the line when it has gone."""
         if not self.total:
             return ""
-        parts = [
-            f"{self.done:,} of {self.total:,}",
-            *([f"{self.failed:,} failed"] * bool(self.failed)),
-        ]
-        return ", ".join([*parts, *([self._latencies.text] * bool(self._latencies.text))])
+        parts = [f"{self.done:,} of {self.total:,}"]
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        if self._latencies.text:
+            parts.append(self._latencies.text)
+        return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -215,6 +215,7 @@ class _Measurement:
                 async with _frontend(ports) as frontend:
                     await self._until_ready(processes, frontend, model)
                     ready_seconds = time.monotonic() - started
+                    self._progress.stage(f"ready after {ready_seconds:.1f} s")
                     run = await self._measure(processes, frontend, ports, model, scratch)
                 self._progress.stage("taking down")
             deployed = {
