@@ -22,6 +22,7 @@ import pytest
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, NotMeasuredError
 from pytest_dynamo_bench.options import add_options
+from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
 from pytest_dynamo_bench.session import BenchSession
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay")
+_LONGEST_MESSAGE = 20_000
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -512,7 +514,7 @@ class MeasuredComparison:
 
 def _told(error: DynamoBenchError) -> BaseException:
     """The error as pytest shows it without a traceback."""
-    return pytest.fail.Exception(str(error), pytrace=False)
+    return pytest.fail.Exception(printable(str(error), _LONGEST_MESSAGE), pytrace=False)
 
 
 @pytest.fixture
@@ -546,7 +548,7 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         for configuration in wanted:
             measured.runs(configuration)
     except InvalidRunError as error:
-        _end_invalid(request.config, str(error))
+        _end_invalid(request.config, printable(str(error), _LONGEST_MESSAGE))
     except NotMeasuredError as error:
         pytest.skip(str(error))
     except DynamoBenchError as error:

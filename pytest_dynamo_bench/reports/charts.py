@@ -26,7 +26,7 @@ _COLORS = (
 )  # fmt: skip
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
-_OUTCOMES = {
+OUTCOME_COLORS = {
     "holds": "#2a9d6f", "fails": "#d1495b", "inconclusive": "#c29a0a", "invalid": "#8d8f98",
 }  # fmt: skip
 _GREY = "#8d8f98"
@@ -131,7 +131,7 @@ def _distribution(report: ComparisonReport, name: str, short: str) -> Chart | No
         ranks = np.unique(np.clip(np.append(ranks, 1.0), 0, 1))
         data.append(
             {
-                "type": "scatter", "mode": "lines", "name": item.name,
+                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
                 "x": _numbers(np.quantile(values, ranks)), "y": _numbers(100 * ranks),
                 "hovertemplate": "%{y:.2f} % of requests within %{x:,.4g} ms",
                 **_style(index),
@@ -185,7 +185,7 @@ def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
         if len(seconds) <= _MOST_POINTS:
             data.append(
                 {
-                    "type": "scatter", "mode": "markers", "name": item.name,
+                    "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
                     "x": _numbers(seconds), "y": _numbers(sample.values),
                     "marker": _marker(index, 6) | {"opacity": 0.75},
                     "hovertemplate": f"due at %{{x:,.1f}} s: {short} %{{y:,.4g}} ms",
@@ -199,7 +199,8 @@ def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
             style["line"] |= {"width": width, "dash": "solid" if quantile == 0.5 else "dot"}
             data.append(
                 {
-                    "type": "scatter", "mode": "lines", "name": f"{item.name} {label}",
+                    "type": "scatter", "mode": "lines",
+                    "name": f"{plain_label(item.name, 60, 1)} {label}",
                     "legendgroup": item.name, "showlegend": quantile == 0.5,
                     "x": _numbers(middles),
                     "y": _numbers(
@@ -266,7 +267,7 @@ def _hit_rate(report: ComparisonReport) -> Chart | None:
             share = 100 * cached / prompt
         data.append(
             {
-                "type": "scatter", "mode": "lines", "name": item.name,
+                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
                 "x": _numbers((edges[:-1] + edges[1:]) / 2), "y": _numbers(share),
                 "hovertemplate": "%{y:.1f} %",
                 **_style(index),
@@ -301,7 +302,7 @@ def _pareto(report: ComparisonReport) -> Chart | None:
             continue
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": item.name,
+                "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
                 "x": _numbers([per_user]), "y": _numbers([per_gpu]),
                 "marker": _marker(index, 14),
                 "hovertemplate": "%{x:,.4g} tok/s/user, %{y:,.4g} tok/s/GPU",
@@ -348,7 +349,7 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
         met = np.searchsorted(np.sort(needed), _SLO_FACTORS, side="right")
         data.append(
             {
-                "type": "scatter", "mode": "lines", "name": item.name,
+                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
                 "x": _numbers(_SLO_FACTORS), "y": _numbers(met / metrics.duration_seconds),
                 "hovertemplate": "%{y:.3g} requests/s",
                 **_style(index),
@@ -402,7 +403,7 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
         # The first claim on top.
         verdicts = verdicts[::-1]
         data: list[dict[str, Any]] = []
-        for outcome, color in _OUTCOMES.items():
+        for outcome, color in OUTCOME_COLORS.items():
             rows = [(i, v) for i, v in enumerate(verdicts) if v.outcome == outcome]
             if rows:
                 data.append(_intervals(rows, outcome, color))
@@ -427,7 +428,7 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
                     "xaxis": _axis(f"change, {unit}", zeroline=True),
                     "yaxis": {
                         "tickvals": list(range(len(verdicts))),
-                        "ticktext": [_wrapped(verdict.name) for verdict in verdicts],
+                        "ticktext": [plain_label(verdict.name) for verdict in verdicts],
                         "automargin": True,
                         "range": [-0.6, len(verdicts) - 0.4],
                         "showgrid": False,
@@ -456,8 +457,8 @@ def _intervals(rows: Sequence[tuple[int, Any]], outcome: str, color: str) -> dic
     }  # fmt: skip
 
 
-def _wrapped(text: str, width: int = 28, lines: int = 3) -> str:
-    """Plotly breaks lines where it is told to; what it would read as markup is taken out."""
+def plain_label(text: str, width: int = 28, lines: int = 3) -> str:
+    """A label of an axis, broken into lines; what Plotly would read as markup is text in it."""
     plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     found = [""]
     for word in plain.split():
@@ -487,7 +488,7 @@ def _attribution(report: ComparisonReport) -> Chart | None:
         data.append(
             {
                 "type": "bar", "name": label,
-                "x": [_wrapped(str(row["feature"]), 16) for row in rows],
+                "x": [plain_label(str(row["feature"]), 16) for row in rows],
                 "y": _numbers(100 * float(e["value"]) for e in estimates),
                 "error_y": {
                     "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,

@@ -31,26 +31,13 @@ _ORDER = ("holds", "fails", "inconclusive", "invalid")
 
 
 def render_html(session: SessionReport) -> str:
-    """The page: text, tables, figures with their data, and the library that draws them.
-
-    Scripts are allowed by their hashes alone, and nothing may be loaded, so that text from
-    elsewhere can neither run nor call home.
-    """
-    plotly, script = _file("static/plotly-basic.min.js"), _file("templates/report.js")
-    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script))
-    policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
-    )
+    """The page: text, tables, figures with their data, and the library that draws them."""
     names = ", ".join(report.name for report in session.comparisons)
-    return _environment().get_template("report.html").render(
-        session=session,
+    return render_page(
+        "report.html",
         title=printable(f"{names} on {session.target}", 200),
-        policy=policy,
-        style=Markup(_file("templates/report.css")),  # noqa: S704 - our own file
-        plotly=Markup(plotly),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
+        session=session,
         charts=charts,
-        figure_json=_figure_json,
         tally=_tally,
         outcomes=_outcomes,
         hardware=_hardware,
@@ -62,6 +49,27 @@ def render_html(session: SessionReport) -> str:
         as_deployed=_as_deployed,
         machine=_machine,
         versions=_versions,
+    )
+
+
+def render_page(template: str, **context: Any) -> str:
+    """A page with the style, the library and the script that all pages have.
+
+    Scripts are allowed by their hashes alone, and nothing may be loaded, so that text from
+    elsewhere can neither run nor call home.
+    """
+    plotly, script = _file("static/plotly-basic.min.js"), _file("templates/report.js")
+    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script))
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
+    )
+    return _environment().get_template(template).render(
+        policy=policy,
+        style=Markup(_file("templates/report.css")),  # noqa: S704 - our own file
+        plotly=Markup(plotly),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        figure_json=_figure_json,
+        **context,
     )  # fmt: skip
 
 
