@@ -51,6 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(group.addoption)
     parser.addini("dynamo_target", "default of --dynamo-target", default="local")
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
+    parser.addini(
+        "dynamo_junit_properties",
+        "where a JUnit file has the properties of a claim: 'case' is its test case (default), "
+        "'suite' the test suite, for readers that validate against junit-10.xsd, which allows them "
+        "there only",
+        default="case",
+    )
 
 
 _SESSION = pytest.StashKey[BenchSession]()
@@ -354,7 +361,7 @@ class AttributionItem(pytest.Item):
                 raise _told(error) from None
         dynamo.studies.append(study)
         dynamo.store.save_attribution(study)
-        self.user_properties += junit.attribution_properties(study)
+        _record(self, junit.attribution_properties(study))
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where the test is: the module of its benchmark."""
@@ -395,8 +402,9 @@ class RegressionItem(pytest.Item):
     def runtest(self) -> None:
         """Fail on a regression; an undecided one is the user's choice."""
         found = self._regression
-        self.user_properties += junit.regression_properties(
-            self._benchmark.name, self._configuration, found
+        _record(
+            self,
+            junit.regression_properties(self._benchmark.name, self._configuration, found),
         )
         message = f"{found.outcome}: {self._configuration}: {found.sentence}"
         if found.outcome == "regression":
@@ -407,6 +415,18 @@ class RegressionItem(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where the test is: the module of its benchmark."""
         return self.path, None, self.name
+
+
+def _record(item: pytest.Item, properties: junit.Properties) -> None:
+    """Give the JUnit file properties, where the schema of its readers allows them."""
+    if item.config.getini("dynamo_junit_properties") != "suite":
+        item.user_properties += properties
+        return
+    plugins: Any = item.config.pluginmanager.get_plugins()
+    for plugin in plugins:
+        if hasattr(plugin, "add_global_property"):
+            for name, value in properties:
+                plugin.add_global_property(f"{item.name}.{name}", str(value))
 
 
 def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
@@ -501,9 +521,7 @@ class MeasuredComparison:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
             raise _told(error) from None
-        self._request.node.user_properties.extend(
-            junit.verdict_properties(self._comparison, verdict)
-        )
+        _record(self._request.node, junit.verdict_properties(self._comparison, verdict))
         if verdict.outcome == "holds":
             return verdict
         message = junit.explain(verdict, self._comparison.store.directory)
@@ -554,7 +572,7 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
-        request.node.user_properties.extend(junit.verdict_properties(measured, verdict))
+        _record(request.node, junit.verdict_properties(measured, verdict))
         _end_invalid(request.config, junit.explain(verdict, measured.store.directory))
     return MeasuredComparison(measured, request)
 
