@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -49,7 +49,7 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
             console.print(Text(told, style="dim"))
             console.print(changes)
     if report.published:
-        console.print(_published(report))
+        console.print(_published(report.published))
     for item in report.configurations:
         if item.error:
             lines = Text(f"no result of {item.name}: ", style="red")
@@ -148,27 +148,22 @@ def _change(effect: Effect | None, column: Column) -> Text:
     return Text(text)
 
 
-def _published(report: ComparisonReport) -> Table:
+def _published(published: Mapping[str, Any]) -> Group:
     """What somebody else measured, under its source and hardware."""
-    published = report.published or {}
     values = published.get("values", {})
     columns = list(dict.fromkeys(what for row in values.values() for what in row))
-    told = (
-        f"published, not measured here: {published.get('source')}; on {published.get('hardware')}"
-    )
+    source, hardware = published.get("source"), published.get("hardware")
+    told = f"published, not measured here: {source}; on {hardware}"
     if published.get("note"):
         told += f"; {published['note']}"
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=Text(printable(told), style="dim"),
-        title_justify="left",
-    )  # fmt: skip
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", overflow="fold")
     for what in columns:
         table.add_column(Text(printable(what)), justify="right")
     for name, row in values.items():
         cells = [f"{row[what]:,g}" if what in row else "-" for what in columns]
         table.add_row(printable(name), *cells)
-    return table
+    return Group(Text(printable(told), style="dim"), table)
 
 
 def _regressions(found: Mapping[str, Mapping[str, Any]]) -> Table:
