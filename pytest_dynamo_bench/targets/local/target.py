@@ -168,6 +168,12 @@ class LocalTarget:
             return runner.run(measuring.run())
 
 
+def _portable(text: str, scratch: Path) -> str:
+    """Without paths that mean something on this machine only."""
+    package = Path(__file__).parents[2]
+    return text.replace(str(scratch), "<scratch>").replace(str(package), f"<{package.name}>")
+
+
 class _PortTakenError(DeploymentError):
     """Another process took a port between choosing it and binding it."""
 
@@ -227,11 +233,11 @@ class _Measurement:
                 "block_size": self._configuration.block_size,
                 "engines": {item.mode: _plain(item) for item in self._configuration.workers},
                 "processes": {
-                    spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
+                    spec.name: [_portable(part, scratch) for part in spec.argv[1:]]
                     for spec in specs
                 },
                 "environment": {
-                    key: value.replace(str(scratch), "<scratch>")
+                    key: _portable(value, scratch)
                     for key, value in specs[0].environment.items()
                     if key.startswith(("DYN_", "HF_HUB_OFFLINE"))
                 },
