@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pytest_dynamo_bench.benchmark import Goodput
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics, per_request
-from pytest_dynamo_bench.reports.model import ComparisonReport
+from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS, ComparisonReport
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -477,12 +477,7 @@ def _attribution(report: ComparisonReport) -> Chart | None:
     if not study or not study.get("rows"):
         return None
     data = []
-    views = (
-        ("alone", "alone"),
-        ("on_top", "on top of the others"),
-        ("average", "averaged over orders"),
-    )
-    for index, (key, label) in enumerate(views):
+    for index, (key, label) in enumerate(ATTRIBUTION_VIEWS.items()):
         rows = [row for row in study["rows"] if isinstance(row.get(key), dict)]
         estimates = [row[key] for row in rows]
         data.append(

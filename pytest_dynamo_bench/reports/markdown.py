@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from pytest_dynamo_bench.plain_text import one_line, printable
 from pytest_dynamo_bench.reports.model import (
+    ATTRIBUTION_VIEWS,
     Column,
     ComparisonReport,
     ConfigurationReport,
     SessionReport,
+    attribution_rows,
     change_text,
 )
 
@@ -21,6 +23,7 @@ LONGEST = 65_000
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~^$&])")
 _ORDER = ("holds", "fails", "inconclusive", "invalid")
 _MARKS = {"holds": "✅", "fails": "❌", "inconclusive": "❔", "invalid": "⚠️"}
+_GATE_MARKS = {"regression": "❌", "improvement": "✅", "unchanged": "✅", "inconclusive": "❔"}
 _LONGEST_NAME, _LONGEST_SENTENCE, _LONGEST_ERROR = 120, 700, 400
 _NOTICE = "\n\n_Cut here; the whole report is among the files of the run._\n"
 
@@ -59,6 +62,9 @@ def _comparison(report: ComparisonReport, detail: int) -> str:
     if detail >= 2 and report.measured:
         parts.append(_results(report))
         parts.append(_published(report))
+    if detail >= 1:
+        parts.append(_regressions(report))
+        parts.append(_attribution(report))
     errors = [(item.name, item.error) for item in report.configurations if item.error]
     parts += [
         f"**{_escaped(name)}** has no result: {_escaped(error, _LONGEST_ERROR)}"
@@ -131,6 +137,30 @@ def _published(report: ComparisonReport) -> str:
     )
     header = ["published", *(_escaped(what, _LONGEST_NAME) for what in columns)]
     return f"{_table(header, rows)}\n\n<sub>{told}</sub>"
+
+
+def _regressions(report: ComparisonReport) -> str:
+    lines = [
+        f"* {_GATE_MARKS.get(item.outcome, '')} **{_escaped(item.outcome)}** "
+        f"{_escaped(item.configuration, _LONGEST_NAME)}: "
+        f"{_escaped(item.sentence, _LONGEST_SENTENCE)}"
+        for item in report.regressions
+    ]
+    return "\n".join(["Against the stored baseline:", "", *lines]) if lines else ""
+
+
+def _attribution(report: ComparisonReport) -> str:
+    study = report.attribution
+    if not study:
+        return ""
+    rows = [[_escaped(cell, _LONGEST_NAME) for cell in row] for row in attribution_rows(study)]
+    told = (
+        f"What each feature brings of the change of {study.get('metric')} from "
+        f"{study.get('baseline')} to {study.get('treatment')}, in % of the baseline's value, "
+        "simulated, 95 % intervals"
+    )
+    header = ["feature", *ATTRIBUTION_VIEWS.values()]
+    return f"{_escaped(told)}:\n\n{_table(header, rows)}"
 
 
 def _confounds(report: ComparisonReport) -> list[str]:

@@ -22,6 +22,9 @@ from pytest_dynamo_bench.verdicts import Effect, estimate_effect
 
 Measured = Mapping[str, Mapping[str, Sequence[Metrics]]]
 
+ATTRIBUTION_VIEWS: Mapping[str, str] = {
+    "alone": "alone", "on_top": "on top of the others", "average": "averaged over orders",
+}  # fmt: skip
 _RESAMPLES = 1000
 _SHORT_UNITS = {
     "requests/s": "req/s", "tokens/s": "tok/s", "tokens/s/user": "tok/s/user",
@@ -106,6 +109,15 @@ class VerdictReport:
 
 
 @dataclass(frozen=True)
+class RegressionReport:
+    """A metric of a configuration against a stored measurement of it."""
+
+    configuration: str
+    outcome: str
+    sentence: str
+
+
+@dataclass(frozen=True)
 class ConfigurationReport:
     """A configuration, what it ran as, and the metrics of its runs."""
 
@@ -187,6 +199,17 @@ class ComparisonReport:
         return next(
             (c for c in measured if c.role == "baseline"), measured[0] if measured else None
         )
+
+    @property
+    def regressions(self) -> list[RegressionReport]:
+        """The regression gate's findings, where the session had a stored baseline."""
+        return [
+            RegressionReport(
+                configuration, str(found.get("outcome", "")), str(found.get("sentence", ""))
+            )
+            for configuration, by_metric in (self.entry.get("regressions") or {}).items()
+            for found in by_metric.values()
+        ]
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -425,6 +448,24 @@ def _worker_in_words(worker: Mapping[str, Any]) -> str:
     if (worker.get("nodes") or 1) > 1:
         extras.append(f"{worker['nodes']} nodes each")
     return told + (f" ({', '.join(extras)})" if extras else "")
+
+
+def attribution_rows(study: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Feature, and in percent what it brings alone, on top of the others, and on average."""
+    return [
+        (str(row.get("feature")), *(_estimate_text(row.get(view)) for view in ATTRIBUTION_VIEWS))
+        for row in study.get("rows", ())
+    ]
+
+
+def _estimate_text(estimate: Any) -> str:
+    if not isinstance(estimate, Mapping) or estimate.get("value") is None:
+        return ""
+    text = f"{100 * float(estimate['value']):+.1f}"
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is not None and high is not None:
+        text += f" ({100 * float(low):+.1f} … {100 * float(high):+.1f})"
+    return text
 
 
 def change_text(effect: Effect, is_share: bool) -> tuple[str, str]:

@@ -13,7 +13,12 @@ from rich.text import Text
 
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.attribution import shares_table
-from pytest_dynamo_bench.reports.model import Column, ComparisonReport, VerdictReport
+from pytest_dynamo_bench.reports.model import (
+    Column,
+    ComparisonReport,
+    RegressionReport,
+    VerdictReport,
+)
 from pytest_dynamo_bench.verdicts import Effect
 
 if TYPE_CHECKING:
@@ -55,9 +60,8 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
             lines = Text(f"no result of {item.name}: ", style="red")
             console.print(lines.append(printable(item.error, _LONGEST_ERROR), style="not red"))
     console.print(_verdicts(report.verdicts))
-    regressions = report.entry.get("regressions") or {}
-    if regressions:
-        console.print(_regressions(regressions))
+    if report.regressions:
+        console.print(_regressions(report.regressions))
     if report.entry.get("how_judged"):
         console.print(Text(str(report.entry["how_judged"]), style="dim"))
     if report.repeats > 1:
@@ -166,19 +170,15 @@ def _published(published: Mapping[str, Any]) -> Group:
     return Group(Text(printable(told), style="dim"), table)
 
 
-def _regressions(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def _regressions(found: Iterable[RegressionReport]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
     marks = {"regression": "red", "improvement": "green", "unchanged": "green"}
-    for configuration, by_metric in found.items():
-        for regression in by_metric.values():
-            name = str(regression.get("outcome", ""))
-            told = Text(f"{printable(configuration)}\n", style="bold")
-            sentence = printable(str(regression.get("sentence", "")))
-            grid.add_row(
-                Text(name, style=marks.get(name, "yellow")), told.append(sentence, style="not bold")
-            )
+    for item in found:
+        told = Text(f"{printable(item.configuration)}\n", style="bold")
+        told.append(printable(item.sentence), style="not bold")
+        grid.add_row(Text(item.outcome, style=marks.get(item.outcome, "yellow")), told)
     return grid
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from importlib import resources
 
@@ -107,7 +108,7 @@ def test_markdown_is_rendered_as_meant(text, tmp_path):
         "h2", "h3", "p", "strong", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "br",
         "sub", "details", "summary", "pre", "code",
     }  # fmt: skip
-    assert page.tags.count("table") == 2
+    assert page.tags.count("table") == 3
     shown = " ".join(page.texts)
     assert "agg" in shown and "and that holds" in shown
     # Nobody is mentioned and nothing becomes a link; in a code block neither happens.
@@ -158,6 +159,19 @@ def test_a_configuration_that_did_not_come_up_is_in_every_report(tmp_path):
     text = markdown.render_markdown(found)
     assert "has no result" in text and len(text) < 65_536
     assert "no result of agg" in render_comparison(found.comparisons[0], 100, False)
+
+
+def test_what_the_regression_gate_found_is_in_every_report(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "results")
+    path = tmp_path / "results" / "summary.json"
+    summary = json.loads(path.read_text())
+    found = {"outcome": "regression", "sentence": "TTFT is worse."}
+    summary["benchmarks"]["example"]["regressions"] = {"kv": {"time_to_first_token.p50": found}}
+    path.write_text(json.dumps(summary))
+    gated = session(path)
+    assert "Against the stored baseline" in Page(render_html(gated)).texts
+    assert "**regression** kv: TTFT is worse" in markdown.render_markdown(gated)
+    assert "regression  kv" in render_comparison(gated.comparisons[0], 100, False)
 
 
 def test_the_step_summary_is_added_to(plain, tmp_path):

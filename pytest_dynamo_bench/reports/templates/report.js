@@ -15,7 +15,8 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: narrow ? 11 : 13 },
       margin: { l: 56, r: 16, t: 8, b: 48 },
-      legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top" },
+      // So many pixels below the axis, whatever the height of the figure.
+      legend: { orientation: "h", x: 0, y: -62 / (layout.height - 120), yanchor: "top" },
       dragmode: narrow ? false : "zoom",
       hoverlabel: { namelength: -1 },
       autosize: true,
