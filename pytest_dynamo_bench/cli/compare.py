@@ -140,6 +140,10 @@ def run_history(options: argparse.Namespace) -> None:
         raise ResultsError(f"--output: {options.output}: give a file that ends in .html")
     sessions = [load_session(StoredResults(path)) for path in options.directories]
     found = histories(sessions, _tolerances(options), against_first=options.against == "first")
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        page = render_history(found, options.against)
+        write_whole(options.output, page.encode("utf-8", errors="replace"))
     console = common.output_console()
     for history in found:
         title = f"{history.benchmark}: {history.configuration} on {history.target}"
@@ -151,9 +155,6 @@ def run_history(options: argparse.Namespace) -> None:
         console.print(table)
         console.print()
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        page = render_history(found, options.against)
-        write_whole(options.output, page.encode("utf-8", errors="replace"))
         common.say_written(console, [options.output])
 
 

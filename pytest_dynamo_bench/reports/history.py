@@ -64,6 +64,16 @@ def _chart(history: History) -> Chart:
             "line": {"color": OUTCOME_COLORS["invalid"], "width": 1}, "showlegend": False,
         }
     ]  # fmt: skip
+    judged = [i for i, point in enumerate(history.points) if point.regression is not None]
+    if judged:
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": "tolerated", "x": judged,
+                "y": [factor * _tolerated(history, index) for index in judged],
+                "line": {"color": OUTCOME_COLORS["fails"], "width": 1.5, "dash": "dot"},
+                "hovertemplate": f"tolerated: %{{y:,.4g}} {unit}",
+            }
+        )  # fmt: skip
     for outcome, color in _COLORS.items():
         chosen = [i for i, point in enumerate(history.points) if _outcome(point) == outcome]
         if chosen:
@@ -86,12 +96,29 @@ def _chart(history: History) -> Chart:
         layout={
             "xaxis": {
                 "tickvals": places,
-                "ticktext": [plain_label(point.directory.name, 22) for point in history.points],
+                "ticktext": [_when(point.started_at) for point in history.points],
                 "automargin": True,
+                "zeroline": False,
+                "range": [-0.5, len(places) - 0.5],
             },
             "yaxis": {"title": {"text": f"{history.tolerance.metric}, {unit}"}, "automargin": True},
         },
     )
+
+
+def _when(started_at: str) -> str:
+    """Date and time of day on two lines."""
+    return f"{plain_label(started_at[:10])}<br>{plain_label(started_at[11:16])}"
+
+
+def _tolerated(history: History, index: int) -> float:
+    """The worst value of a session that the gate would have let pass."""
+    definition = METRICS[parse_metric(history.tolerance.metric)[0]]
+    regression = history.points[index].regression
+    assert regression is not None
+    share = history.tolerance.share * (1 if definition.better == "lower" else -1)
+    stored = regression.effect.baseline_value
+    return stored + share if definition.is_share else stored * (1 + share)
 
 
 def _interval(
