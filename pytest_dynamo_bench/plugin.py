@@ -611,9 +611,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("dynamo benchmarks")
     writer = terminalreporter._tw
-    for text in dynamo.render(writer.fullwidth, writer.hasmarkup):
-        for line in [*text.splitlines(), ""]:
-            terminalreporter.write_line(line)
+    try:
+        for text in dynamo.render(writer.fullwidth, writer.hasmarkup):
+            for line in [*text.splitlines(), ""]:
+                terminalreporter.write_line(line)
+    except DynamoBenchError as error:
+        terminalreporter.write_line(f"error: {error}")
     for written in dynamo.written:
         terminalreporter.write_line(f"report: {_relative(written)}")
     terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")

@@ -6,6 +6,7 @@ A report can be made again from its directory, so nothing of a session is used t
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -330,7 +331,7 @@ def load_session(results: StoredResults, measured: Measured | None = None) -> Se
     return SessionReport(
         directory=results.directory,
         target=str(summary.get("target", "")),
-        command=" ".join(map(str, summary.get("command", ()))),
+        command=shlex.join(map(str, summary.get("command", ()))),
         started_at=str(summary.get("started_at", "")),
         environment=results.environment(),
         comparisons=comparisons,
