@@ -170,7 +170,7 @@ def _machine(session: SessionReport) -> str:
         return "not recorded"
     return (
         f"{found.get('processor') or found.get('machine')}, {found.get('cores')} cores, "
-        f"{found.get('memory_gib')} GiB, {found.get('system')} {found.get('release')}"
+        f"{found.get('memory_gib')} GiB, {found.get('system')}"
     )
 
 

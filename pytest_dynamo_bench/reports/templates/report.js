@@ -8,18 +8,31 @@
   const charts = [...document.querySelectorAll(".chart")];
   const drawn = new Set();
 
-  function layoutFor(element, layout) {
-    const narrow = element.clientWidth < 560;
+  // The legend is at the foot of the figure, below the axis title; how many lines it takes follows
+  // from the names.
+  function legendRows(data, width) {
+    const names = data.filter((trace) => trace.showlegend !== false).map((trace) => trace.name || "");
+    const widest = Math.max(0, ...names.map((name) => 50 + 7.5 * name.length));
+    const columns = Math.max(1, Math.floor((width - 70) / widest));
+    return Math.ceil(names.length / columns);
+  }
+
+  function footFor(data, width) {
+    return { margin: { l: 56, r: 16, t: 8, b: 56 + 21 * legendRows(data, width) } };
+  }
+
+  function layoutFor(width, figure) {
+    const narrow = width < 560;
+    const layout = figure.layout;
     const base = {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: narrow ? 11 : 13 },
-      margin: { l: 56, r: 16, t: 8, b: 48 },
-      // So many pixels below the axis, whatever the height of the figure.
-      legend: { orientation: "h", x: 0, y: -62 / (layout.height - 120), yanchor: "top" },
+      legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
       dragmode: narrow ? false : "zoom",
       hoverlabel: { namelength: -1 },
       autosize: true,
+      ...footFor(figure.data, width),
     };
     return { ...base, ...layout, xaxis: { ...layout.xaxis }, yaxis: { ...layout.yaxis } };
   }
@@ -28,7 +41,7 @@
     if (drawn.has(element)) return;
     drawn.add(element);
     const figure = JSON.parse(document.getElementById(element.dataset.figure).textContent);
-    Plotly.newPlot(element, figure.data, layoutFor(element, figure.layout), config);
+    Plotly.newPlot(element, figure.data, layoutFor(element.clientWidth, figure), config);
   }
 
   // A page of many comparisons draws what is looked at, and everything before it is printed.
@@ -51,9 +64,17 @@
   const paper = 660;
   window.addEventListener("beforeprint", () => {
     charts.forEach(draw);
-    drawn.forEach((element) => Plotly.relayout(element, { width: paper, autosize: false }));
+    drawn.forEach((element) =>
+      Plotly.relayout(element, { width: paper, autosize: false, ...footFor(element.data, paper) }),
+    );
   });
   window.addEventListener("afterprint", () => {
-    drawn.forEach((element) => Plotly.relayout(element, { width: null, autosize: true }));
+    drawn.forEach((element) =>
+      Plotly.relayout(element, {
+        width: null,
+        autosize: true,
+        ...footFor(element.data, element.clientWidth),
+      }),
+    );
   });
 })();
