@@ -596,6 +596,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if dynamo is None or dynamo.report_directory is None:
         return
     saved = session.config.getoption("dynamo_save_baseline")
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and dynamo.has_much_to_report:
+        terminal.ensure_newline()
+        terminal.write_line("writing the reports")
     try:
         dynamo.write_reports(os.environ)
         if saved:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.targets.base import Progress, Target
 
 
+_MANY_REQUESTS = 10_000
+
+
 class ShowAnyProgress(Protocol):
     """Opens a display for whatever is counted by ``noun``."""
 
@@ -129,6 +132,17 @@ class BenchSession:
         if self._benchmarks[benchmark.name] != benchmark:
             raise BenchmarkError(f"two benchmarks are called {benchmark.name!r}")
         return self.comparisons[benchmark.name]
+
+    @property
+    def has_much_to_report(self) -> bool:
+        """Whether making the reports will take more than a moment."""
+        runs = [
+            metrics.run
+            for comparison in self.comparisons.values()
+            for repeats in comparison.all_runs.values()
+            for metrics in repeats
+        ]
+        return sum(len(run.records) for run in runs) > _MANY_REQUESTS
 
     def write_reports(self, environment: Mapping[str, str]) -> None:
         """Write the reports of what was measured.

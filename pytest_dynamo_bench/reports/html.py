@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from pytest_dynamo_bench.plain_text import printable
@@ -78,7 +78,6 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pytest_dynamo_bench.reports", "templates"),
         autoescape=True,
-        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

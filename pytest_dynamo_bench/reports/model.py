@@ -323,18 +323,26 @@ def load_session(results: StoredResults, measured: Measured | None = None) -> Se
     Raises:
         ResultsError: a file is missing or cannot be read.
     """
+    try:
+        return _session(results, measured or {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ResultsError(
+            f"{results.directory / 'summary.json'}: is not a summary of results ({error})"
+        ) from error
+
+
+def _session(results: StoredResults, measured: Measured) -> SessionReport:
     summary = results.summary
-    comparisons = [
-        _comparison(results, name, entry, (measured or {}).get(name, {}))
-        for name, entry in summary.get("benchmarks", {}).items()
-    ]
     return SessionReport(
         directory=results.directory,
         target=str(summary.get("target", "")),
         command=shlex.join(map(str, summary.get("command", ()))),
         started_at=str(summary.get("started_at", "")),
         environment=results.environment(),
-        comparisons=comparisons,
+        comparisons=[
+            _comparison(results, name, entry, measured.get(name, {}))
+            for name, entry in summary.get("benchmarks", {}).items()
+        ],
     )
 
 

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from markdown_it import MarkdownIt
 
-from pytest_dynamo_bench.errors import ReportError
+from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.reports import markdown
 from pytest_dynamo_bench.reports.html import render_html
 from pytest_dynamo_bench.reports.model import load_session
@@ -172,6 +172,29 @@ def test_what_the_regression_gate_found_is_in_every_report(plain, tmp_path):
     assert "Against the stored baseline" in Page(render_html(gated)).texts
     assert "**regression** kv: TTFT is worse" in markdown.render_markdown(gated)
     assert "regression  kv" in render_comparison(gated.comparisons[0], 100, False)
+
+
+def test_results_of_an_older_version_can_be_reported(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "results")
+    path = tmp_path / "results" / "summary.json"
+    summary = json.loads(path.read_text())
+    for name in ("configurations", "held_constant", "notes", "published", "errors", "engine",
+                 "how_judged", "regressions"):  # fmt: skip
+        del summary["benchmarks"]["example"][name]
+    path.write_text(json.dumps(summary))
+    (tmp_path / "results" / "environment.json").unlink()
+    old = session(path)
+    assert "KV routing is faster" in render_html(old)
+    assert "holds" in markdown.render_markdown(old)
+    assert "kv" in render_comparison(old.comparisons[0], 100, False)
+
+
+@pytest.mark.parametrize("benchmarks", [[], {"a": []}, {"a": {"goodput": {"x": 1}}}, 3])
+def test_what_is_no_summary_is_refused(plain, tmp_path, benchmarks):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"version": 1, "benchmarks": benchmarks}))
+    with pytest.raises(ResultsError, match="is not a summary of results"):
+        session(path)
 
 
 def test_the_step_summary_is_added_to(plain, tmp_path):
