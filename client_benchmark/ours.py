@@ -1,6 +1,6 @@
 """This client's side of the comparison: send one workload, write what was recorded.
 
-    python client_benchmark/ours.py URL OUT.json --requests N (--concurrency N | --rate R)
+python client_benchmark/ours.py URL OUT.json --requests N (--concurrency N | --rate R)
 """
 
 from __future__ import annotations

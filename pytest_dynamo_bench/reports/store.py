@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -307,12 +308,9 @@ def write_parquet(path: Path, run: Run) -> None:
         plain = get_origin(kind) is None
         column = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
         columns[name] = pa.array([getattr(r, name) for r in run.records], type=column)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(pa.table(columns), partial, compression="zstd")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    pq.write_table(pa.table(columns), content, compression="zstd")
+    write_whole(path, content.getvalue())
 
 
 def environment() -> dict[str, Any]:
