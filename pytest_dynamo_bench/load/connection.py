@@ -127,6 +127,7 @@ class Connection:
         "_incoming",
         "_keep_alive",
         "_lazy",
+        "_loaded",
         "_outgoing",
         "_parser",
         "_tls",
@@ -163,6 +164,7 @@ class Connection:
         self.pieces: list[tuple[Ancillary, int, bytes]] = []
         self.ended = True
         self._unsent: list[memoryview] = []
+        self._loaded = (b"", b"")
         self._tls: ssl.SSLObject | None = None
         self._before_tls: list[bytes] = []
         if tls is not None:
@@ -173,8 +175,8 @@ class Connection:
             self.close()
             raise OSError(code, f"{errno.errorcode.get(code, code)}")
 
-    def send(self, head: bytes, body: bytes) -> None:
-        """Hand a request to the socket, or keep it until the connection is up."""
+    def load(self, head: bytes, body: bytes) -> None:
+        """Get everything ready for :meth:`fire`, so that it has little to do."""
         self.response = Response()
         self.pieces = []
         self.ended = False
@@ -184,34 +186,35 @@ class Connection:
         self._lazy = False
         self._complete = self._headers_done = False
         self._keep_alive = False
-        if self._tls is not None and self.connected:
-            self.response.sent_ns = time.monotonic_ns()
+        self._loaded = (head, body)
+
+    def fire(self) -> None:
+        """Hand the loaded request to the socket, or keep it until the connection is up."""
+        head, body = self._loaded
+        self._loaded = (b"", b"")
+        self.response.sent_ns = time.monotonic_ns()
+        if self._tls is not None:
+            if not self.connected:
+                self._before_tls = [head, body]
+                return
             self._tls.write(head)
             self._tls.write(body)
             self._unsent.append(memoryview(self._outgoing.read()))
             self._transmit()
-        elif self._tls is not None:
-            self.response.sent_ns = time.monotonic_ns()
-            self._before_tls = [head, body]
-        else:
-            self.response.sent_ns = time.monotonic_ns()
-            if not self.connected:
-                self._unsent = [memoryview(head), memoryview(body)]
-                self.wants_write = True
-                return
+            return
+        sent = 0
+        if self.connected:
             try:
                 sent = self.sock.sendmsg((head, body))
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError:
                 # A connection that the server has closed: reading it tells.
                 return
-            if sent < len(head) + len(body):
-                self._unsent = [
-                    memoryview(head)[sent:],
-                    memoryview(body)[max(sent - len(head), 0) :],
-                ]
-                self.wants_write = True
+        if sent < len(head) + len(body):
+            rest = (memoryview(head)[sent:], memoryview(body)[max(sent - len(head), 0) :])
+            self._unsent = list(rest)
+            self.wants_write = True
 
     def on_writable(self) -> None:
         """There is room: finish connecting, send what is left.

@@ -84,7 +84,7 @@ class Mailbox(Protocol):
 class _Sending:
     """A request from being due to being interpreted."""
 
-    __slots__ = ("due_ns", "position", "request", "retried", "turns")
+    __slots__ = ("connection", "due_ns", "position", "request", "retried", "turns")
 
     def __init__(self, turns: Sequence[TrafficRequest], position: int, due_ns: int) -> None:
         self.turns = turns
@@ -92,6 +92,8 @@ class _Sending:
         self.request = turns[position]
         self.due_ns = due_ns
         self.retried = False
+        # A connection that holds this request already and only waits for its time.
+        self.connection: Connection | None = None
 
 
 class Driver:
@@ -247,6 +249,9 @@ class Driver:
             )
             events = wait(0)
             if not events:
+                if due and 0 < due[0][0] - now < 2 * _SPIN_NS and not due[0][2].connection:
+                    self._load(due[0][2])
+                    continue
                 if wake - now > _STEP_NS and self._work_a_little(now, wake):
                     # Nobody is served meanwhile, so that this counts as well.
                     began = now
@@ -317,7 +322,9 @@ class Driver:
                 # It was closed while it was idle, and that crossed the request.
                 sending.retried = True
                 self._reconnects += 1
-                self._post(sending, connection.response.sent_ns)
+                self._load(sending)
+                if sending.connection is not connection and sending.connection is not None:
+                    self._fire(sending, sending.connection, connection.response.sent_ns)
                 return
         elif len(self._idle) < _IDLE_CONNECTIONS:
             connection.reused = True
@@ -340,17 +347,29 @@ class Driver:
 
     def _send(self, sending: _Sending) -> None:
         self._in_flight += 1
+        if sending.connection is None or sending.connection.closed:
+            self._load(sending)
+        connection = sending.connection
+        if connection is not None:
+            self._fire(sending, connection)
         self._sessions_sent += sending.position == 0
         if sending.position + 1 < len(sending.turns):
             self._follow_ups.append(sending.turns[sending.position + 1])
-        self._post(sending, 0)
 
-    def _post(self, sending: _Sending, first_sent_ns: int) -> None:
-        """Send a request on an idle connection or a new one.
+    def _load(self, sending: _Sending) -> None:
+        """Put a request into an idle connection or a new one, without sending it.
 
-        Args:
-            first_sent_ns: when it was sent before, on a connection that was lost; or 0.
+        Where that fails when it is due, the failure is its response.
         """
+        try:
+            connection = self._take() or self._open()
+        except OSError as error:
+            if sending.due_ns <= time.monotonic_ns():
+                response = Response()
+                response.sent_ns = response.end_ns = time.monotonic_ns()
+                response.error = f"cannot connect: {error.strerror or error}"
+                self._keep(sending, response, response.end_ns)
+            return
         body = self._bodies.pop(sending.request.request_id, None)
         if body is None:
             body = self._job.body(sending.request)
@@ -360,16 +379,17 @@ class Driver:
                     self._sent_early.add(sending.request.request_id)
         else:
             self._body_bytes -= len(body)
-        try:
-            connection = self._take() or self._open()
-        except OSError as error:
-            response = Response()
-            response.sent_ns = response.end_ns = time.monotonic_ns()
-            response.error = f"cannot connect: {error.strerror or error}"
-            self._keep(sending, response, response.end_ns)
-            return
+        connection.load(self._head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        sending.connection = connection
+
+    def _fire(self, sending: _Sending, connection: Connection, first_sent_ns: int = 0) -> None:
+        """Send a loaded request.
+
+        Args:
+            first_sent_ns: when it was sent before, on a connection that was lost; or 0.
+        """
         connection.job = sending
-        connection.send(self._head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        connection.fire()
         sent_ns = connection.response.sent_ns
         if first_sent_ns:
             connection.response.sent_ns = first_sent_ns
