@@ -351,6 +351,11 @@ class Connection:
 
     # What httptools calls.
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            # Nobody asked for a second response: that connection is given up.
+            self._keep_alive = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._complete:
             return
@@ -373,9 +378,9 @@ class Connection:
             # 100 Continue and its like: the response is still to come.
             self.response.headers.clear()
             return
-        # A second message in one response was not asked for: that connection is given up.
-        self._keep_alive = not self._complete and self._parser.should_keep_alive()
-        self._complete = True
+        if not self._complete:
+            self._keep_alive = self._parser.should_keep_alive()
+            self._complete = True
 
     def lost(self, seen_ns: int, error: Exception | None) -> None:
         """The connection is gone, for the better or the worse."""
