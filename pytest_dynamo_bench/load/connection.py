@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+import numpy as np
+import numpy.typing as npt
 
 READ_BYTES = 16_384
 ANCILLARY_BYTES = 64
@@ -79,6 +81,25 @@ def kernel_stamp(ancillary: Ancillary) -> int | None:
             seconds, nanoseconds = _TIMESPEC.unpack_from(data)
             return int(seconds) * 1_000_000_000 + int(nanoseconds)
     return None
+
+
+def kernel_stamps(ancillaries: list[Ancillary]) -> npt.NDArray[np.int64]:
+    """The receive timestamps of many reads, in ns since the epoch.
+
+    Returns:
+        (n,) stamps.
+
+    Raises:
+        ValueError: a read has no stamp, or other ancillary data as well.
+    """
+    parts = []
+    for ((level, kind, data),) in ancillaries:
+        if level != socket.SOL_SOCKET or kind != _SO_TIMESTAMPNS or len(data) != _TIMESPEC.size:
+            raise ValueError("no stamp")
+        parts.append(data)
+    table = np.frombuffer(b"".join(parts), dtype=np.dtype("l")).reshape(-1, 2)
+    stamps: npt.NDArray[np.int64] = table[:, 0].astype(np.int64) * 1_000_000_000 + table[:, 1]
+    return stamps
 
 
 class Response:

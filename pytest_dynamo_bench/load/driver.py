@@ -43,6 +43,7 @@ _CHECK_CLOCK_NS = 100_000_000
 _REPORT_NS = 100_000_000
 _SPIN_NS = 150_000
 _STEP_NS = 300_000
+_COARSE_NS = 3_000_000
 _PR_SET_TIMERSLACK = 29
 
 
@@ -136,6 +137,7 @@ class Driver:
         self._address_error: OSError | None = None
         self._next_check_ns = self._next_report_ns = 0
         self._stopping = False
+        self._has_work = True
         self._start_ns = 0
         self._maker = RecordMaker(self._clock, job.fast_forward, job.count_tokens)
         self._loop_busy = Sampler()
@@ -247,8 +249,11 @@ class Driver:
                 deadlines[0][0] if deadlines else now + 50_000_000,
                 self._next_report_ns,
             )
-            events = wait(0)
-            if not events:
+            # Looking first costs a system call that is worth it only if there is work to do
+            # while nothing is ready.
+            looking = self._has_work or now >= self._next_check_ns or bool(due)
+            events = wait(0) if looking else wait(wake - now)
+            if looking and not events:
                 if due and 0 < due[0][0] - now < 2 * _SPIN_NS and not due[0][2].connection:
                     self._load(due[0][2])
                     continue
@@ -336,6 +341,7 @@ class Driver:
     def _keep(self, sending: _Sending, response: Response, seen_ns: int) -> None:
         """Note a response for later, and let its session go on."""
         self._in_flight -= 1
+        self._has_work = True
         self._ended.append((sending, response))
         self._ended_bytes += response.size
         position = sending.position + 1
@@ -347,6 +353,7 @@ class Driver:
 
     def _send(self, sending: _Sending) -> None:
         self._in_flight += 1
+        self._has_work = True
         if sending.connection is None or sending.connection.closed:
             self._load(sending)
         connection = sending.connection
@@ -448,7 +455,8 @@ class Driver:
             self._clock.check()
             while self._deadlines and self._deadlines[0][1].job is not self._deadlines[0][2]:
                 self._deadlines.popleft()
-        return self._prepare_body(wake_ns - now_ns) or self._interpret()
+        self._has_work = self._prepare_body(wake_ns - now_ns) or self._interpret()
+        return self._has_work
 
     def _prepare_body(self, time_ns: int | None = None) -> bool:
         """Build the body that is needed next.
@@ -536,6 +544,8 @@ class _Poller:
         epoll = self._epoll
         if epoll is None:
             return self._poll.poll(max(timeout_ns, 0) / 1e6)
+        if timeout_ns > _COARSE_NS:
+            return epoll.poll(timeout_ns // 1_000_000 / 1e3 - 0.001)
         if timeout_ns > _SPIN_NS:
             # An epoll is a file that can be waited for, with microseconds instead of
             # milliseconds. Only the first thousand files can; there is always epoll itself.
