@@ -44,7 +44,7 @@ def main() -> None:
         f"{len(failed)} failed {failed[:1]}, {time.monotonic() - began:.0f} s"
     )
     print(f"peak memory of the caller and the load generator: {tree.peak_bytes / 1e6:.0f} MB")
-    print(f"late bodies: {generator.health.late_bodies}")
+    print(f"late bodies: {generator.measured.late_bodies}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_dynamo_bench.errors import LoadError
 from pytest_dynamo_bench.load.chat import count_words, request_body
@@ -30,6 +30,23 @@ Ended = Callable[[bool], None]
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _HEAD_START_NS = 5_000_000
+
+
+class Generator(Protocol):
+    """What sends a traffic, and leaves records."""
+
+    @property
+    def started_at(self) -> str:
+        """Wall-clock start of the run, ISO 8601, UTC."""
+
+    async def send(self, traffic: Traffic, ended: Ended) -> None:
+        """Send everything, and wait until everything has ended."""
+
+    def records(self) -> list[RequestRecord]:
+        """What has ended so far, also after a cancelled :meth:`send`."""
+
+    def health(self) -> dict[str, Any]:
+        """How the load generator itself did, as plain data."""
 
 
 class LoadGenerator:
@@ -76,8 +93,12 @@ class LoadGenerator:
         """Wall-clock start of the run, ISO 8601, UTC; empty before :meth:`send`."""
         return self._started_at
 
+    def health(self) -> dict[str, Any]:
+        """How the load generator itself did, as plain data for reports and for the gate."""
+        return {"name": "own"} | self.measured.plain()
+
     @property
-    def health(self) -> GeneratorHealth:
+    def measured(self) -> GeneratorHealth:
         """How the load generator itself did; also after :meth:`send` was cancelled."""
         delays = [
             r.sent_ms - r.scheduled_ms
