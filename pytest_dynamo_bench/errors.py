@@ -44,3 +44,7 @@ class ResultsError(DynamoBenchError):
 
 class ReportError(DynamoBenchError):
     """A report or figure cannot be made: a package is missing, or there is nothing to show."""
+
+
+class NotMeasuredError(DynamoBenchError):
+    """A target has no measurement of this configuration, and cannot make one."""

@@ -37,6 +37,7 @@ class Sample:
             ``duration_seconds``, times ``factor``).
         request_ids: (n,) what pairs a request with the same request of another run.
         time_ms: (n,) when each request was due.
+        end_ms: (n,) when its last response came; of rates only, where it is known.
     """
 
     metric: str
@@ -48,6 +49,7 @@ class Sample:
     percentile: float = 0.0
     duration_seconds: float = 0.0
     factor: float = 1.0
+    end_ms: FloatArray | None = None
 
     @property
     def value(self) -> float:
@@ -227,9 +229,10 @@ class Metrics:
             )
         values = np.array([self._contribution(name, record) for record in records])
         factor = 1 / self.run.gpus if name.endswith("_per_gpu") else 1.0
+        end_ms = np.array([np.nan if r.end_ms is None else r.end_ms for r in records])
         return Sample(
             name, values, None, "rate", ids, time_ms,
-            duration_seconds=self.duration_seconds, factor=factor,
+            duration_seconds=self.duration_seconds, factor=factor, end_ms=end_ms,
         )  # fmt: skip
 
     def _contribution(self, name: str, record: RequestRecord) -> float:

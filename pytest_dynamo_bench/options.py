@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 _DEFAULT_SECONDS = 35.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
@@ -31,6 +32,13 @@ def add_options(add: Callable[..., object]) -> None:
         "--dynamo-traffic", metavar="FILE", default=None,
         help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
         "request trace of Dynamo, or inputs of AIPerf; its content tells which",
+    )  # fmt: skip
+    add(
+        "--dynamo-aiperf-results", metavar="CONFIGURATION=DIR", type=_named_directory,
+        action="append", default=[],
+        help="check the claims on what `aiperf profile` measured: for each configuration the "
+        "directory that it wrote; given again for a configuration it is another repeat. Nothing "
+        "is brought up; --dynamo-target says on what it was measured (default here: endpoint)",
     )  # fmt: skip
     add(
         "--dynamo-reports", metavar="DIR", default=None,
@@ -124,6 +132,15 @@ def _positive_seconds(text: str) -> float:
     if not 1 <= seconds <= 86_400:
         raise argparse.ArgumentTypeError(f"must be between 1 and 86400 seconds, got {text!r}")
     return seconds
+
+
+def _named_directory(text: str) -> tuple[str, Path]:
+    name, separator, directory = text.partition("=")
+    if not (name and separator and directory):
+        raise argparse.ArgumentTypeError(
+            f"must be CONFIGURATION=DIR, such as agg-kv-router=artifacts/kv; got {text!r}"
+        )
+    return name, Path(directory)
 
 
 def _count(text: str) -> int:

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import dataclasses
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pytest_dynamo_bench.errors import LoadError
+from pytest_dynamo_bench.aiperf_results import RECORDS_FILE, AiperfResults, read_aiperf_results
+from pytest_dynamo_bench.errors import LoadError, ResultsError
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import Ended
 from pytest_dynamo_bench.load.health import Spread
 from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, aiperf_rows
 from pytest_dynamo_bench.traffic.prompts import prompt_text
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -52,32 +52,19 @@ def find_aiperf() -> Path:
     return Path(found)
 
 
-def dataset_lines(traffic: Traffic) -> Iterable[str]:
-    """The traffic as AIPerf's ``single_turn`` dataset, a line for each request."""
-    timed = not isinstance(traffic.schedule, Concurrency)
-    for request in _in_order(traffic.requests):
-        row: dict[str, Any] = {
-            "session_id": request.session_id,
-            "text": prompt_text(request.hash_ids, request.input_tokens, traffic.block_tokens),
-            "output_length": request.output_tokens,
-            "extra": {"min_tokens": request.output_tokens, "ignore_eos": True},
-        }
-        if request.turn:
-            row["delay"] = request.delay_ms
-        elif timed:
-            row["timestamp"] = request.timestamp_ms
+def dataset_lines(traffic: Traffic) -> Iterator[str]:
+    """The traffic as AIPerf's dataset, with the prompts and lengths that the own client sends."""
+    rows = aiperf_rows(traffic, _no_image, text_of=prompt_text, name_sessions=True)
+    for row in rows:
+        row["extra"] = {"min_tokens": row["output_length"], "ignore_eos": True}
         yield json.dumps(row, ensure_ascii=False)
 
 
-def _in_order(requests: Iterable[TrafficRequest]) -> list[TrafficRequest]:
-    """Sessions in the order of their first turns, the turns of each in theirs."""
-    sessions: dict[str, list[TrafficRequest]] = {}
-    for request in requests:
-        sessions.setdefault(request.session_id, []).append(request)
-    for turns in sessions.values():
-        turns.sort(key=lambda request: request.turn)
-    ordered = sorted(sessions.values(), key=lambda turns: turns[0].timestamp_ms)
-    return [request for turns in ordered for request in turns]
+def _no_image(number: int) -> str:
+    raise LoadError(
+        f"--dynamo-load=aiperf cannot send images (the traffic has image {number}); use the own "
+        "load generator"
+    )
 
 
 def arguments(
@@ -105,108 +92,54 @@ def arguments(
     ]  # fmt: skip
 
 
-def read_records(lines: Iterable[str], traffic: Traffic) -> tuple[list[RequestRecord], int]:
+def records_of(results: AiperfResults, traffic: Traffic) -> tuple[list[RequestRecord], float]:
     """What AIPerf recorded, as records of this traffic.
 
-    Args:
-        lines: of ``profile_export.jsonl``.
-
     Returns:
-        The records in the order of their ends, and the start of the run in ns since the epoch:
-        the latest at which no request was sent before it was due.
+        The records in the order of their ends, with times from the start of the schedule, and
+        how many ms that was after AIPerf's first credit: the latest start with which no request
+        was sent before it was due.
 
     Raises:
-        LoadError: a line cannot be read.
+        LoadError: AIPerf sent what this traffic does not have.
     """
     by_turn = {(r.session_id, r.turn): r for r in traffic.requests}
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            times = entry["metadata"]
-            if times.get("benchmark_phase") != "profiling":
-                continue
-            request = by_turn[times["conversation_id"], times["turn_index"]]
-            entries.append((request, times, entry.get("metrics") or {}, entry.get("error")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise LoadError(f"profile_export.jsonl: line {number}: {error!r}") from None
     open_loop = not isinstance(traffic.schedule, Concurrency)
-    start_ns = min(
-        (
-            times["request_start_ns"] - (int(request.timestamp_ms * 1e6) if open_loop else 0)
-            for request, times, _, _ in entries
-            if not request.turn
-        ),
-        default=0,
-    )
-    records = [_record(*entry, start_ns, open_loop) for entry in entries]
-    ends = {(r.session_id, r.turn): r.end_ms for r in records}
-    delays = {(r.session_id, r.turn): r.delay_ms for r in traffic.requests}
-    return [
-        _scheduled(record, ends, delays) if record.turn else record
-        for record in sorted(records, key=lambda r: r.end_ms or math.inf)
-    ], start_ns
-
-
-def _record(
-    request: TrafficRequest,
-    times: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    error: Any,
-    start_ns: int,
-    open_loop: bool,
-) -> RequestRecord:
-    def value(name: str) -> Any:
-        return metrics[name]["value"] if name in metrics else None
-
-    def count(name: str) -> int | None:
-        found = value(name)
-        return None if found is None else int(found)
-
-    sent_ms = (times["request_start_ns"] - start_ns) / 1e6
-    first = value("time_to_first_token")
-    chunks = []
-    if first is not None:
-        gaps = value("inter_chunk_latency") or []
-        chunks = list(itertools.accumulate([sent_ms + first, *gaps]))
-    problem = None
-    if error:
-        problem = f"AIPerf: {error.get('message') if isinstance(error, dict) else error}"
-    elif times.get("was_cancelled"):
-        problem = "AIPerf cancelled it"
-    elif not chunks:
-        problem = "the response has no content"
-    return RequestRecord(
-        request_id=request.request_id,
-        session_id=request.session_id,
-        turn=request.turn,
-        scheduled_ms=request.timestamp_ms if open_loop else sent_ms,
-        sent_ms=sent_ms,
-        chunk_ms=array("d", chunks),
-        end_ms=(times["request_end_ns"] - start_ns) / 1e6,
-        input_tokens=request.input_tokens,
-        output_tokens=request.output_tokens,
-        prompt_tokens=count("usage_prompt_tokens"),
-        completion_tokens=count("usage_completion_tokens"),
-        cached_tokens=count("usage_prompt_cache_read_tokens"),
-        status=None if problem else 200,
-        error=" ".join(problem.split())[:300] if problem else None,
-        receive_clock="user space" if chunks else None,
-    )
-
-
-def _scheduled(
-    record: RequestRecord,
-    ends: Mapping[tuple[str, int], float | None],
-    delays: Mapping[tuple[str, int], float],
-) -> RequestRecord:
-    """A later turn is due its delay after the one before has ended."""
-    before = ends.get((record.session_id, record.turn - 1))
-    if before is None:
-        return record
-    values = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    values["scheduled_ms"] = before + delays[record.session_id, record.turn]
-    return RequestRecord(**values)
+    try:
+        pairs = [(by_turn[found.session_id, found.turn], found) for found in results.records]
+    except KeyError as error:
+        raise LoadError(f"{results.path}: has a request that was not asked for: {error}") from None
+    starts = [
+        found.sent_ms - (request.timestamp_ms if open_loop else 0.0)
+        for request, found in pairs
+        if found.sent_ms is not None and not found.turn
+    ]
+    start_ms = min(starts, default=0.0)
+    ends = {(f.session_id, f.turn): f.end_ms for _, f in pairs}
+    records = []
+    for request, found in pairs:
+        sent_ms = None if found.sent_ms is None else found.sent_ms - start_ms
+        before = ends.get((request.session_id, request.turn - 1))
+        if request.turn and before is not None:
+            scheduled_ms = before - start_ms + request.delay_ms
+        elif open_loop:
+            scheduled_ms = request.timestamp_ms
+        else:
+            scheduled_ms = sent_ms or 0.0
+        records.append(
+            dataclasses.replace(
+                found,
+                request_id=request.request_id,
+                scheduled_ms=scheduled_ms,
+                sent_ms=sent_ms,
+                chunk_ms=array("d", [ms - start_ms for ms in found.chunk_ms]),
+                end_ms=None if found.end_ms is None else found.end_ms - start_ms,
+                input_tokens=request.input_tokens,
+                output_tokens=request.output_tokens,
+                receive_clock="user space" if found.chunk_ms else None,
+            )
+        )
+    return sorted(records, key=lambda r: r.end_ms or 0.0), start_ms
 
 
 class AiperfGenerator:
@@ -256,11 +189,14 @@ class AiperfGenerator:
             return list(self._records)
         if self._traffic is None or not self._export.is_file():
             return []
-        lines = self._export.read_text(encoding="utf-8").splitlines()
-        records, start_ns = read_records(lines, self._traffic)
-        if records:
-            started = datetime.fromtimestamp(start_ns / 1e9, UTC)
-            self._started_at = started.isoformat(timespec="milliseconds")
+        try:
+            results = read_aiperf_results(self._export)
+        except ResultsError:
+            # It was ended in the middle, of a line or before the first.
+            return []
+        records, start_ms = records_of(results, self._traffic)
+        started = datetime.fromisoformat(results.started_at) + timedelta(milliseconds=start_ms)
+        self._started_at = started.isoformat(timespec="milliseconds")
         return records
 
     def health(self) -> dict[str, Any]:
@@ -277,7 +213,7 @@ class AiperfGenerator:
 
     @property
     def _export(self) -> Path:
-        return self._directory / "aiperf" / "profile_export.jsonl"
+        return self._directory / "aiperf" / RECORDS_FILE
 
     async def send(self, traffic: Traffic, ended: Ended) -> None:
         """Send everything, and wait until everything has ended.

@@ -151,7 +151,6 @@ class Connection:
         "_loaded",
         "_outgoing",
         "_parser",
-        "_tls",
         "_unsent",
         "closed",
         "connected",
@@ -163,6 +162,7 @@ class Connection:
         "response",
         "reused",
         "sock",
+        "tls",
         "wants_write",
     )  # fmt: skip
 
@@ -186,11 +186,11 @@ class Connection:
         self.ended = True
         self._unsent: list[memoryview] = []
         self._loaded = (b"", b"")
-        self._tls: ssl.SSLObject | None = None
+        self.tls: ssl.SSLObject | None = None
         self._before_tls: list[bytes] = []
         if tls is not None:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=server.host)
+            self.tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=server.host)
         code = self.sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             self.close()
@@ -214,12 +214,12 @@ class Connection:
         head, body = self._loaded
         self._loaded = (b"", b"")
         self.response.sent_ns = time.monotonic_ns()
-        if self._tls is not None:
+        if self.tls is not None:
             if not self.connected:
                 self._before_tls = [head, body]
                 return
-            self._tls.write(head)
-            self._tls.write(body)
+            self.tls.write(head)
+            self.tls.write(body)
             self._unsent.append(memoryview(self._outgoing.read()))
             self._transmit()
             return
@@ -247,23 +247,23 @@ class Connection:
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, f"{errno.errorcode.get(code, code)}")
-            if self._tls is None:
+            if self.tls is None:
                 self.connected = True
             else:
                 self._shake_hands()
         self._transmit()
 
     def _shake_hands(self) -> None:
-        assert self._tls is not None
+        assert self.tls is not None
         try:
-            self._tls.do_handshake()
+            self.tls.do_handshake()
         except ssl.SSLWantReadError:
             pass
         else:
             self.connected = True
             if self._before_tls:
                 for part in self._before_tls:
-                    self._tls.write(part)
+                    self.tls.write(part)
                 self._before_tls = []
         if self._outgoing.pending:
             self._unsent.append(memoryview(self._outgoing.read()))
@@ -301,7 +301,7 @@ class Connection:
         except OSError as error:
             self.lost(seen_ns, error)
             return
-        if self._tls is not None and data:
+        if self.tls is not None and data:
             self._incoming.write(data)
             try:
                 if not self.connected:
@@ -322,11 +322,11 @@ class Connection:
 
     def _decrypted(self) -> bytes | None:
         """What can be decrypted by now; None when that is nothing yet."""
-        assert self._tls is not None
+        assert self.tls is not None
         parts: list[bytes] = []
         while self.connected:
             try:
-                part = self._tls.read(65_536)
+                part = self.tls.read(65_536)
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:

@@ -44,6 +44,7 @@ _REPORT_NS = 100_000_000
 _SPIN_NS = 300_000
 _STEP_NS = 300_000
 _COARSE_NS = 3_000_000
+_PROBE_SECONDS = 2.0
 _PR_SET_TIMERSLACK = 29
 
 
@@ -103,13 +104,11 @@ class Driver:
     Args:
         job: what to send.
         mailbox: told what has ended, about ten times a second.
-        wake_fd: readable when the mailbox wants to be asked whether to stop.
     """
 
-    def __init__(self, job: Job, mailbox: Mailbox, wake_fd: int | None = None) -> None:
+    def __init__(self, job: Job, mailbox: Mailbox) -> None:
         self._job = job
         self._mailbox = mailbox
-        self._wake_fd = wake_fd
         self._head = job.server.head()
         self._tls = (job.server.tls or ssl.create_default_context)() if job.server.secure else None
         self._poller = _Poller()
@@ -145,13 +144,22 @@ class Driver:
 
     def prepare(self) -> None:
         """Resolve the address, open connections, build the first bodies."""
+        try:
+            self._prepare()
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        for connection in list(self._connections.values()):
+            self._forget(connection)
+        self._poller.close()
+
+    def _prepare(self) -> None:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                self._job.server.host, self._job.server.port, type=socket.SOCK_STREAM
-            )[0]
-            self._address = (int(family), address)
+            self._address = _reachable_address(self._job.server)
         except OSError as error:
             self._address_error = error
             return
@@ -179,15 +187,11 @@ class Driver:
         self._start_ns = start_ns
         self._maker.start_ns = start_ns
         cpu_ns, began_ns = time.thread_time_ns(), time.monotonic_ns()
-        if self._wake_fd is not None:
-            self._poller.register(self._wake_fd, _IN)
         try:
             self._begin(start_ns)
             self._loop()
         finally:
-            for connection in list(self._connections.values()):
-                self._forget(connection)
-            self._poller.close()
+            self._close()
         self._clock.check()
         while self._interpret(force=True):
             pass
@@ -267,7 +271,7 @@ class Driver:
                 connection = connections.get(fd)
                 if connection is None:
                     continue
-                if mask == _IN and kernel and connection._tls is None:
+                if mask == _IN and kernel and connection.tls is None:
                     # The hot path, inline: what Connection.on_readable does.
                     try:
                         data, ancillary, _, _ = connection.sock.recvmsg(size, ancillary_size)
@@ -519,6 +523,26 @@ class Driver:
         if self._finished:
             self._mailbox.records(self._finished)
             self._finished = []
+
+
+def _reachable_address(server: Server) -> tuple[int, tuple[Any, ...]]:
+    """Family and address of the first that takes a connection; the first of all if none does.
+
+    A name may stand for several, such as ``localhost`` for ``::1``, where nobody listens.
+
+    Raises:
+        OSError: the name cannot be resolved.
+    """
+    found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        if len(found) == 1:
+            break
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(_PROBE_SECONDS)
+            probe.connect(address)
+            return int(family), address
+    family, _, _, _, address = found[0]
+    return int(family), address
 
 
 class _Poller:

@@ -7,8 +7,10 @@ import stat
 
 import pytest
 
+from pytest_dynamo_bench.aiperf_results import read_aiperf_results
 from pytest_dynamo_bench.errors import LoadError
 from pytest_dynamo_bench.load import aiperf
+from pytest_dynamo_bench.load.chat import request_body
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.traffic import Concurrency
 from tests.load.test_load import request, traffic
@@ -29,6 +31,8 @@ def entry(session, start, *, turn=0, end=None, **more):
             "inter_chunk_latency": {"value": [10.0, 12.0]},
             "usage_prompt_tokens": {"value": 40},
             "usage_completion_tokens": {"value": 3},
+            "input_sequence_length": {"value": 40},
+            "output_sequence_length": {"value": 3},
         },
     }  # fmt: skip
     return json.dumps(record | more)
@@ -41,23 +45,31 @@ def test_the_dataset_has_the_prompts_lengths_and_times_of_the_traffic():
         request(3, at=2.0),
     ]
     rows = [json.loads(line) for line in aiperf.dataset_lines(traffic(requests))]
-    assert [row["session_id"] for row in rows] == ["003", "a", "a"]
-    assert rows[1]["timestamp"] == 5.0
-    assert rows[2]["delay"] == 60
-    assert "timestamp" not in rows[2]
-    assert len(rows[1]["text"].split()) == 33
-    assert rows[1]["output_length"] == rows[1]["extra"]["min_tokens"] == 4
+    assert [row["session_id"] for row in rows] == ["a", "a", "003"]
+    assert rows[0]["timestamp"] == 5.0
+    assert rows[1]["delay"] == 60
+    assert "timestamp" not in rows[1]
+    prompt = json.loads(request_body("m", requests[0], 512))["messages"][0]["content"]
+    assert rows[0]["text"] == prompt
+    assert rows[0]["output_length"] == rows[0]["extra"]["min_tokens"] == 4
     closed = aiperf.dataset_lines(traffic(requests, Concurrency(2)))
     assert not any("timestamp" in json.loads(line) for line in closed)
 
 
-def test_records_are_read_back():
+def results(tmp_path, *lines):
+    (tmp_path / "profile_export.jsonl").write_text("\n".join(lines))
+    return read_aiperf_results(tmp_path)
+
+
+def test_records_are_those_of_the_traffic(tmp_path):
     requests = [
         request(1, session="a"), request(2, session="a", turn=1, delay=60), request(3, at=100.0),
     ]  # fmt: skip
-    lines = [entry("a", 1000.0), entry("003", 1000.103), entry("a", 1000.27, turn=1)]
-    records, start_ns = aiperf.read_records(lines, traffic(requests))
-    assert start_ns == 1000 * SECOND
+    found = results(
+        tmp_path, entry("a", 1000.0), entry("003", 1000.103), entry("a", 1000.27, turn=1)
+    )
+    records, start_ms = aiperf.records_of(found, traffic(requests))
+    assert start_ms == 0
     by_id = {record.request_id: record for record in records}
     first, second, third = by_id["001"], by_id["002"], by_id["003"]
     assert list(first.chunk_ms) == pytest.approx([50, 60, 72])
@@ -68,19 +80,17 @@ def test_records_are_read_back():
     assert second.sent_ms == pytest.approx(270)
 
 
-def test_failed_requests_are_errors():
-    failed = entry("001", 1000.0, metrics={}, error={"code": 503, "message": "busy\nnow"})
-    empty = entry("003", 1000.0, metrics={})
-    records, _ = aiperf.read_records([failed, empty], traffic([request(1), request(3)]))
-    assert {record.error for record in records} == {
-        "AIPerf: busy now", "the response has no content",
-    }  # fmt: skip
+def test_no_request_is_sent_before_it_is_due(tmp_path):
+    requests = [request(1, at=0.0), request(2, at=500.0)]
+    found = results(tmp_path, entry("001", 1000.2), entry("002", 1000.6))
+    records, start_ms = aiperf.records_of(found, traffic(requests))
+    assert start_ms == pytest.approx(-100)
+    assert [r.sent_ms - r.scheduled_ms for r in records] == pytest.approx([100, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", entry("who", 1.0)])
-def test_what_cannot_be_read_names_the_line(line):
-    with pytest.raises(LoadError, match="line 2"):
-        aiperf.read_records([entry("001", 1.0), line], traffic([request(1)]))
+def test_a_request_of_another_traffic_is_refused(tmp_path):
+    with pytest.raises(LoadError, match="not asked for"):
+        aiperf.records_of(results(tmp_path, entry("who", 1.0)), traffic([request(1)]))
 
 
 @pytest.fixture
