@@ -160,10 +160,10 @@ class Connection:
         "job",
         "pieces",
         "response",
-        "reused",
         "sock",
         "tls",
         "wants_write",
+        "was_idle",
     )  # fmt: skip
 
     def __init__(
@@ -177,7 +177,7 @@ class Connection:
         self.fd = self.sock.fileno()
         self.connected = False
         self.closed = False
-        self.reused = False
+        self.was_idle = False
         self.wants_write = True
         self.job: Any = None
         self.deadline_ns = 0
@@ -428,8 +428,8 @@ class Connection:
 
     @property
     def untouched(self) -> bool:
-        """Whether not a byte of a response has come, on a connection that had served before."""
-        return self.reused and not self.response.reads and not self.response.status
+        """Whether not a byte of a response has come, on a connection that had been idle."""
+        return self.was_idle and not self.response.reads and not self.response.status
 
     def abandon(self, reason: str) -> None:
         """Give the response up: its connection cannot be used again."""

@@ -332,11 +332,10 @@ class Driver:
                 sending.retried = True
                 self._reconnects += 1
                 self._load(sending)
-                if sending.connection is not connection and sending.connection is not None:
+                if sending.connection is not None:
                     self._fire(sending, sending.connection, connection.response.sent_ns)
                 return
         elif len(self._idle) < _IDLE_CONNECTIONS:
-            connection.reused = True
             self._idle.append(connection)
         else:
             self._forget(connection)
@@ -372,6 +371,7 @@ class Driver:
 
         Where that fails when it is due, the failure is its response.
         """
+        sending.connection = None
         try:
             connection = self._take() or self._open()
         except OSError as error:
@@ -413,6 +413,7 @@ class Driver:
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed:
+                connection.was_idle = True
                 return connection
         return None
 

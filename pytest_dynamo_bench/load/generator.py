@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from pytest_dynamo_bench.errors import LoadError
-from pytest_dynamo_bench.load.chat import count_words, request_body
+from pytest_dynamo_bench.load.chat import request_body
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
@@ -64,6 +64,8 @@ class LoadGenerator:
         connections: opened ahead of time, so that requests need not wait for them.
         fast_forward: modelled time runs so many times faster than the clock. The traffic's
             times and those of the records are modelled time.
+        count_tokens: how many tokens each text of a list has, to tell the chunks of several
+            tokens; believed where it adds up to the server's count. None: the server alone says.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class LoadGenerator:
         processes: int = 1,
         connections: int = 16,
         fast_forward: float = 1.0,
+        count_tokens: Callable[[list[str]], list[int]] | None = None,
     ) -> None:
+        self._count_tokens = count_tokens
         self._server = server
         self._model = model
         self._timeout_seconds = request_timeout_seconds
@@ -155,7 +159,7 @@ class LoadGenerator:
                 timeout_seconds=self._timeout_seconds,
                 connections=-(-self._connections // count),
                 fast_forward=self._fast_forward,
-                count_tokens=count_words,
+                count_tokens=self._count_tokens,
             )
             for index in range(count)
         ]

@@ -28,6 +28,7 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
+from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
@@ -321,7 +322,9 @@ class _Measurement:
     def _generator(self, server: Server, model: str) -> Generator:
         if self._options.load == "aiperf":
             return AiperfGenerator(server, model, self._logs)
-        return LoadGenerator(server, model, processes=self._options.load_processes)
+        return LoadGenerator(
+            server, model, processes=self._options.load_processes, count_tokens=count_words
+        )
 
     async def _send(self, processes: Processes, generator: Generator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
