@@ -24,7 +24,7 @@ from pytest_dynamo_bench.traffic import Concurrency, MooncakeTrace
 
 
 def main() -> None:
-    traffic = MooncakeTrace().load()
+    traffic = MooncakeTrace("conversation").load()
     traffic = dataclasses.replace(traffic, schedule=Concurrency(64))
     workload = Workload("trace", len(traffic.requests), 64, ttft_ms=0, itl_ms=0, in_step=False)
     with tempfile.TemporaryDirectory(prefix="client-benchmark-") as directory:
