@@ -210,13 +210,20 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
     return aa | power
 
 
-def run_scenario(scenario: Scenario, *, resamples: int = 500, seed: int = 0) -> ScenarioResult:
+def run_scenario(
+    scenario: Scenario,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> ScenarioResult:
     """Make all comparisons of a scenario.
 
     Args:
         scenario: what to compare.
         resamples: of the bootstrap in every comparison.
         seed: of everything random; the same seed gives the same result.
+        tell: told how many of how many comparisons are made.
     """
     started = time.monotonic()
     intervals: dict[str, list[tuple[float, float]]] = {metric: [] for metric in scenario.metrics}
@@ -228,6 +235,7 @@ def run_scenario(scenario: Scenario, *, resamples: int = 500, seed: int = 0) -> 
         runs = _simulate_pairs(scenario, worlds, generator)
         pooled += runs
         for world in range(worlds):
+            tell(first + world, scenario.comparisons)
             arms = [
                 [
                     samples(run, world, scenario.metrics, _tag(scenario, arm, index))
