@@ -331,7 +331,7 @@ def _study(
     }
     if not all(math.isfinite(value) for value in values.values()):
         raise BenchmarkError(f"attribution: {metric} is not defined for a combination")
-    draws, length, requests = _resampled(by_arm, resamples)
+    draws, length, requests = resample_combinations(by_arm, resamples)
     attribution = attribute(made.features, values, draws)
     combinations = [frozenset(names) for names, _ in attribution.combinations]
     runs = tuple(
@@ -356,7 +356,7 @@ def _study(
     )
 
 
-def _resampled(
+def resample_combinations(
     by_arm: Mapping[Combination, Mapping[int, Sample]], resamples: int
 ) -> tuple[dict[Combination, FloatArray], int, int]:
     """The metric of every combination in every resample; block length; requests.

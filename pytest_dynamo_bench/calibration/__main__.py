@@ -19,6 +19,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from pytest_dynamo_bench.calibration.attribution_aa import (
+    AttributionScenario,
+    attribution_scenarios,
+    run_attribution_scenario,
+)
 from pytest_dynamo_bench.calibration.kept import KeptRuns
 from pytest_dynamo_bench.calibration.local_aa import (
     LocalResult,
@@ -45,6 +50,8 @@ from pytest_dynamo_bench.files import write_whole
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
+_Computed = Scenario | AttributionScenario | ReplayScenario
+
 _LOCAL = ("local", "local-all")
 _ONLY_BY_NAME = ("aa-stress", "local")
 # The constants of the procedure were chosen on seeds 0, 1 and 777 to 779.
@@ -68,10 +75,8 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    known: dict[str, Scenario | ReplayScenario]
-    known = {**scenarios(), **replay_scenarios()}
-    options = _parser([*known, _LOCAL[0]]).parse_args()
-    known = {**scenarios(options.scale), **replay_scenarios(options.scale)}
+    options = _parser([*_known(1), _LOCAL[0]]).parse_args()
+    known = _known(options.scale)
     unknown = [part for part in options.parts if part not in (*known, _LOCAL[0])]
     if unknown:
         names = ", ".join((*known, _LOCAL[0]))
@@ -101,6 +106,10 @@ def main() -> int:
         sys.stderr.write(f"interrupted; finished parts are in {options.output}{kept}\n")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _known(scale: float) -> dict[str, _Computed]:
+    return {**scenarios(scale), **attribution_scenarios(scale), **replay_scenarios(scale)}
 
 
 def _parser(parts: list[str]) -> argparse.ArgumentParser:
@@ -177,13 +186,15 @@ class _OnTerminal:
 
 
 def _results(
-    part: str, scenario: Scenario | ReplayScenario | None, options: argparse.Namespace
+    part: str, scenario: _Computed | None, options: argparse.Namespace
 ) -> dict[str, ScenarioResult | ReplayResult | LocalResult]:
     how: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     kept = KeptRuns(options.keep) if options.keep else None
     with _OnTerminal(part) as shown:
         if isinstance(scenario, Scenario):
             return {part: run_scenario(scenario, tell=shown.comparisons, **how)}
+        if isinstance(scenario, AttributionScenario):
+            return {part: run_attribution_scenario(scenario, tell=shown.comparisons, **how)}
         if isinstance(scenario, ReplayScenario):
             return {part: run_replay_scenario(scenario, kept=kept, tell=shown.comparisons, **how)}
         if options.pairs < 1:

@@ -129,7 +129,7 @@ class MetricResult:
 class ScenarioResult:
     """All metrics of a scenario, and how long it took."""
 
-    scenario: Scenario
+    scenario: Any
     metrics: tuple[MetricResult, ...]
     seconds: float
 
@@ -291,21 +291,30 @@ def _true_change(
 ) -> float:
     if scenario.prefill_factor == 1 and not scenario.delay:
         return 0.0
-    name, _, statistic = metric.partition(".")
-    if name in ("output_token_throughput", "request_throughput"):
+    if metric in ("output_token_throughput", "request_throughput"):
         return 0.0  # an open loop that is not overloaded serves what is offered
-    of: Callable[[FloatArray], float]
+
+    def side(arm: int) -> float:
+        return pooled_value(
+            metric,
+            lambda name: np.concatenate([getattr(p[arm], f"{name}_ms").ravel() for p in pairs]),
+        )
+
+    return side(0) / side(1) - 1
+
+
+def pooled_value(metric: str, values: Callable[[str], FloatArray]) -> float:
+    """A latency metric, or goodput up to a factor, over all requests of many worlds.
+
+    Args:
+        values: of a latency by its name.
+    """
+    name, _, statistic = metric.partition(".")
     if name == "goodput":
-        name, of = "time_to_first_token", lambda x: float(np.mean(x <= GOODPUT_TTFT_MS))
-    elif statistic == "mean":
-        of = lambda x: float(np.mean(x))  # noqa: E731
-    else:
-        of = lambda x: float(np.percentile(x, float(statistic[1:])))  # noqa: E731
-    sides = [
-        of(np.concatenate([getattr(pair[arm], f"{name}_ms").ravel() for pair in pairs]))
-        for arm in (0, 1)
-    ]
-    return sides[0] / sides[1] - 1
+        return float(np.mean(values("time_to_first_token") <= GOODPUT_TTFT_MS))
+    if statistic == "mean":
+        return float(np.mean(values(name)))
+    return float(np.percentile(values(name), float(statistic[1:])))
 
 
 def metric_result(
