@@ -286,6 +286,17 @@ class TestRepeats:
         found = estimate_effect(treatment, baseline)
         assert found.paired and found.standard_error < 0.02
 
+    @pytest.mark.parametrize(("spread", "share"), [(0.0, (0.0, 0.7)), (0.5, (0.9, 1.0))])
+    def test_what_repeats_of_the_same_traffic_cannot_lessen(self, spread, share):
+        base = correlated(300, 1)
+        # A change of the same size for all requests, or one that differs between them.
+        factor = np.exp(0.2 + spread * np.random.default_rng(5).normal(size=300))
+        treatment = [sample(noisy(base * factor, 10 + i)) for i in range(4)]
+        baseline = [sample(noisy(base, 20 + i)) for i in range(4)]
+        found = estimate_effect(treatment, baseline)
+        assert share[0] <= found.traffic_error / found.standard_error <= share[1]
+        assert estimate_effect(treatment[:1], baseline[:1]).traffic_error == 0
+
     def test_more_repeats_are_narrower(self):
         widths = []
         for count in (2, 4, 8):
