@@ -221,9 +221,11 @@ def _write(
         sys.stdout.write(f"{part}: {result.seconds:.0f} s\n")
         for metric in result.metrics:
             naive = f", naive {metric.naive_claimed}" if metric.naive_claimed else ""
+            half = metric.median_half_width
+            width = "no interval" if half is None else f"half-width {100 * half:.1f} %"
             sys.stdout.write(
                 f"  {metric.metric}: claimed {metric.claimed}, covered {metric.covered}{naive}, "
-                f"half-width {100 * metric.median_half_width:.1f} %\n"
+                f"{width}\n"
             )
         found[part] = result.as_dict() | {"resamples": options.resamples, "seed": options.seed}
     sys.stdout.flush()

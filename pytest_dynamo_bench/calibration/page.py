@@ -31,8 +31,6 @@ How to read it:
   * *Goodput* of two runs of the same traffic differs by a handful of requests. The fewer change
     sides, the more a difference widens its own interval, and below a dozen the rule of three
     does. It is covered as it should be where more change sides.
-  * *Throughput in a closed loop*: when a request is due depends on those before it. Blocks count
-    the noise at their ends, which cancels over the run, once for every block.
   * *Repeats* where runs differ: what the blocks say of the noise within runs is not taken out of
     what runs differ by unless it is smaller, and two or three runs count for few degrees of
     freedom.
@@ -43,7 +41,7 @@ How to read it:
 * *Short runs*, of 122 to 500 requests, cannot tell a drift of the machine from none. Their
   intervals have an allowance for it, are wider where there is no drift, and cover more than 97 % of
   changes in times to first token. A p99 of less than 500 requests is kept from being judged by a
-  gate; its interval is so wide because next to nothing is known of it.
+  gate, and of less than 300 it has no interval at all.
 * With the same traffic the naive method can look harmless for times to first token: by not pairing
   it takes the traffic for noise, which happens to hide that it takes correlated noise for
   independent. Where the traffic matters little, as for the time between tokens, nothing hides it.
@@ -152,7 +150,8 @@ def _scenario(part: Mapping[str, Any], key: str, title: str) -> str:
         row = [metric["metric"], _percent(metric[key])]
         row += [_percent(metric["naive_claimed"])] if naive else []
         row += [f"{100 * metric['true_change']:+.1f} %"] if planted else []
-        row += [f"{100 * metric['median_half_width']:.1f} %"]
+        half = metric["median_half_width"]
+        row += ["none" if half is None else f"{100 * half:.1f} %"]
         rows.append(row)
     made = f" made of {scenario['runs']} runs" if "runs" in scenario else ""
     caption = (

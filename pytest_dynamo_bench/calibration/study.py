@@ -13,6 +13,7 @@ population of traffic and runs, which is found by pooling all simulated worlds.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class MetricResult:
         claimed: intervals that exclude no change.
         covered: intervals that contain the true change.
         naive_claimed: as ``claimed``, by resampling single requests of each run independently.
-        median_half_width: of the intervals, as a relative change.
+        median_half_width: of the intervals, as a relative change; None where most are infinite.
     """
 
     metric: str
@@ -122,7 +123,7 @@ class MetricResult:
     claimed: Share
     covered: Share
     naive_claimed: Share | None
-    median_half_width: float
+    median_half_width: float | None
 
 
 @dataclass(frozen=True)
@@ -338,7 +339,7 @@ def metric_result(
         Share(cases, int(np.sum((low > 0) | (high < 0)))),
         Share(cases, int(np.sum((low <= true_change) & (true_change <= high)))),
         Share(cases, sum(naive)) if naive else None,
-        float(np.median((high - low) / 2)),
+        half if math.isfinite(half := float(np.median((high - low) / 2))) else None,
     )
 
 

@@ -344,6 +344,8 @@ class _Comparison:
             variance, freedom = uncertain.variance, uncertain.degrees_of_freedom
             if group.paired_percentile:
                 variance, freedom = group.percentile_variance(uncertain, slopes)
+                if math.isinf(variance):
+                    return _Uncertainty("no interval: too few requests near this percentile")
             elif isinstance(group.statistics[0], Quantile):
                 freedom = min(freedom, clusters_beyond(series) - 1)
             longest = max(longest, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
 from pytest_dynamo_bench.verdicts.blocks import (
     automatic_block_length,
     block_length,
@@ -167,6 +169,22 @@ class TestHonestWhereNothingCanBeSaid:
             )
             outside += not found.low <= 0 <= found.high
         assert 2 <= outside <= 18  # 10 are expected
+
+    def test_throughput_of_a_closed_loop_is_as_sure_as_it_is(self):
+        model = dataclasses.replace(ORDINARY, closed_loop_sessions=8)
+        generator = np.random.default_rng(3)
+        traffic = make_traffic(80, 400, model, generator)
+        a, b = simulate(traffic, model, generator), simulate(traffic, model, generator)
+        found = [
+            estimate_effect(
+                samples(a, world, ("request_throughput",), ""),
+                samples(b, world, ("request_throughput",), ""),
+                resamples=100,
+            )
+            for world in range(80)
+        ]
+        errors = np.sqrt(np.mean([one.standard_error**2 for one in found]))
+        assert errors == pytest.approx(np.std([one.estimate for one in found]), rel=0.35)
 
     def test_rates_without_a_schedule_in_common_resample_the_time(self):
         late = np.full(300, 50.0)
