@@ -41,6 +41,7 @@ per configuration cannot see what varies from run to run; repeats can.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ _SAME_TRAFFIC_OVERLAP = 0.5
 _NEGLIGIBLE = 1e-12
 _RULE_OF_THREE = 3.0
 _FEWEST_REQUESTS = 10
+_FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,28 @@ class Effect:
         _check_confidence(confidence)
         return _interval(
             self.scale, self.estimate, self.standard_error, self.degrees_of_freedom, confidence
+        )
+
+    def of_this_traffic(self) -> Effect:
+        """The change under exactly this traffic, not under traffic like it.
+
+        What the traffic does to both sides is then no uncertainty; what is left is what differs
+        between runs of the same. The effect itself where that is hardly known: for fewer than three
+        runs of each, and where the sides had other traffic.
+        """
+        if not self.paired or self.repeats < _FEWEST_RUNS or not math.isfinite(self.standard_error):
+            return self
+        error = math.sqrt(max(self.standard_error**2 - self.traffic_error**2, 0.0))
+        freedom = min(self.degrees_of_freedom, 2.0 * (self.repeats - 1))
+        low, high = _interval(self.scale, self.estimate, error, freedom, self.confidence)
+        return dataclasses.replace(
+            self,
+            low=low,
+            high=high,
+            standard_error=error,
+            degrees_of_freedom=freedom,
+            traffic_error=0.0,
+            method=f"{self.method}, of exactly this traffic",
         )
 
     def on_scale(self, change: float) -> float:
