@@ -237,7 +237,8 @@ def repeats_are_futile(effect: Effect, bound: Bound, confidence: float) -> bool:
         return False
     lasting = min(effect.traffic_error, effect.standard_error)
     runs = math.sqrt(effect.standard_error**2 - lasting**2)
-    return margin + 2 * runs < float(special.ndtri((1 + confidence) / 2)) * lasting
+    student = float(special.stdtrit(effect.degrees_of_freedom, (1 + confidence) / 2))
+    return margin + 2 * runs < student * lasting
 
 
 def _smallest(enough: Callable[[float], bool], most: float) -> float | None:
