@@ -144,7 +144,9 @@ def measure_local(
                 break
             progress.stage(f"run {number + 1} of {2 * pairs}")
             with tempfile.TemporaryDirectory(prefix="local-aa-") as directory:
-                run = target.measure(BENCHMARK, configuration, traffic, Path(directory), progress)
+                run = target.measure(
+                    BENCHMARK, configuration, traffic, Path(directory), progress, repeat=number
+                )
             if run.problems:
                 raise DeploymentError("; ".join(run.problems))
             run = kept.put(name, run)
