@@ -180,6 +180,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
                 seconds=config.getoption("dynamo_seconds"),
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
+                load=config.getoption("dynamo_load"),
                 load_processes=config.getoption("dynamo_load_processes"),
             )
         )

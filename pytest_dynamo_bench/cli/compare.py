@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError, RegressionError, ResultsError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.differences import (
@@ -20,7 +21,6 @@ from pytest_dynamo_bench.reports.differences import (
     compare_sessions,
     histories,
 )
-from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.reports.history import render_history
 from pytest_dynamo_bench.reports.model import load_session
 from pytest_dynamo_bench.reports.store import StoredResults

@@ -17,8 +17,21 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from pytest_dynamo_bench.cli import attribution, compare, report, show, sweep, traffic
-from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, RegressionError
+from pytest_dynamo_bench.cli import (
+    attribution,
+    check_client,
+    compare,
+    report,
+    show,
+    sweep,
+    traffic,
+)
+from pytest_dynamo_bench.errors import (
+    DeploymentError,
+    DynamoBenchError,
+    LoadError,
+    RegressionError,
+)
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -40,10 +53,13 @@ examples:
   python -m pytest_dynamo_bench report reports/2026-11-24T21-06-10Z-local
   python -m pytest_dynamo_bench compare reports/new reports/old --tolerance ttft:10%
   python -m pytest_dynamo_bench history reports/* --output history.html
+  python -m pytest_dynamo_bench check-client
 
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
-_COMMANDS = ("sweep", "attribution", "traffic", "show", "report", "compare", "history")
+_COMMANDS = (
+    "sweep", "attribution", "traffic", "show", "report", "compare", "history", "check-client",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_arguments(commands)
     report.add_arguments(commands)
     compare.add_arguments(commands)
+    check_client.add_arguments(commands)
     return top
 
 
@@ -85,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         options.run(options)
-    except (DeploymentError, RegressionError) as error:
+    except (DeploymentError, LoadError, RegressionError) as error:
         errors.print(Text(f"error: {error}"))
         return EXIT_FAILED
     except DynamoBenchError as error:

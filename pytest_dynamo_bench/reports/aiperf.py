@@ -19,9 +19,9 @@ import numpy as np
 
 from pytest_dynamo_bench.aiperf_results import RECORDS_FILE, SUMMARY_FILE
 from pytest_dynamo_bench.benchmark import Goodput
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics, is_good, per_request
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.reports.files import write_whole
 
 _SCHEMA_VERSION = "1.4"
 _FORMAT_OF = "0.13.0"

@@ -29,10 +29,10 @@ import psutil
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import ReportError, ResultsError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 

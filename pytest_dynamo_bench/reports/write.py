@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_dynamo_bench.errors import ReportError
-from pytest_dynamo_bench.reports.files import write_whole
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.reports.html import render_html
 from pytest_dynamo_bench.reports.markdown import render_markdown
 from pytest_dynamo_bench.reports.model import SessionReport

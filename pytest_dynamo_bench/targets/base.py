@@ -38,6 +38,16 @@ def show_latency(progress: Progress, records: Sequence[RequestRecord]) -> None:
         progress.latency(records)
 
 
+class Unwatched:
+    """A :class:`Progress` that nobody is told of."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        """Nothing."""
+
+
 class Target(Protocol):
     """Where configurations are brought up."""
 

@@ -138,7 +138,7 @@ def check_run(
         _enough_requests(run, metric, thresholds),
         _cold_cache(run, traffic, thresholds),
     ]
-    if "load_generator" in run.observed:
+    if "cpu_share" in run.observed.get("load_generator", {}):
         results.append(_generator_kept_up(run, thresholds))
     if open_loop:
         if not run.simulated:

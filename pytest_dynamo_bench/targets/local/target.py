@@ -27,8 +27,10 @@ import uvloop
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
+from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
-from pytest_dynamo_bench.load.generator import LoadGenerator
+from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.base import Progress, show_latency
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
@@ -68,12 +70,14 @@ class LocalOptions:
         seconds: length of the traffic that is cut from the benchmark's.
         frontend_port: a port that the frontend must use; a free one when None.
         seed: chooses among equally good cuts.
-        load_processes: that the load generator runs in.
+        load: the load generator: ``own`` or ``aiperf``.
+        load_processes: that the own load generator runs in.
     """
 
     seconds: float = 35.0
     frontend_port: int | None = None
     seed: int = 0
+    load: str = "own"
     load_processes: int = 1
 
 
@@ -101,6 +105,8 @@ class LocalTarget:
             ) from None
         if importlib.util.find_spec("dynamo.mocker") is None:
             raise TargetError(f"ai-dynamo {version} has no dynamo.mocker; {remedy}")
+        if self._options.load == "aiperf":
+            find_aiperf()
         port = self._options.frontend_port
         if port is not None and not _is_free(port):
             raise TargetError(
@@ -286,12 +292,12 @@ class _Measurement:
         self._progress.stage("warming")
         await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
         self._progress.stage("measuring")
-        generator = LoadGenerator(server, model, processes=self._options.load_processes)
+        generator = self._generator(server, model)
         problems = await self._send(processes, generator)
         observed: dict[str, Any] = {
             "dynamo_version": importlib.metadata.version("ai-dynamo"),
             "machine": _machine(),
-            "load_generator": generator.health.plain(),
+            "load_generator": generator.health(),
         }
         if not problems:
             observed |= await self._observe(frontend, model)
@@ -322,7 +328,14 @@ class _Measurement:
             problems=problems,
         )
 
-    async def _send(self, processes: Processes, generator: LoadGenerator) -> list[str]:
+    def _generator(self, server: Server, model: str) -> Generator:
+        if self._options.load == "aiperf":
+            return AiperfGenerator(server, model, self._logs)
+        return LoadGenerator(
+            server, model, processes=self._options.load_processes, count_tokens=count_words
+        )
+
+    async def _send(self, processes: Processes, generator: Generator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
         total, done, failed = len(self._traffic.requests), 0, 0
 
