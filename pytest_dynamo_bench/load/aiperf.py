@@ -201,7 +201,7 @@ class AiperfGenerator:
 
     def latest(self, count: int) -> list[RequestRecord]:
         """The requests that ended last; none while AIPerf runs, which tells at its end only."""
-        return self._records[-count:]
+        return (self._records or [])[-count:]
 
     def health(self) -> dict[str, Any]:
         """What is known of AIPerf itself: its version and how late it sent."""
