@@ -599,7 +599,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     saved = session.config.getoption("dynamo_save_baseline")
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and dynamo.has_much_to_report:
-        terminal.ensure_newline()
+        if terminal._tw.width_of_current_line:
+            terminal._tw.line()
         terminal.write_line("writing the reports")
     try:
         dynamo.write_reports(os.environ)
