@@ -125,6 +125,10 @@ class LoadGenerator:
         """
         return list(self._records)
 
+    def latest(self, count: int) -> list[RequestRecord]:
+        """The requests that have ended last, so many at most."""
+        return self._records[-count:]
+
     async def send(self, traffic: Traffic, ended: Ended) -> None:
         """Send everything, and wait until everything has ended.
 

@@ -5,11 +5,12 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
-from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Traffic
 
 
@@ -31,6 +32,20 @@ class Unwatched:
 
     def requests(self, done: int, failed: int, total: int) -> None:
         """Nothing."""
+
+
+@runtime_checkable
+class ShowsLatency(Protocol):
+    """A display that also shows what latencies are like at the moment."""
+
+    def latency(self, records: Sequence[RequestRecord]) -> None:
+        """These requests have ended last."""
+
+
+def show_latency(progress: Progress, records: Sequence[RequestRecord]) -> None:
+    """Show what latencies are like at the moment, where the display can."""
+    if isinstance(progress, ShowsLatency):
+        progress.latency(records)
 
 
 class Target(Protocol):

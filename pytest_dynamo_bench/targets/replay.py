@@ -470,6 +470,21 @@ def _has_replay() -> bool:
         return False
 
 
+def describe(
+    target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
+) -> dict[str, Any]:
+    """What a simulation of this configuration is given, traffic aside, as plain data.
+
+    Raises:
+        TargetError: it cannot be expressed.
+    """
+    return {
+        **engine_arguments(target, benchmark, configuration),
+        "profiles": [profile.name for profile in target.profiles(benchmark, configuration)],
+        "limitations": list(target.limitations(benchmark, configuration)),
+    }
+
+
 def engine_arguments(
     target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
 ) -> dict[str, Any]:

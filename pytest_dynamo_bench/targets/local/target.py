@@ -32,7 +32,7 @@ from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import Progress, show_latency
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.local.cache_hits import read_events, with_cached_tokens
 from pytest_dynamo_bench.targets.local.commands import LOOPBACK, Ports, process_specs
@@ -52,6 +52,8 @@ _READY_SECONDS = 90.0
 _MOST_CLOSED_LOOP_REQUESTS = 500
 _POLL_SECONDS = 0.1
 _ATTEMPTS = 3
+# Requests that a display takes the current latencies from.
+_RECENT = 20
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
@@ -172,6 +174,12 @@ class LocalTarget:
             return runner.run(measuring.run())
 
 
+def _portable(text: str, scratch: Path) -> str:
+    """Without paths that mean something on this machine only."""
+    package = Path(__file__).parents[2]
+    return text.replace(str(scratch), "<scratch>").replace(str(package), f"<{package.name}>")
+
+
 class _PortTakenError(DeploymentError):
     """Another process took a port between choosing it and binding it."""
 
@@ -219,6 +227,7 @@ class _Measurement:
                 async with _frontend(ports) as frontend:
                     await self._until_ready(processes, frontend, model)
                     ready_seconds = time.monotonic() - started
+                    self._progress.stage(f"ready after {ready_seconds:.1f} s")
                     run = await self._measure(processes, frontend, ports, model, scratch)
                 self._progress.stage("taking down")
             deployed = {
@@ -230,11 +239,11 @@ class _Measurement:
                 "block_size": self._configuration.block_size,
                 "engines": {item.mode: _plain(item) for item in self._configuration.workers},
                 "processes": {
-                    spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
+                    spec.name: [_portable(part, scratch) for part in spec.argv[1:]]
                     for spec in specs
                 },
                 "environment": {
-                    key: value.replace(str(scratch), "<scratch>")
+                    key: _portable(value, scratch)
                     for key, value in specs[0].environment.items()
                     if key.startswith(("DYN_", "HF_HUB_OFFLINE"))
                 },
@@ -334,6 +343,7 @@ class _Measurement:
             nonlocal done, failed
             done, failed = done + 1, failed + (not whole)
             self._progress.requests(done, failed, total)
+            show_latency(self._progress, generator.latest(_RECENT))
 
         try:
             await self._unless_dead(
