@@ -74,10 +74,10 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_arguments(commands)
     attribution.add_arguments(commands)
     traffic.add_arguments(commands)
-    check_client.add_arguments(commands)
     show.add_arguments(commands)
     report.add_arguments(commands)
     compare.add_arguments(commands)
+    check_client.add_arguments(commands)
     return top
 
 

@@ -45,6 +45,9 @@ class Generator(Protocol):
     def records(self) -> list[RequestRecord]:
         """What has ended so far, also after a cancelled :meth:`send`."""
 
+    def latest(self, count: int) -> list[RequestRecord]:
+        """The requests that have ended last, so many at most; empty where that is not known."""
+
     def health(self) -> dict[str, Any]:
         """How the load generator itself did, as plain data."""
 

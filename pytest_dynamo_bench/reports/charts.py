@@ -93,9 +93,10 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def _log_axis(title: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of every decade; Plotly's own digits between them cannot be read."""
+    """Few round ticks, with whole numbers; Plotly's own digits between decades cannot be read."""
     low, high = math.log10(min(values)), math.log10(max(values))
-    steps = (1, 2, 5) if high - low < 3 else (1,)
+    span = high - low
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 1 else (1, 2, 5) if span < 3 else (1,)
     ticks = [
         step * 10.0**decade
         for decade in range(math.floor(low) - 1, math.ceil(high) + 1)
@@ -243,9 +244,10 @@ def _schedule(metrics: Metrics) -> dict[str, Any]:
     due = np.array([record.scheduled_ms for record in metrics.run.records]) / 1000
     bins = min(_BINS, max(10, len(due) // 4))
     counts, edges = np.histogram(due, bins=bins, range=(0, max(float(due.max()), 1e-3)))
+    rates = counts / np.diff(edges)
     return {
         "type": "scatter", "mode": "lines", "name": "schedule", "yaxis": "y2",
-        "x": _numbers(edges[:-1]), "y": _numbers(counts / np.diff(edges)),
+        "x": _numbers(edges), "y": _numbers([*rates, rates[-1]]),
         "line": {"color": _GREY, "shape": "hv", "width": 1}, "fill": "tozeroy",
         "fillcolor": "rgba(141,143,152,0.3)", "showlegend": False,
         "hovertemplate": "%{y:.3g} requests/s due",

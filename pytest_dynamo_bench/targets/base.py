@@ -24,16 +24,6 @@ class Progress(Protocol):
         """So many requests of the measured traffic have ended."""
 
 
-class Unwatched:
-    """A :class:`Progress` that nobody is told of."""
-
-    def stage(self, name: str) -> None:
-        """Nothing."""
-
-    def requests(self, done: int, failed: int, total: int) -> None:
-        """Nothing."""
-
-
 @runtime_checkable
 class ShowsLatency(Protocol):
     """A display that also shows what latencies are like at the moment."""
@@ -46,6 +36,16 @@ def show_latency(progress: Progress, records: Sequence[RequestRecord]) -> None:
     """Show what latencies are like at the moment, where the display can."""
     if isinstance(progress, ShowsLatency):
         progress.latency(records)
+
+
+class Unwatched:
+    """A :class:`Progress` that nobody is told of."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        """Nothing."""
 
 
 class Target(Protocol):
