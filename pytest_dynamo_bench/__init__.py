@@ -8,6 +8,7 @@ from pytest_dynamo_bench.benchmark import (
     Hardware,
     KvOffload,
     PublishedResults,
+    Size,
     SpeculativeDecoding,
     Worker,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "KvOffload",
     "MooncakeTrace",
     "PublishedResults",
+    "Size",
     "SpeculativeDecoding",
     "SynthesizedMooncake",
     "SyntheticTraffic",

@@ -22,6 +22,8 @@ Role = Literal["baseline", "treatment", "winner"]
 ClaimKind = Literal["effect", "mechanism", "control"]
 Engine = Literal["vllm", "sglang", "trtllm"]
 TARGET_NAMES = ("local", "replay", "kubernetes", "endpoint")
+ScaleName = Literal["smoke", "standard", "full"]
+SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -86,6 +88,61 @@ class Hardware:
         _check_positive("Hardware", "count", self.count)
         _check_positive("Hardware", "nodes", self.nodes)
         _check_positive("Hardware", "kv_transfer_gb_per_second", self.kv_transfer_gb_per_second)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of its traffic a benchmark sends on ``local`` at one scale.
+
+    Traffic with a fixed schedule is cut to what passes in ``seconds``. Of a closed loop the
+    first ``turns`` of so many ``sessions`` are sent, with as many in flight as ever; ``seconds``
+    then says about how long that takes, so that ``--dynamo-seconds`` can ask for more or fewer
+    sessions.
+
+    Attributes:
+        seconds: length of a configuration's traffic by the clock; None sends all of it.
+        sessions: closed loop: how many sessions; None leaves it to the scale.
+        turns: closed loop: first turns of each session; None sends sessions whole.
+        fast_forward: modelled time (steps of the engines, pauses, transfers) runs so many
+            times faster than the clock, and times are reported in modelled time. What is real
+            (HTTP, routing, tokenizing) weighs so many times as much in them.
+        ramp_seconds: closed loop: modelled time over which the first sessions start, one after
+            another, as AIPerf's ``--concurrency-ramp-duration``; 0 starts them all at once.
+        configurations: those that are brought up; claims about others are skipped. None is all.
+    """
+
+    seconds: float | None = None
+    sessions: int | None = None
+    turns: int | None = None
+    fast_forward: float = 1.0
+    ramp_seconds: float = 0.0
+    configurations: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "sessions", "turns", "fast_forward"):
+            _check_positive("Size", name, getattr(self, name))
+        for name in ("sessions", "turns"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                _fail("Size", f"{name}: must be a whole number, got {value!r}")
+        if not self.ramp_seconds >= 0:
+            _fail("Size", f"ramp_seconds: must be 0 or more, got {self.ramp_seconds!r}")
+        if self.configurations is not None:
+            object.__setattr__(self, "configurations", tuple(self.configurations))
+
+    def lasting(self, seconds: float | None) -> Size:
+        """This size for so many seconds instead; closed loops get sessions in proportion."""
+        if seconds is None or self.seconds is None:
+            return self if seconds is None else dataclasses.replace(self, seconds=seconds)
+        sessions = self.sessions and max(1, round(self.sessions * seconds / self.seconds))
+        return dataclasses.replace(self, seconds=seconds, sessions=sessions)
+
+
+DEFAULT_SIZES: Mapping[ScaleName, Size] = {
+    "smoke": Size(seconds=10),
+    "standard": Size(seconds=35),
+    "full": Size(),
+}
 
 
 @dataclass(frozen=True)
@@ -252,8 +309,9 @@ class Configuration:
     of the question; a replica that spans machines says so itself (``Worker.nodes``).
 
     Where a comparison loads its configurations differently, ``concurrency`` replaces that of
-    the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests;
-    :func:`traffic_for` applies both. They are named as confounds wherever they differ.
+    the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests
+    (of a smaller traffic to as large a part of it); :func:`traffic_for` applies both. They are
+    named as confounds wherever they differ.
     """
 
     name: str
@@ -369,7 +427,8 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
                 f"{schedule.description}",
             )
         schedule = Concurrency(configuration.concurrency)
-    count = configuration.requests
+    asked = configuration.requests
+    count = None if asked is None else max(1, round(asked * traffic.share))
     if count is not None and count < len(requests):
         history = (*history, f"the first {count:,} of {len(requests):,} requests")
         requests = tuple(
@@ -514,6 +573,9 @@ class PublishedResults:
 class Benchmark:
     """A question with everything that is needed to answer it.
 
+    ``sizes`` says how much of the traffic ``local`` sends at each scale, where the default
+    (:data:`DEFAULT_SIZES`: 10 s, 35 s, all) does not do.
+
     Raises:
         BenchmarkError: when a field is wrong; the message names the field.
     """
@@ -531,6 +593,7 @@ class Benchmark:
     recipe: str = ""
     notes: Sequence[str] = field(default=())
     published: PublishedResults | None = None
+    sizes: Mapping[ScaleName, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("Benchmark", self.name)
@@ -552,6 +615,10 @@ class Benchmark:
             _fail(owner, "configurations: give at least one Configuration")
         for name in self.published.values if self.published else ():
             _check_choice(owner, "published: configuration", name, names)
+        for scale, size in self.sizes.items():
+            _check_choice(owner, "sizes", scale, SCALES)
+            for name in size.configurations or ():
+                _check_choice(owner, f"sizes: {scale}: configuration", name, names)
         fixed = not isinstance(getattr(self.traffic, "schedule", None), Concurrency)
         for configuration in self.configurations:
             if fixed and configuration.concurrency is not None:
@@ -568,6 +635,10 @@ class Benchmark:
                     f"Claim {claim.name!r}",
                     "metric: goodput needs limits; give the Benchmark goodput=Goodput(...)",
                 )
+
+    def size(self, scale: ScaleName) -> Size:
+        """How much of the traffic is sent on ``local`` at a scale."""
+        return self.sizes.get(scale, DEFAULT_SIZES[scale])
 
     def configuration(self, name: str) -> Configuration:
         """The configuration called ``name``.

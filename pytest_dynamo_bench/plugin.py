@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_dynamo_bench.benchmark import Benchmark, Claim
+from pytest_dynamo_bench.benchmark import SCALES, Benchmark, Claim
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metric_names import METRICS
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay")
-_DEFAULT_SECONDS = 35.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
@@ -72,9 +71,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="directory that a directory of results is made in (default: reports)",
     )  # fmt: skip
     group.addoption(
-        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=_DEFAULT_SECONDS,
-        help="local: length of the traffic that is cut from the benchmark's, for each "
-        "configuration (default: %(default)g); longer runs give narrower intervals",
+        "--dynamo-scale", choices=SCALES, default="standard",
+        help="local: how much of each benchmark's traffic is sent: 'smoke' is all comparisons in "
+        "minutes, where claims that so little cannot decide are skipped; 'standard' (default) is "
+        "enough for the claims; 'full' is the published traffic, which takes hours",
+    )  # fmt: skip
+    group.addoption(
+        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
+        help="local: another length of each configuration's traffic than the scale's (a fixed "
+        "schedule has 35 at 'standard'); longer runs give narrower intervals",
     )  # fmt: skip
     group.addoption(
         "--dynamo-cut-seed", metavar="N", type=int, default=0,
@@ -85,9 +90,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
     )  # fmt: skip
     group.addoption(
-        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
+        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
         help="outcome of a claim that the measurement neither confirms nor refutes "
-        "(default: %(default)s)",
+        "(default: fail; at --dynamo-scale=smoke skip)",
     )  # fmt: skip
     group.addoption(
         "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
@@ -244,6 +249,15 @@ class _Session:
         schedule = benchmark.traffic.load().schedule
         return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
 
+    def why_not_judged(self, benchmark: Benchmark, claim: Claim) -> str:
+        """Why a claim is neither made nor judged in this session; empty when it is."""
+        if claim.bound(self.target.name) is None:
+            return f"not claimed on {self.target.name}"
+        not_measured = getattr(self.target, "not_measured", None)
+        if not_measured is None:
+            return ""
+        return str(not_measured(benchmark, (claim.baseline, claim.treatment)))
+
     def comparison(self, benchmark: Benchmark) -> Comparison:
         from pytest_dynamo_bench.comparison import Comparison
 
@@ -359,6 +373,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     if name == "local":
         return LocalTarget(
             LocalOptions(
+                scale=config.getoption("dynamo_scale"),
                 seconds=config.getoption("dynamo_seconds"),
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
@@ -415,7 +430,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         callspec = getattr(item, "callspec", None)
         claim = callspec.params.get("claim") if callspec is not None else None
         if claim is not None:
-            if claim.bound(dynamo.target.name) is None:
+            if dynamo.why_not_judged(benchmark, claim):
                 continue
             dynamo.claims.setdefault(benchmark.name, []).append(claim)
         benchmarks[benchmark.name] = benchmark
@@ -614,7 +629,11 @@ class RegressionItem(pytest.Item):
 def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
     """Give a test the outcome that the user chose for what is undecided."""
     __tracebackhide__ = True
-    outcome = config.getoption("dynamo_inconclusive")
+    local = config.stash[_SESSION].target_name == "local"
+    smoke = local and config.getoption("dynamo_scale") == "smoke"
+    outcome = config.getoption("dynamo_inconclusive") or ("skip" if smoke else "fail")
+    if smoke:
+        message = f"at scale smoke {message}"
     if outcome == "skip":
         pytest.skip(message)
     if outcome == "xfail":
@@ -780,8 +799,8 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     dynamo = request.config.stash[_SESSION]
     callspec = getattr(request.node, "callspec", None)
     claim = callspec.params.get("claim") if callspec is not None else None
-    if claim is not None and claim.bound(dynamo.target.name) is None:
-        pytest.skip(f"not claimed on {dynamo.target.name}")
+    if claim is not None and (reason := dynamo.why_not_judged(benchmark, claim)):
+        pytest.skip(reason)
     wanted = (
         [claim.baseline, claim.treatment]
         if claim is not None

@@ -33,12 +33,19 @@ def request_body(model: str, request: TrafficRequest, block_tokens: int) -> byte
 
 
 def to_record(
-    request: TrafficRequest, scheduled_ms: float, response: RawResponse, start_ns: int
+    request: TrafficRequest,
+    scheduled_ms: float,
+    response: RawResponse,
+    start_ns: int,
+    fast_forward: float = 1.0,
 ) -> RequestRecord:
     """Interpret a response that has ended.
 
     Whatever the server sent, this returns a record; what cannot be right is its ``error``.
+    ``fast_forward`` is how many times faster than the clock modelled time, that of the
+    record, has run.
     """
+    per_ms = 1e6 / fast_forward
     interpreted = _interpret(response)
     error = response.error or interpreted.error
     return RequestRecord(
@@ -46,9 +53,9 @@ def to_record(
         session_id=request.session_id,
         turn=request.turn,
         scheduled_ms=scheduled_ms,
-        sent_ms=(response.sent_ns - start_ns) / 1e6,
-        chunk_ms=tuple((ns - start_ns) / 1e6 for ns in interpreted.chunk_ns),
-        end_ms=(response.end_ns - start_ns) / 1e6,
+        sent_ms=(response.sent_ns - start_ns) / per_ms,
+        chunk_ms=tuple((ns - start_ns) / per_ms for ns in interpreted.chunk_ns),
+        end_ms=(response.end_ns - start_ns) / per_ms,
         input_tokens=request.input_tokens,
         output_tokens=request.output_tokens,
         prompt_tokens=interpreted.prompt_tokens,

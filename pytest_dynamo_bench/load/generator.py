@@ -30,11 +30,22 @@ class LoadGenerator:
         client: what sends; it is not closed.
         model: the name that requests ask for.
         request_timeout_seconds: a request that has not ended by then is recorded as failed.
+        fast_forward: modelled time runs so many times faster than the clock. The traffic's
+            times and those of the records are modelled time.
+        ramp_seconds: of a closed loop, modelled time over which its places start one by one.
     """
 
     def __init__(
-        self, client: StreamingClient, model: str, *, request_timeout_seconds: float = 600
+        self,
+        client: StreamingClient,
+        model: str,
+        *,
+        request_timeout_seconds: float = 600,
+        fast_forward: float = 1.0,
+        ramp_seconds: float = 0.0,
     ) -> None:
+        self._ramp_ms = 1000 * ramp_seconds
+        self._fast_forward = fast_forward
         self._client = client
         self._model = model
         self._timeout_seconds = request_timeout_seconds
@@ -76,7 +87,7 @@ class LoadGenerator:
 
         Also after :meth:`send` was cancelled: what was measured until then is not lost.
         """
-        return [to_record(*item, self._start_ns) for item in self._arrived]
+        return [to_record(*item, self._start_ns, self._fast_forward) for item in self._arrived]
 
     async def _open_loop(
         self, sessions: Sequence[Sequence[TrafficRequest]], bodies: dict[str, bytes], keep: _Keep
@@ -95,13 +106,14 @@ class LoadGenerator:
     ) -> None:
         waiting = iter(sessions)
 
-        async def take_turns() -> None:
+        async def take_turns(place: int) -> None:
+            await self._sleep_until(self._ramp_ms * place / concurrency)
             for turns in waiting:
                 await self._session(turns, bodies, self._now_ms(), keep)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(take_turns())
+            for place in range(concurrency):
+                group.create_task(take_turns(place))
 
     async def _session(
         self,
@@ -120,11 +132,11 @@ class LoadGenerator:
             keep(request, due_ms, response)
 
     def _now_ms(self) -> float:
-        return (time.perf_counter_ns() - self._start_ns) / 1e6
+        return (time.perf_counter_ns() - self._start_ns) / 1e6 * self._fast_forward
 
     async def _sleep_until(self, due_ms: float) -> None:
         while (remaining_ms := due_ms - self._now_ms()) > 0:
-            await asyncio.sleep(remaining_ms / 1000)
+            await asyncio.sleep(remaining_ms / 1000 / self._fast_forward)
 
 
 def _sessions(requests: Sequence[TrafficRequest]) -> list[list[TrafficRequest]]:

@@ -1,7 +1,7 @@
 """Where requests come from: traces, their schedules, the prompts, and cuts for a small machine."""
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
-from pytest_dynamo_bench.traffic.cut import cut
+from pytest_dynamo_bench.traffic.cut import cut, first_turns
 from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
@@ -33,6 +33,7 @@ __all__ = [
     "TrafficSource",
     "cut",
     "describe",
+    "first_turns",
     "read_mooncake",
     "read_traffic",
     "synthesize",

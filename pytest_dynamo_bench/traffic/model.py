@@ -61,13 +61,15 @@ class Traffic:
     """A reproducible stream of requests with its schedule.
 
     ``requests`` are in the order of their timestamps. ``history`` says, one sentence a step,
-    what the stream was made from and what was done to it.
+    what the stream was made from and what was done to it; ``share`` is how large a part of the
+    requests of its source it has.
     """
 
     requests: Sequence[TrafficRequest]
     schedule: Schedule
     block_tokens: int
     history: tuple[str, ...]
+    share: float = 1.0
 
     @property
     def duration_seconds(self) -> float:

@@ -52,9 +52,9 @@ def test_roles_become_processes_with_their_own_options():
     assert value(prefill, "--disaggregation-mode") == "prefill"
     assert value(decode, "--disaggregation-mode") == "decode"
     assert value(prefill, "--num-gpu-blocks-override") == "100"
-    assert "--num-gpu-blocks-override" not in decode
+    assert int(value(decode, "--num-gpu-blocks-override")) > 100
     assert value(prefill, "--max-num-seqs") == "9"
-    assert value(decode, "--max-num-batched-tokens") == "4096"
+    assert "--max-num-batched-tokens" not in decode
     assert value(prefill, "--block-size") == "32"
     assert "--enable-prefix-caching" in prefill
     assert "--no-enable-prefix-caching" in decode

@@ -68,6 +68,7 @@ def with_cached_tokens(
     events: EngineEvents,
     start_wall_ms: float,
     block_size: int,
+    fast_forward: float = 1.0,
 ) -> list[RequestRecord]:
     """The records with ``cached_tokens`` filled in.
 
@@ -77,6 +78,7 @@ def with_cached_tokens(
     Args:
         prompts: request id to the hashes of the prompt's full blocks, as the engines hash.
         start_wall_ms: wall clock at the start of the run, to put events on its clock.
+        fast_forward: how many times faster than the wall clock that clock runs.
     """
     records = list(records)
     wanting: dict[tuple[str, int], list[RequestRecord]] = defaultdict(list)
@@ -87,7 +89,7 @@ def with_cached_tokens(
     computed_blocks: dict[str, int] = defaultdict(int)
     for worker, blocks in events.stored.items():
         for at_ms, block in blocks:
-            due = at_ms - start_wall_ms - _CLOCK_SLACK_MS
+            due = (at_ms - start_wall_ms - _CLOCK_SLACK_MS) * fast_forward
             for record in wanting.get((worker, block), ()):
                 if (record.first_token_ms or 0.0) >= due:
                     computed_blocks[record.request_id] += 1

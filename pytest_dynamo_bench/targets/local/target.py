@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,14 @@ import httpx
 import psutil
 import uvloop
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import (
+    SCALES,
+    Benchmark,
+    Configuration,
+    ScaleName,
+    Size,
+    Worker,
+)
 from pytest_dynamo_bench.engines import find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.client import AsyncioClient
@@ -42,13 +49,16 @@ from pytest_dynamo_bench.traffic import (
     TrafficRequest,
     cut,
     describe,
+    first_turns,
 )
 from pytest_dynamo_bench.traffic.prompts import block_token_ids
 
 DYNAMO_VERSION = "1.4.2"
 _READY_SECONDS = 90.0
-_MOST_CLOSED_LOOP_REQUESTS = 500
+# Sessions of a closed loop for each one in flight, where a benchmark's sizes don't say.
+_SESSIONS_PER_PLACE: Mapping[ScaleName, int] = {"smoke": 2, "standard": 8, "full": 8}
 _POLL_SECONDS = 0.1
+_WATCH_SECONDS = 0.5
 _ATTEMPTS = 3
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
@@ -63,12 +73,14 @@ class LocalOptions:
     """How this machine is used.
 
     Attributes:
-        seconds: length of the traffic that is cut from the benchmark's.
+        scale: how much of a benchmark's traffic is sent, as the benchmark's ``sizes`` say.
+        seconds: another length of each configuration's traffic than that of the scale.
         frontend_port: a port that the frontend must use; a free one when None.
         seed: chooses among equally good cuts.
     """
 
-    seconds: float = 35.0
+    scale: ScaleName = "standard"
+    seconds: float | None = None
     frontend_port: int | None = None
     seed: int = 0
 
@@ -104,22 +116,35 @@ class LocalTarget:
                 "--dynamo-frontend-port, or leave the option out and a free one is chosen"
             )
 
+    def size(self, benchmark: Benchmark) -> Size:
+        """How much of the benchmark's traffic is sent, after all options."""
+        return benchmark.size(self._options.scale).lasting(self._options.seconds)
+
     def traffic(self, benchmark: Benchmark) -> Traffic:
-        """The benchmark's traffic, cut to the length that the options ask for.
+        """The benchmark's traffic at the size that the options ask for.
 
         Raises:
-            TargetError: it is a closed loop of more requests than this machine can send.
+            TrafficError: the traffic cannot be read, or is too short for such a cut.
         """
-        traffic = benchmark.traffic.load()
+        traffic, size = benchmark.traffic.load(), self.size(benchmark)
         if isinstance(traffic.schedule, Concurrency):
-            if len(traffic.requests) > _MOST_CLOSED_LOOP_REQUESTS:
-                raise TargetError(
-                    f"target 'local' cannot cut a closed loop yet, and {len(traffic.requests):,} "
-                    f"requests are more than the {_MOST_CLOSED_LOOP_REQUESTS} that it sends; use "
-                    "--dynamo-target=replay, or traffic with fewer requests"
-                )
+            sessions = size.sessions
+            if sessions is None and size.seconds is not None:
+                sessions = _SESSIONS_PER_PLACE[self._options.scale] * traffic.schedule.sessions
+            return first_turns(traffic, sessions, size.turns)
+        if size.seconds is None:
             return traffic
-        return cut(traffic, self._options.seconds, seed=self._options.seed)
+        return cut(traffic, size.seconds * size.fast_forward, seed=self._options.seed)
+
+    def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
+        """Why claims about these configurations cannot be judged at this scale; or empty."""
+        brought_up = self.size(benchmark).configurations
+        missing = [n for n in configurations if brought_up is not None and n not in brought_up]
+        if not missing:
+            return ""
+        larger = SCALES[SCALES.index(self._options.scale) + 1 :][:1]
+        remedy = f"; use --dynamo-scale={larger[0]}" if larger else ""
+        return f"{', '.join(missing)} is not brought up at scale {self._options.scale}{remedy}"
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
@@ -158,8 +183,9 @@ class LocalTarget:
             DeploymentError: the configuration did not come up.
         """
         measuring = _Measurement(
-            benchmark, configuration, traffic, directory, progress, self._options
-        )
+            benchmark, configuration, traffic, directory, progress, self._options,
+            self.size(benchmark),
+        )  # fmt: skip
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(measuring.run())
 
@@ -179,7 +205,11 @@ class _Measurement:
         directory: Path,
         progress: Progress,
         options: LocalOptions,
+        size: Size,
     ) -> None:
+        self._processor_use: list[float] = []
+        self._fast_forward = size.fast_forward
+        self._ramp_seconds = size.ramp_seconds
         self._benchmark = benchmark
         self._configuration = configuration
         self._traffic = traffic
@@ -204,7 +234,10 @@ class _Measurement:
             (scratch / "discovery").mkdir()
             write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
             ports = _choose_ports(self._options.frontend_port)
-            specs = process_specs(self._benchmark, self._configuration, scratch, self._logs, ports)
+            specs = process_specs(
+                self._benchmark, self._configuration, scratch, self._logs, ports,
+                self._fast_forward,
+            )  # fmt: skip
             started = time.monotonic()
             async with Processes(specs, scratch) as processes:
                 model = str(scratch / "model")
@@ -220,6 +253,7 @@ class _Measurement:
                 # Command lines have ports and paths in them, so that a stored run is compared
                 # by this: what was asked of the workers.
                 "block_size": self._configuration.block_size,
+                "fast_forward": self._fast_forward,
                 "engines": {item.mode: _plain(item) for item in self._configuration.workers},
                 "processes": {
                     spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
@@ -277,11 +311,14 @@ class _Measurement:
             await self._unless_dead(processes, self._warm_up(client, model), "while warming up")
             await client.connect(16)
             self._progress.stage("measuring")
-            generator = LoadGenerator(client, model)
+            generator = LoadGenerator(
+                client, model, fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds
+            )
             problems = await self._send(processes, generator)
             observed: dict[str, Any] = {
                 "dynamo_version": importlib.metadata.version("ai-dynamo"),
                 "machine": _machine(),
+                "processor_use": [round(share, 2) for share in self._processor_use],
             }
             if not problems:
                 observed |= await self._observe(frontend, model)
@@ -292,7 +329,7 @@ class _Measurement:
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
         records = with_cached_tokens(
             records, self._block_hashes(records), events, start_wall_ms,
-            self._configuration.block_size,
+            self._configuration.block_size, self._fast_forward,
         )  # fmt: skip
         observed["engine_prefill_tokens"] = events.prefill_tokens
         observed["evicted_blocks"] = events.removed_blocks
@@ -323,14 +360,24 @@ class _Measurement:
             done, failed = done + 1, failed + (not whole)
             self._progress.requests(done, failed, total)
 
+        watching = asyncio.ensure_future(self._watch_processor())
         try:
             await self._unless_dead(
                 processes, generator.send(self._traffic, ended), "while measuring"
             )
         except DeploymentError as error:
             return [f"{error}\n  ({done} of {total} requests had ended by then)"]
+        finally:
+            watching.cancel()
         self._raise_if_dead(processes, "at the end of the run")
         return []
+
+    async def _watch_processor(self) -> None:
+        """Note how busy this machine is; one that has nothing left delays what it models."""
+        psutil.cpu_percent()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._processor_use.append(psutil.cpu_percent() / 100)
 
     async def _warm_up(self, client: AsyncioClient, model: str) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""
