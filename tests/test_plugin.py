@@ -112,8 +112,10 @@ def test_only_what_a_selected_claim_needs_is_measured(project):
 
 def test_features_are_markers(project):
     pytester = project()
-    result = pytester.runpytest("-m", "kv_routing and pd_split", "--collect-only", "-q")
-    result.stdout.fnmatch_lines(["3 tests collected*"])
+    result = pytester.runpytest("-m", "kv_routing and not pd_split", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["*kv-routing-is-faster*", "*only-elsewhere*", "2/3 tests*"])
+    result = pytester.runpytest("-m", "pd_split", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["*split-is-faster*", "1/3 tests collected*"])
     result = pytester.runpytest("-m", "wideep", "--collect-only", "-q")
     result.stdout.fnmatch_lines(["*3 deselected*"])
 
