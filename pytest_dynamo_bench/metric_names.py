@@ -115,6 +115,46 @@ METRICS: Mapping[str, MetricDefinition] = {
             "prompt tokens found in a worker's KV cache / prompt tokens, as the engines counted",
             is_share=True,
         ),
+        MetricDefinition(
+            "host_hit_rate",
+            "share",
+            "higher",
+            False,
+            "prompt tokens found in the host tier of KV offload / prompt tokens",
+            is_share=True,
+        ),
+        MetricDefinition(
+            "split_share",
+            "share",
+            "higher",
+            False,
+            "requests whose prompt was processed by another worker than generated the tokens",
+            is_share=True,
+        ),
+        MetricDefinition(
+            "kv_transfer_time",
+            "ms",
+            "lower",
+            True,
+            "per request: moving the prompt's KV cache to the decode worker, as Dynamo reports",
+        ),
+        MetricDefinition(
+            "tokens_per_step",
+            "tokens/step",
+            "higher",
+            False,
+            "output tokens after the first / forward passes that they took: more than 1 with "
+            "speculative decoding",
+        ),
+        MetricDefinition(
+            "other_rank_share",
+            "share",
+            "higher",
+            False,
+            "requests whose prompt was processed by another rank of attention data parallelism "
+            "than the first of its worker",
+            is_share=True,
+        ),
     )
 }
 

@@ -64,6 +64,13 @@ def to_record(
         router_hit_rate=interpreted.router_hit_rate,
         prefill_worker=interpreted.prefill_worker,
         decode_worker=interpreted.decode_worker,
+        prefill_rank=interpreted.prefill_rank,
+        decode_rank=interpreted.decode_rank,
+        kv_transfer_ms=(
+            None
+            if interpreted.kv_transfer_ms is None
+            else interpreted.kv_transfer_ms * fast_forward
+        ),
         status=response.status or None,
         error=_one_line(error) if error else None,
     )
@@ -78,6 +85,9 @@ class _Interpretation:
         self.router_hit_rate: float | None = None
         self.prefill_worker: str | None = None
         self.decode_worker: str | None = None
+        self.prefill_rank: int | None = None
+        self.decode_rank: int | None = None
+        self.kv_transfer_ms: float | None = None
         self.finished = False
         self.error: str | None = None
 
@@ -101,9 +111,13 @@ class _Interpretation:
         if workers:
             self.prefill_worker = _text(workers.get("prefill_worker_id"))
             self.decode_worker = _text(workers.get("decode_worker_id"))
+            self.prefill_rank = workers.get("prefill_dp_rank")
+            self.decode_rank = workers.get("decode_dp_rank")
         timing = extension.get("timing") or {}
         if timing.get("kv_hit_rate") is not None:
             self.router_hit_rate = float(timing["kv_hit_rate"])
+        if timing.get("kv_transfer_estimated_latency_ms") is not None:
+            self.kv_transfer_ms = float(timing["kv_transfer_estimated_latency_ms"])
 
 
 def _interpret(response: RawResponse) -> _Interpretation:

@@ -32,15 +32,20 @@ from pytest_dynamo_bench.benchmark import (
     Size,
     Worker,
 )
-from pytest_dynamo_bench.engines import find_profile, model_dimensions
+from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.client import AsyncioClient
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
-from pytest_dynamo_bench.targets.local.cache_hits import read_events, with_cached_tokens
+from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
 from pytest_dynamo_bench.targets.local.commands import LOOPBACK, Ports, process_specs
+from pytest_dynamo_bench.targets.local.engine_events import (
+    EngineEvents,
+    read_events,
+    with_decode_steps,
+)
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
 from pytest_dynamo_bench.traffic import (
@@ -327,11 +332,12 @@ class _Measurement:
         records, started_at = generator.records(), generator.started_at
         events = read_events(scratch / "events.jsonl")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
-        records = with_cached_tokens(
-            records, self._block_hashes(records), events, start_wall_ms,
-            self._configuration.block_size, self._fast_forward,
-        )  # fmt: skip
-        observed["engine_prefill_tokens"] = events.prefill_tokens
+        records = self._with_mechanisms(records, events, start_wall_ms)
+        prefilling = {record.prefill_worker for record in records}
+        observed["engine_prefill_tokens"] = sum(
+            tokens for worker, tokens in events.prefill_tokens.items() if worker in prefilling
+        )
+        observed["engine_decode_steps"] = events.decode_steps
         observed["evicted_blocks"] = events.removed_blocks
         if events.unreadable:
             problems = [*problems, f"{events.unreadable} events of the engines were unreadable"]
@@ -350,6 +356,25 @@ class _Measurement:
             },
             problems=problems,
         )
+
+    def _with_mechanisms(
+        self, records: list[RequestRecord], events: EngineEvents, start_wall_ms: float
+    ) -> list[RequestRecord]:
+        """The records with what the engines' events tell of the features at work."""
+        size = self._configuration.block_size
+        records = with_decode_steps(records, events, start_wall_ms, self._fast_forward)
+        worker = next(item for item in self._configuration.workers if item.mode != "decode")
+        if not worker.prefix_caching:
+            # Such an engine stores no blocks, and finds none.
+            return [dataclasses.replace(record, cached_tokens=0) for record in records]
+        prompts = self._block_hashes(records)
+        records = with_cached_tokens(
+            records, prompts, events, start_wall_ms, size, self._fast_forward
+        )
+        if worker.kv_offload is None:
+            return records
+        device = device_blocks(self._benchmark, self._configuration, worker)
+        return with_host_tokens(records, prompts, size, device)
 
     async def _send(self, processes: Processes, generator: LoadGenerator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
