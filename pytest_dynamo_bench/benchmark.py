@@ -511,6 +511,84 @@ class Claim:
         if self.treatment == self.baseline:
             _fail(owner, f"treatment and baseline are the same configuration: {self.baseline!r}")
 
+    @classmethod
+    def lower(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "effect",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric is lower, with threshold and evidence target by target.
+
+        ::
+
+            Claim.lower("KV routing lowers TTFT", TTFT, AGG_KV, AGG,
+                        local=(0, "29 % lower, at least 2"), replay=(0.1, "17 %, at least 15"))
+
+        Args:
+            targets: target to (at least so much lower, where that is from).
+
+        Raises:
+            BenchmarkError: as for :class:`Claim`.
+        """
+        return cls._by_target("lower_by", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
+    def higher(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "effect",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric is higher; otherwise as :meth:`lower`."""
+        return cls._by_target("higher_by", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
+    def not_higher(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "effect",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric is at most so much higher; otherwise as :meth:`lower`."""
+        return cls._by_target("not_higher_by", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
+    def _by_target(
+        cls,
+        bound: str,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        kind: ClaimKind,
+        targets: Mapping[str, tuple[float, str]],
+    ) -> Claim:
+        for target, given in targets.items():
+            if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str)):
+                _fail(
+                    f"Claim {name!r}",
+                    f"{target}: must be a threshold with its evidence, such as "
+                    f'(0.1, "17 % in a run of …"), got {given!r}',
+                )
+        evidence = "; ".join(f"{target}: {text}" for target, (_, text) in targets.items())
+        limits: dict[str, Any] = {bound: {target: limit for target, (limit, _) in targets.items()}}
+        return cls(
+            name, metric, treatment.name, baseline.name, kind=kind, evidence=evidence, **limits
+        )
+
     def bound(self, target: str) -> Bound | None:
         """What is claimed on ``target``, or None where the claim is not made."""
         for name, (direction, sign) in _BOUND_FIELDS.items():

@@ -136,7 +136,8 @@ METRICS: Mapping[str, MetricDefinition] = {
             "ms",
             "lower",
             True,
-            "per request: moving the prompt's KV cache to the decode worker, as Dynamo reports",
+            "per request: from the end of the prompt's processing to decoding, Dynamo's own upper "
+            "bound of moving its KV cache",
         ),
         MetricDefinition(
             "tokens_per_step",
