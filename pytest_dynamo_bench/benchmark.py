@@ -101,6 +101,8 @@ class Size:
 
     Attributes:
         seconds: length of a configuration's traffic by the clock; None sends all of it.
+        traffic: another, smaller traffic to take in place of the published one; for traffic that
+            cannot be cut, such as images that a real encoder has to work through.
         sessions: closed loop: how many sessions; None leaves it to the scale.
         turns: closed loop: first turns of each session; None sends sessions whole.
         fast_forward: modelled time (steps of the engines, pauses, transfers) runs so many
@@ -112,6 +114,7 @@ class Size:
     """
 
     seconds: float | None = None
+    traffic: TrafficSource | None = None
     sessions: int | None = None
     turns: int | None = None
     fast_forward: float = 1.0
@@ -119,6 +122,8 @@ class Size:
     configurations: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.traffic is not None and not isinstance(self.traffic, TrafficSource):
+            _fail("Size", f"traffic: must be a traffic source, got {self.traffic!r}")
         for name in ("seconds", "sessions", "turns", "fast_forward"):
             _check_positive("Size", name, getattr(self, name))
         for name in ("sessions", "turns"):
@@ -238,6 +243,9 @@ class Worker:
         max_num_batched_tokens: most tokens in one step.
         speculative: speculative decoding, None for off.
         kv_offload: KV offload to host memory, None for off.
+        frontend_decoding: images are decoded in the frontend, and workers get pixels.
+        embedding_cache_gib: memory for the vision encoder's results, so that an image that
+            comes again isn't encoded again, GiB (2^30 bytes) per replica; None for off.
     """
 
     replicas: int
@@ -254,6 +262,8 @@ class Worker:
     memory_fraction: float | None = None
     speculative: SpeculativeDecoding | None = None
     kv_offload: KvOffload | None = None
+    frontend_decoding: bool = False
+    embedding_cache_gib: float | None = None
 
     def __post_init__(self) -> None:
         owner = f"Worker(mode={self.mode!r})"
@@ -267,6 +277,7 @@ class Worker:
                 _fail(owner, f"{name}: must be a whole number, got {value!r}")
             _check_positive(owner, name, value)
         _check_positive(owner, "memory_fraction", self.memory_fraction)
+        _check_positive(owner, "embedding_cache_gib", self.embedding_cache_gib)
         if self.memory_fraction is not None and self.memory_fraction > 1:
             _fail(owner, f"memory_fraction: must be at most 1, got {self.memory_fraction!r}")
         per_replica = self.gpus_per_replica
@@ -400,6 +411,10 @@ class Configuration:
             found.add("kv_offload")
         if any(worker.wideep for worker in self.workers):
             found.add("wideep")
+        if any(worker.frontend_decoding for worker in self.workers):
+            found.add("frontend_decoding")
+        if any(worker.embedding_cache_gib for worker in self.workers):
+            found.add("embedding_cache")
         if self.nodes > 1 or any(worker.nodes > 1 for worker in self.workers):
             found.add("multi_node")
         return frozenset(found)

@@ -28,6 +28,8 @@ from pytest_dynamo_bench.calibration.study import (
 from pytest_dynamo_bench.errors import TargetError
 
 _ONLY_BY_NAME = ("aa-stress",)
+# The constants of the procedure were chosen on seeds 0, 1 and 777 to 779.
+_SEED = 5
 
 
 def main() -> int:
@@ -45,7 +47,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/calibration.json"))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the comparisons")
     parser.add_argument("--resamples", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=_SEED,
+        help="of all that is random; %(default)s by default, on which nothing was tuned",
+    )  # fmt: skip
     options = parser.parse_args()
     known: dict[str, Scenario | ReplayScenario] = {
         **scenarios(options.scale),

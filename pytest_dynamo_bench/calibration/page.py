@@ -74,7 +74,7 @@ def render(found: Mapping[str, Any]) -> str:
     if replayed:
         parts.append(_REPLAY)
         parts += [_scenario(part, "claimed", "false claims") + _gates(part) for part in replayed]
-    planted = {name: part for name, part in found.items() if name in ("slower", "delayed")}
+    planted = {name: part for name, part in found.items() if name.startswith(("slower", "delayed"))}
     if planted:
         parts.append("## A planted effect: coverage of the interval\n")
         parts += [_scenario(part, "covered", "covered") for part in planted.values()]

@@ -167,7 +167,12 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
             n=400,
             model=dataclasses.replace(ORDINARY, run_sd=0.02),
         ),
+        "aa-122": Scenario("A/A, same traffic", many(1000), n=122, naive=True),
         "aa-small": Scenario("A/A, same traffic", many(1000), n=200),
+        "aa-500": Scenario("A/A, same traffic", many(1000), n=500),
+        "aa-different-small": Scenario(
+            "A/A, different traffic", many(1000), n=200, same_traffic=False
+        ),
         "aa-large": Scenario("A/A, same traffic", many(400), n=4000),
         "aa-different-large": Scenario(
             "A/A, different traffic", many(400), n=4000, same_traffic=False
@@ -175,6 +180,19 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
         "aa-stress": Scenario("A/A, same traffic, stress", many(400), n=4000, model=STRESS),
         "slower": Scenario("prefill 5 % slower, same traffic", many(1000), prefill_factor=1.05),
         "delayed": Scenario("half delayed, same traffic", many(1000), delay=0.10),
+        "delayed-small": Scenario("half delayed, same traffic", many(1000), n=200, delay=0.10),
+        "delayed-large": Scenario("half delayed, same traffic", many(400), n=4000, delay=0.10),
+        "delayed-different": Scenario(
+            "half delayed, different traffic", many(1000), delay=0.10, same_traffic=False
+        ),
+        "delayed-repeats": Scenario(
+            "half delayed, same traffic, runs differ by 2 %, 3 repeats",
+            many(1000),
+            n=400,
+            repeats=3,
+            delay=0.10,
+            model=dataclasses.replace(ORDINARY, run_sd=0.02),
+        ),
     }
     power = {
         f"power-{round(100 * delay)}-{n}-{repeats}": Scenario(

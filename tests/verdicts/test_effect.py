@@ -14,6 +14,7 @@ from pytest_dynamo_bench.verdicts.blocks import (
     automatic_block_length,
     block_length,
     circular_block_sums,
+    hidden_drift_variance,
     uncertainty_of_mean,
 )
 from pytest_dynamo_bench.verdicts.effect import estimate_effect
@@ -150,6 +151,29 @@ class TestHonestWhereNothingCanBeSaid:
         found = estimate_effect([a], [b])
         assert found.change < 0 and found.low < 0 < found.high
 
+    def test_the_end_of_the_run_is_one_of_many_moments(self):
+        # The last response comes 0 ... 400 ms later, as any other one does.
+        outside = 0
+        for seed in range(200):
+            generator = np.random.default_rng(seed)
+            lasted = generator.exponential(300, size=(2, 400))
+            ends = (np.arange(400) * 100 + lasted).max(axis=1)
+            found = estimate_effect(
+                *(
+                    [sample(np.ones(400), "request_throughput", seconds=end / 1000, lasted_ms=late)]
+                    for end, late in zip(ends, lasted, strict=True)
+                ),
+                resamples=100,
+            )
+            outside += not found.low <= 0 <= found.high
+        assert 2 <= outside <= 18  # 10 are expected
+
+    def test_rates_without_a_schedule_in_common_resample_the_time(self):
+        late = np.full(300, 50.0)
+        a = sample(np.ones(300), "request_throughput", tag="a", lasted_ms=late)
+        b = sample(np.ones(300), "request_throughput", tag="b", lasted_ms=late)
+        assert estimate_effect([a], [b]).standard_error == pytest.approx(0, abs=1e-9)
+
     def test_wrong_arguments_are_named(self):
         one = sample(correlated(20, 1))
         with pytest.raises(ValueError, match="confidence"):
@@ -201,6 +225,24 @@ class TestKindsOfMetrics:
         density = stats.norm.pdf(stats.norm.ppf(p)) / 10
         expected = math.sqrt(2 * p * (1 - p) / 4000) / density / (100 + 10 * stats.norm.ppf(p))
         assert found.standard_error == pytest.approx(expected, rel=0.35)
+
+    @pytest.mark.parametrize("share", [50, 90, 99])
+    def test_the_interval_of_a_paired_percentile_is_as_wide_as_it_varies(self, share):
+        # Strong traffic in common and independent noise, so that blocks do not matter.
+        generator = np.random.default_rng(7)
+        metric, changes, errors = f"time_to_first_token.p{share}", [], []
+        for _ in range(60):
+            base = 200 * np.exp(0.8 * generator.normal(size=2000))
+            noise = np.exp(0.1 * generator.normal(size=(2, 2000)))
+            found = effect_of(base * noise[0], base * noise[1], metric)
+            changes.append(found.estimate)
+            errors.append(found.standard_error)
+        assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(changes), rel=0.3)
+
+    def test_a_percentile_of_equal_pairs_may_have_changed_unseen(self):
+        base = correlated(300, 1)
+        found = effect_of(base, base, "time_to_first_token.p90")
+        assert found.change == 0 and 0.001 < found.high < 0.05
 
     def test_requests_that_one_run_lost_do_not_break_the_pairing(self):
         base = correlated(300, 1)
@@ -280,6 +322,18 @@ class TestBlocks:
             for s in range(30)
         ]
         assert np.mean(found) == pytest.approx((1 + keep) / (1 - keep) / n, rel=0.25)
+
+    def test_only_short_runs_hide_a_drift(self):
+        assert hidden_drift_variance(750, 125, 1.0) == 0
+        hidden = [hidden_drift_variance(n, -(-n // 6), 1e-3) for n in (100, 200, 400, 700)]
+        assert hidden == sorted(hidden, reverse=True) and hidden[-1] > 0
+
+    @few
+    @given(n=st.integers(20, 800), blocks=st.floats(2, 20), seen=st.floats(0, 1))
+    def test_no_more_is_hidden_than_a_machine_can_drift(self, n, blocks, seen):
+        hidden = hidden_drift_variance(n, max(1, round(n / blocks)), seen)
+        assert 0 <= hidden <= 2 * 0.06**2
+        assert seen > 0 or hidden == 0
 
     def test_constant_series(self):
         assert automatic_block_length(np.ones(100)) == (1, 0.0)

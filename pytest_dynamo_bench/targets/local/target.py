@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from pytest_dynamo_bench.benchmark import (
 )
 from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
-from pytest_dynamo_bench.load.client import AsyncioClient
+from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.base import Progress
@@ -48,20 +48,17 @@ from pytest_dynamo_bench.targets.local.engine_events import (
 )
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
+from pytest_dynamo_bench.targets.local.scaling import in_words, sized
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     Traffic,
     TrafficRequest,
-    cut,
     describe,
-    first_turns,
 )
 from pytest_dynamo_bench.traffic.prompts import block_token_ids
 
 DYNAMO_VERSION = "1.4.2"
 _READY_SECONDS = 90.0
-# Sessions of a closed loop for each one in flight, where a benchmark's sizes don't say.
-_SESSIONS_PER_PLACE: Mapping[ScaleName, int] = {"smoke": 2, "standard": 8, "full": 8}
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
 _ATTEMPTS = 3
@@ -82,12 +79,14 @@ class LocalOptions:
         seconds: another length of each configuration's traffic than that of the scale.
         frontend_port: a port that the frontend must use; a free one when None.
         seed: chooses among equally good cuts.
+        load_processes: that the load generator runs in.
     """
 
     scale: ScaleName = "standard"
     seconds: float | None = None
     frontend_port: int | None = None
     seed: int = 0
+    load_processes: int = 1
 
 
 class LocalTarget:
@@ -131,15 +130,12 @@ class LocalTarget:
         Raises:
             TrafficError: the traffic cannot be read, or is too short for such a cut.
         """
-        traffic, size = benchmark.traffic.load(), self.size(benchmark)
-        if isinstance(traffic.schedule, Concurrency):
-            sessions = size.sessions
-            if sessions is None and size.seconds is not None:
-                sessions = _SESSIONS_PER_PLACE[self._options.scale] * traffic.schedule.sessions
-            return first_turns(traffic, sessions, size.turns)
-        if size.seconds is None:
-            return traffic
-        return cut(traffic, size.seconds * size.fast_forward, seed=self._options.seed)
+        return sized(benchmark, self._options.scale, self.size(benchmark), self._options.seed)
+
+    def scaling(self, benchmark: Benchmark) -> str:
+        """What was scaled, and that reuse, load and cache pressure survived; may be empty."""
+        size, whole = self.size(benchmark), benchmark.traffic.load()
+        return in_words(benchmark, size, whole, self.traffic(benchmark))
 
     def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
         """Why claims about these configurations cannot be judged at this scale; or empty."""
@@ -310,25 +306,23 @@ class _Measurement:
         model: str,
         scratch: Path,
     ) -> Run:
-        client = AsyncioClient(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
-        try:
-            self._progress.stage("warming")
-            await self._unless_dead(processes, self._warm_up(client, model), "while warming up")
-            await client.connect(16)
-            self._progress.stage("measuring")
-            generator = LoadGenerator(
-                client, model, fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds
-            )
-            problems = await self._send(processes, generator)
-            observed: dict[str, Any] = {
-                "dynamo_version": importlib.metadata.version("ai-dynamo"),
-                "machine": _machine(),
-                "processor_use": [round(share, 2) for share in self._processor_use],
-            }
-            if not problems:
-                observed |= await self._observe(frontend, model)
-        finally:
-            await client.close()
+        server = Server(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
+        self._progress.stage("warming")
+        await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
+        self._progress.stage("measuring")
+        generator = LoadGenerator(
+            server, model, processes=self._options.load_processes,
+            fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds,
+        )  # fmt: skip
+        problems = await self._send(processes, generator)
+        observed: dict[str, Any] = {
+            "dynamo_version": importlib.metadata.version("ai-dynamo"),
+            "machine": _machine(),
+            "processor_use": [round(share, 2) for share in self._processor_use],
+            "load_generator": generator.health.plain(),
+        }
+        if not problems:
+            observed |= await self._observe(frontend, model)
         records, started_at = generator.records(), generator.started_at
         events = read_events(scratch / "events.jsonl")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
@@ -404,7 +398,7 @@ class _Measurement:
             await asyncio.sleep(_WATCH_SECONDS)
             self._processor_use.append(psutil.cpu_percent() / 100)
 
-    async def _warm_up(self, client: AsyncioClient, model: str) -> None:
+    async def _warm_up(self, server: Server, model: str) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""
         count = 2 * self._configuration.replicas
         requests = [
@@ -413,7 +407,7 @@ class _Measurement:
             for i in range(count)
         ]  # fmt: skip
         traffic = Traffic(requests, Concurrency(4), self._traffic.block_tokens, ())
-        generator = LoadGenerator(client, model, request_timeout_seconds=30)
+        generator = LoadGenerator(server, model, request_timeout_seconds=30, processes=0)
         await generator.send(traffic, lambda whole: None)
         for record in generator.records():
             if record.error:
