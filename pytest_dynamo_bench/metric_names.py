@@ -168,8 +168,8 @@ METRICS: Mapping[str, MetricDefinition] = {
             "tokens/step",
             "higher",
             False,
-            "output tokens after the first / forward passes that they took: more than 1 with "
-            "speculative decoding",
+            "output tokens / forward passes that yielded them: more than 1 with speculative "
+            "decoding",
         ),
         MetricDefinition(
             "other_rank_share",

@@ -262,9 +262,10 @@ def _split(record: RequestRecord) -> tuple[float, float] | None:
 
 
 def _tokens_by_step(record: RequestRecord) -> tuple[float, float] | None:
-    if not record.decode_steps or not record.completion_tokens:
+    if record.decode_steps is None or not record.completion_tokens:
         return None
-    return record.completion_tokens - 1, record.decode_steps
+    # The pass that yields the first token, and with drafts some more, is not among them.
+    return record.completion_tokens, record.decode_steps + 1
 
 
 def _other_rank(record: RequestRecord) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
     "schedule_delay_share, generator_cpu_share, generator_lag_ms, generator_coalesced_share, "
-    "fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "processor_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
 

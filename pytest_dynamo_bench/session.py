@@ -107,10 +107,11 @@ class BenchSession:
         """Why a claim is neither measured nor judged in this session; empty when it is."""
         if claim.bound(self.target.name) is None:
             return f"not claimed on {self.target.name}"
-        not_measured = getattr(self.target, "not_measured", None)
-        if not_measured is None:
+        from pytest_dynamo_bench.targets.base import ScalingTarget
+
+        if not isinstance(self.target, ScalingTarget):
             return ""
-        return str(not_measured(benchmark, (claim.baseline, claim.treatment)))
+        return self.target.not_measured(benchmark, (claim.baseline, claim.treatment))
 
     @property
     def smoke(self) -> bool:

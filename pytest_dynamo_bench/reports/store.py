@@ -31,6 +31,7 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
@@ -94,6 +95,10 @@ class ResultStore:
             "failed": sum(not record.succeeded for record in run.records),
             "problems": list(run.problems),
             "limitations": list(limitations),
+            "features": [
+                dataclasses.asdict(item)
+                for item in features_at_work(benchmark.configuration(run.configuration), metrics)
+            ],
             "traffic": dict(run.traffic),
             "deployed": dict(run.deployed),
             "observed": dict(run.observed),

@@ -15,6 +15,8 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.attribution import shares_table
+from pytest_dynamo_bench.reports.features import features_at_work
+from pytest_dynamo_bench.targets.base import ScalingTarget
 from pytest_dynamo_bench.traffic import in_words
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
@@ -48,7 +50,10 @@ def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
     title = Text(f"{benchmark.name} on {where}", style="bold")
     console.print(title.append(f": {benchmark.question}", style="not bold"))
     console.print(Text(in_words(comparison.traffic), style="dim"))
+    if isinstance(comparison.target, ScalingTarget):
+        console.print(Text(comparison.target.scaling(benchmark), style="dim"))
     console.print(_table(benchmark, measured))
+    console.print(_features(benchmark, measured))
     console.print(_verdicts(comparison.verdicts))
     if comparison.regressions:
         console.print(_regressions(comparison.regressions))
@@ -138,6 +143,18 @@ def _table(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:
     for index, row in enumerate(rows):
         table.add_row(row.name, str(row.gpus), *(column[index] for column in cells))
     return table
+
+
+def _features(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:
+    """What each feature did, configuration by configuration."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for configuration in benchmark.configurations:
+        if configuration.name in measured:
+            for item in features_at_work(configuration, measured[configuration.name]):
+                grid.add_row(f"{configuration.name}: {item.feature}", Text(str(item)))
+    return grid
 
 
 def _unit(definition: MetricDefinition) -> str:

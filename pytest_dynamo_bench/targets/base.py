@@ -5,8 +5,9 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.records import Run
@@ -67,3 +68,14 @@ class Target(Protocol):
         Raises:
             DeploymentError: the configuration did not come up, or died in the middle.
         """
+
+
+@runtime_checkable
+class ScalingTarget(Protocol):
+    """A target that sends less than the published traffic, as a benchmark's ``sizes`` say."""
+
+    def scaling(self, benchmark: Benchmark) -> str:
+        """What was scaled, and what of the traffic survived that; empty where nothing was."""
+
+    def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
+        """Why claims about these configurations cannot be judged; empty when they can."""

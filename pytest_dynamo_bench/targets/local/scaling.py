@@ -99,7 +99,7 @@ def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int:
 def in_words(benchmark: Benchmark, size: Size, whole: Traffic, part: Traffic) -> str:
     """What was scaled, and what of the traffic survived that; empty where nothing was."""
     steps = []
-    if part is not whole:
+    if len(part.requests) != len(whole.requests):
         configuration = benchmark.configurations[0]
         steps += [
             f"{name} {_number(before)} → {_number(after)}"

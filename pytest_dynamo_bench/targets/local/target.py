@@ -40,7 +40,12 @@ from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
-from pytest_dynamo_bench.targets.local.commands import LOOPBACK, Ports, process_specs
+from pytest_dynamo_bench.targets.local.commands import (
+    LOOPBACK,
+    Ports,
+    kv_blocks,
+    process_specs,
+)
 from pytest_dynamo_bench.targets.local.engine_events import (
     EngineEvents,
     read_events,
@@ -48,7 +53,7 @@ from pytest_dynamo_bench.targets.local.engine_events import (
 )
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
-from pytest_dynamo_bench.targets.local.scaling import in_words, sized
+from pytest_dynamo_bench.targets.local.scaling import in_words, sized, survived
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     Traffic,
@@ -154,7 +159,34 @@ class LocalTarget:
             "a forward pass is modelled",
             "all workers share this machine; the network between them is modelled",
         ]
+        fast = self.size(benchmark).fast_forward
+        if fast != 1:
+            found.append(
+                f"modelled time runs {fast:g} times faster than the clock; what is real (HTTP, "
+                f"routing, tokenizing) weighs {fast:g} times as much as it should"
+            )
         for worker in configuration.workers:
+            if worker.kv_offload is not None:
+                found.append(
+                    f"{worker.mode} workers: KV offload is modelled, since the published mocker "
+                    "has it compiled out: its host memory is more blocks of the same cache, and "
+                    "bringing blocks back takes no time; that flatters KV offload"
+                )
+            if worker.wideep:
+                found.append(
+                    f"{worker.mode} workers: wide-EP kernels are not modelled, only that experts "
+                    f"are spread over {worker.moe_ep} GPUs, in the step times"
+                )
+            if worker.nodes > 1:
+                found.append(
+                    f"{worker.mode} workers: that one spans {worker.nodes} nodes is not modelled "
+                    "beyond its step times"
+                )
+            if worker.kv_blocks is None and kv_blocks(benchmark, configuration, worker):
+                found.append(
+                    f"{worker.mode} workers: KV blocks are computed from the model's and the "
+                    "GPU's numbers"
+                )
             profile = find_profile(
                 benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker
             )
@@ -165,6 +197,11 @@ class LocalTarget:
                 else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
                 f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
                 "built-in model of no particular GPU"
+            )
+        if configuration.nodes > 1:
+            found.append(
+                f"that the workers sit on {configuration.nodes} nodes is modelled by the "
+                "bandwidth of the KV transfer alone"
             )
         return tuple(found)
 
@@ -347,6 +384,12 @@ class _Measurement:
                 "history": list(self._traffic.history),
                 "schedule": self._traffic.schedule.description,
                 **dataclasses.asdict(describe(self._traffic)),
+                "published_and_sent": survived(
+                    self._benchmark,
+                    self._configuration,
+                    self._benchmark.traffic.load(),
+                    self._traffic,
+                ),
             },
             problems=problems,
         )
