@@ -64,7 +64,7 @@ benchmark = Benchmark(
             local=(0, "?"), replay=(0.5, "71.8 % (43.8 to 12.4 ms), at least 69.8")),
         Claim.lower("A split on two nodes lowers ITL on the same GPUs", ITL, TWO_NODES, AGG_16,
             local=(0, "?"), replay=(0.5, "71.8 % (43.8 to 12.4 ms), at least 70.4")),
-        Claim.higher("because prompts are processed elsewhere", "split_share", ONE_NODE, AGG,
+        Claim.higher("The split processes prompts elsewhere", "split_share", ONE_NODE, AGG,
             kind="mechanism", local=(0.5, "?")),
         Claim.not_higher("Twice the GPUs at twice the load change no ITL", ITL, AGG_8, AGG,
             kind="control", local=(0.2, "?")),

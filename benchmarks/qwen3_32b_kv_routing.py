@@ -70,7 +70,7 @@ benchmark = Benchmark(
             replay=(0.15, "27.0, 27.1 %, at least 24.9")),
         Claim.higher("The promoted configuration raises goodput", "goodput", DISAGG_KV, AGG,
             replay=(0.15, "26.0, 26.0 %, at least 23.6")),
-        Claim.higher("because prompts are processed elsewhere", "split_share", DISAGG_KV, AGG,
+        Claim.higher("The split processes prompts elsewhere", "split_share", DISAGG_KV, AGG,
             kind="mechanism", local=(0.5, "?")),
         Claim.lower("KV routing lowers TTFT of split workers", TTFT, DISAGG_KV, DISAGG,
             replay=(0.25, "40.6, 40.7 %, at least 36.9")),

@@ -337,6 +337,16 @@ def test_a_module_without_a_benchmark_is_told_so(pytester):
     result.stdout.fnmatch_lines(["*needs a Benchmark called 'benchmark' in the module*"])
 
 
+def test_at_scale_smoke_what_is_undecided_is_skipped_and_says_so(project):
+    claim = BENCHMARK.replace("lower_by=0.2)", "lower_by=0.5)", 1)
+    arguments = ("--dynamo-scale=smoke", "-rs", "-k", "kv-routing-is")
+    result = project(claim, noise=0.3).runpytest(*arguments)
+    result.assert_outcomes(skipped=1, deselected=2)
+    result.stdout.fnmatch_lines(["SKIPPED*at scale smoke inconclusive: KV routing is faster*"])
+    result = project(claim, noise=0.3).runpytest(*arguments, "--dynamo-inconclusive=fail")
+    result.assert_outcomes(failed=1, deselected=2)
+
+
 def test_a_session_without_benchmarks_does_not_pay_for_them():
     heavy = {"numpy", "scipy", "pandas", "pyarrow", "httpx", "rich.console", "dynamo"}
     code = f"import sys, pytest_dynamo_bench.plugin; print({heavy!r} & set(sys.modules))"
