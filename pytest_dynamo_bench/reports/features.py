@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pytest_dynamo_bench.benchmark import Configuration
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.engines import model_dimensions
+from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.metrics import Metrics
 
 
@@ -29,12 +31,16 @@ class FeatureAtWork:
         return self.saw + (f" (modelled: {self.modelled})" if self.modelled else "")
 
 
-def features_at_work(configuration: Configuration, metrics: Metrics) -> tuple[FeatureAtWork, ...]:
+def features_at_work(
+    benchmark: Benchmark, configuration: Configuration, metrics: Metrics
+) -> tuple[FeatureAtWork, ...]:
     """What the features of a configuration did in a run, in the order of the documentation."""
-    return tuple(_features(configuration, metrics))
+    return tuple(_features(benchmark, configuration, metrics))
 
 
-def _features(configuration: Configuration, metrics: Metrics) -> Iterator[FeatureAtWork]:
+def _features(
+    benchmark: Benchmark, configuration: Configuration, metrics: Metrics
+) -> Iterator[FeatureAtWork]:
     run, features = metrics.run, configuration.features
     local = run.target == "local"
     if "kv_routing" in features:
@@ -43,7 +49,7 @@ def _features(configuration: Configuration, metrics: Metrics) -> Iterator[Featur
         yield FeatureAtWork(
             "pd_split",
             _split(metrics),
-            "the network, by the bytes of the KV cache over its bandwidth" if local else "",
+            _transfer(benchmark, metrics) if local or run.simulated else "",
         )
     if "spec_decode" in features:
         steps = metrics.value("tokens_per_step")
@@ -113,6 +119,21 @@ def _split(metrics: Metrics) -> str:
     if math.isfinite(transfer):
         saw += f"; handing a prompt over took {transfer:.1f} ms at most, on average"
     return saw
+
+
+def _transfer(benchmark: Benchmark, metrics: Metrics) -> str:
+    """The time that moving a prompt's KV cache is modelled to take."""
+    bandwidth = benchmark.hardware.kv_transfer_gb_per_second
+    records = [record for record in metrics.run.records if record.succeeded]
+    if bandwidth is None or not records:
+        return "the network, as infinitely fast" if bandwidth is None else "the network"
+    try:
+        token_bytes = model_dimensions(benchmark.model).kv_bytes_per_token
+    except TargetError:
+        return "the network"
+    tokens = sum(record.input_tokens for record in records) / len(records)
+    took_ms = tokens * token_bytes / bandwidth / 1e6
+    return f"the network, {took_ms:.1f} ms for a mean prompt's KV cache at {bandwidth:g} GB/s"
 
 
 def _ranks(configuration: Configuration, metrics: Metrics) -> str:

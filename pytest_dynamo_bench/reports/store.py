@@ -97,7 +97,9 @@ class ResultStore:
             "limitations": list(limitations),
             "features": [
                 dataclasses.asdict(item)
-                for item in features_at_work(benchmark.configuration(run.configuration), metrics)
+                for item in features_at_work(
+                    benchmark, benchmark.configuration(run.configuration), metrics
+                )
             ],
             "traffic": dict(run.traffic),
             "deployed": dict(run.deployed),

@@ -152,7 +152,7 @@ def _features(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:
     grid.add_column()
     for configuration in benchmark.configurations:
         if configuration.name in measured:
-            for item in features_at_work(configuration, measured[configuration.name]):
+            for item in features_at_work(benchmark, configuration, measured[configuration.name]):
                 grid.add_row(f"{configuration.name}: {item.feature}", Text(str(item)))
     return grid
 

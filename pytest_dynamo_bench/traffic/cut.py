@@ -98,7 +98,7 @@ def first_turns(traffic: Traffic, sessions: int | None, turns: int | None = None
     of_each = f"the first {turns} turns of " if turns else ""
     step = (
         f"cut to {of_each}{len(kept):,} of {all_sessions:,} sessions: {len(requests):,} of "
-        f"{len(traffic.requests):,} requests, as many in flight, lengths and pauses as they are"
+        f"{len(traffic.requests):,} requests, lengths, pauses and concurrency as they are"
     )
     return dataclasses.replace(
         traffic,

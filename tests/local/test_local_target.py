@@ -192,7 +192,9 @@ def test_a_host_tier_finds_what_the_gpu_had_to_give_up(tmp_path):
     assert run.observed["evicted_blocks"] == 0
     assert Metrics(run).kv_hit_rate > 0.6
     assert Metrics(run).host_hit_rate > 0.3
-    (work,) = [w for w in features_at_work(offload, Metrics(run)) if w.feature == "kv_offload"]
+    (work,) = [
+        w for w in features_at_work(BENCHMARK, offload, Metrics(run)) if w.feature == "kv_offload"
+    ]
     assert "came from host memory" in str(work) and "(modelled: " in str(work)
 
 
@@ -224,7 +226,7 @@ def test_drafts_ranks_and_the_split_are_seen_at_work(tmp_path):
     assert metrics.tokens_per_step == pytest.approx(exact, rel=0.2)
     assert metrics.split_share == 1 and metrics.kv_transfer_time.mean > 0
     assert {record.prefill_rank for record in run.records} <= {0, 1, 2, 3}
-    seen = {item.feature: str(item) for item in features_at_work(split, metrics)}
+    seen = {item.feature: str(item) for item in features_at_work(kimi, split, metrics)}
     assert set(seen) == {"kv_routing", "pd_split", "spec_decode", "attention_dp"}
     assert "of 4 prefill ranks served requests" in seen["attention_dp"]
 

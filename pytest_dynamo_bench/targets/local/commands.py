@@ -147,7 +147,9 @@ def mocker_command(
     if worker.mode != "aggregated":
         # No --bootstrap-ports: they stand for SGLang's handshake, and bind all interfaces.
         command += ["--disaggregation-mode", worker.mode]
-        optional["--kv-transfer-bandwidth"] = benchmark.hardware.kv_transfer_gb_per_second
+        # The mocker's speed-up leaves transfers as they are.
+        bandwidth = benchmark.hardware.kv_transfer_gb_per_second
+        optional["--kv-transfer-bandwidth"] = bandwidth and f"{bandwidth * fast_forward:g}"
         optional["--kv-bytes-per-token"] = model_dimensions(benchmark.model).kv_bytes_per_token
     for option, value in optional.items():
         if value is not None:

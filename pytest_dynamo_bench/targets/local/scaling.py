@@ -64,8 +64,11 @@ def survived(
         "mean OSL, tokens": [item.mean_osl for item in figures],
         "reusable prompt blocks, %": [100 * item.reusable_share for item in figures],
     }
-    schedules = [traffic.schedule for traffic in sides]
-    flying = [item.sessions for item in schedules if isinstance(item, Concurrency)]
+    flying = [
+        min(traffic.schedule.sessions, item.sessions)
+        for traffic, item in zip(sides, figures, strict=True)
+        if isinstance(traffic.schedule, Concurrency)
+    ]
     if len(flying) == len(sides):
         found["sessions in flight per worker"] = [sessions / workers for sessions in flying]
     else:
