@@ -55,7 +55,7 @@ def main() -> None:
                     }
                     for r in generator.records()
                 ],
-                "health": generator.health.plain(),
+                "health": generator.health(),
             },
             out,
         )

@@ -34,7 +34,7 @@ typedef struct Connection {
     char *in; size_t used, room;
     char *out; size_t out_used, out_sent, out_room;
     int64_t arrived;
-    Request *request; int tokens, next, prompt, active, broken;
+    Request *request; int tokens, next, prompt, active, completion;
 } Connection;
 typedef struct Due { int64_t at; Connection *connection; int generation; } Due;
 
@@ -78,7 +78,7 @@ static void watch(Connection *c, int writing) {
 }
 static void close_connection(Connection *c) {
     if (c->fd < 0) return;
-    close(c->fd); c->fd = -1; c->generation++; c->active = 0; c->used = 0; c->broken = 1;
+    close(c->fd); c->fd = -1; c->generation++; c->active = 0; c->used = 0;
     free(c->in); free(c->out); c->in = c->out = NULL;
     c->room = c->out_room = c->out_used = c->out_sent = 0;
 }
@@ -113,15 +113,17 @@ static void speak(Connection *c) {
     if (c->next == 0) {
         const char *head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         transmit(c, head, strlen(head));
-        snprintf(data, sizeof data, "%s\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}", HEAD);
-        event(c, data);
+        if (!c->completion) snprintf(data, sizeof data, "%s\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}", HEAD);
+        if (!c->completion) event(c, data);
     }
-    snprintf(data, sizeof data, "%s\"choices\":[{\"index\":0,\"delta\":{\"content\":\"w%d \"},\"finish_reason\":null}]}", HEAD, c->next);
+    snprintf(data, sizeof data, c->completion ? "%s\"choices\":[{\"index\":0,\"text\":\"w%d \",\"finish_reason\":null}]}"
+             : "%s\"choices\":[{\"index\":0,\"delta\":{\"content\":\"w%d \"},\"finish_reason\":null}]}", HEAD, c->next);
     c->request->written[c->next++] = now_ns();
     c->request->count = c->next;
     event(c, data);
     if (c->next < c->tokens) return;
-    snprintf(data, sizeof data, "%s\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}", HEAD);
+    snprintf(data, sizeof data, c->completion ? "%s\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}"
+             : "%s\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}", HEAD);
     event(c, data);
     snprintf(data, sizeof data, "%s\"choices\":[],\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d}}",
              HEAD, c->prompt, c->tokens, c->prompt + c->tokens);
@@ -181,6 +183,7 @@ static void handle(Connection *c, const char *body) {
         requests = grow(requests, (requests_room = requests_room * 2 + 256) * sizeof *requests);
     requests[requests_used++] = r;
     c->request = r; c->tokens = tokens; c->next = 0; c->prompt = prompt; c->active = 1;
+    c->completion = !strstr(c->in, "/chat/");
     push((Due){aligned(c->arrived + ttft_ns), c, c->generation});
 }
 static void receive(Connection *c) {

@@ -125,6 +125,7 @@ class Metrics:
     def __init__(self, run: Run, goodput: Goodput | None = None) -> None:
         self.run = run
         self._goodput = goodput
+        self._known: dict[str, tuple[FloatArray, list[RequestRecord]]] = {}
 
     def __repr__(self) -> str:
         return f"<Metrics of {self.run.configuration} on {self.run.target}>"
@@ -210,9 +211,14 @@ class Metrics:
             ]
             records = [r for r, gap in zip(self._succeeded, gaps, strict=True) for _ in gap]
             return (np.concatenate(gaps) if gaps else np.empty(0)), records
-        pairs = [(per_request(name, record), record) for record in self._succeeded]
-        kept = [(value, record) for value, record in pairs if value is not None]
-        return np.array([value for value, _ in kept]), [record for _, record in kept]
+        # Reports ask for every statistic of these again and again; gaps are too many to keep.
+        if name not in self._known:
+            pairs = [(per_request(name, record), record) for record in self._succeeded]
+            kept = [(value, record) for value, record in pairs if value is not None]
+            values = np.array([value for value, _ in kept])
+            values.flags.writeable = False
+            self._known[name] = values, [record for _, record in kept]
+        return self._known[name]
 
     def _single(self, name: str) -> Sample:
         records = self._succeeded

@@ -64,6 +64,11 @@ def add_options(add: Callable[..., object]) -> None:
         help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
     )  # fmt: skip
     add(
+        "--dynamo-load", choices=("own", "aiperf"), default="own",
+        help="the load generator: the own one (default), or the program aiperf with the same "
+        "traffic, for a second opinion; docs/load-generator.md compares them",
+    )  # fmt: skip
+    add(
         "--dynamo-load-processes", metavar="N", type=_count, default=1,
         help="processes of the load generator, for rates that one core cannot send "
         "(default: %(default)s); check-client says what one can do",

@@ -22,8 +22,8 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName, t
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.reports.figures import TrafficLines, write_traffic
-from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     TraceFile,

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from pytest_dynamo_bench.load.clock import ReceiveClock
-from pytest_dynamo_bench.load.connection import Response, kernel_stamp
+from pytest_dynamo_bench.load.clock import IntArray, ReceiveClock
+from pytest_dynamo_bench.load.connection import (
+    Ancillary,
+    Response,
+    kernel_stamp,
+    kernel_stamps,
+)
 from pytest_dynamo_bench.load.health import Sampler
 from pytest_dynamo_bench.load.sse import parse_events
 from pytest_dynamo_bench.records import RequestRecord
@@ -20,6 +26,7 @@ from pytest_dynamo_bench.traffic.prompts import prompt_text
 
 _ERROR_LENGTH = 300
 _EVENTS_A_STEP = 32
+_LAG_EVERY = 8
 _MOST_TOKENS = 2**40
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -140,7 +147,7 @@ class RecordMaker:
             turn=request.turn,
             scheduled_ms=self._ms(due_ns),
             sent_ms=self._ms(response.sent_ns),
-            chunk_ms=array("d", [self._ms(stamp) for stamp in stamps]),
+            chunk_ms=array("d", ((stamps - self.start_ns) * self._scale).tobytes()),
             end_ms=self._ms(end_ns),
             input_tokens=request.input_tokens,
             output_tokens=request.output_tokens,
@@ -268,19 +275,26 @@ class RecordMaker:
                 return stamp_ns, True
         return seen_ns, False
 
-    def _arrivals(self, response: Response, reads: list[int]) -> tuple[list[int], int]:
+    def _arrivals(self, response: Response, reads: list[int]) -> tuple[IntArray, int]:
         """Arrival of each content chunk, never decreasing, and how many are the kernel's."""
-        stamps: list[int] = []
-        from_kernel = 0
-        latest = 0
-        for read in reads:
-            stamp, kernel = self._arrival(response, read)
-            if kernel:
-                from_kernel += 1
-                self.receive_lag.add(max(response.reads[read][1] - stamp, 0))
-            latest = max(latest, stamp)
-            stamps.append(latest)
-        return stamps, from_kernel
+        entries = [response.reads[read] for read in reads]
+        stamps = self._all_from_kernel(entries) if entries else None
+        if stamps is not None:
+            for index in range(0, len(reads), _LAG_EVERY):
+                self.receive_lag.add(max(entries[index][1] - int(stamps[index]), 0))
+            return np.maximum.accumulate(stamps), len(reads)
+        one_by_one = [self._arrival(response, read) for read in reads]
+        times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
+        return np.maximum.accumulate(times), sum(kernel for _, kernel in one_by_one)
+
+    def _all_from_kernel(self, entries: list[tuple[Ancillary, int]]) -> IntArray | None:
+        """The usual case, many at once: each read has one stamp, and nothing is in doubt."""
+        try:
+            real_ns = kernel_stamps([ancillary for ancillary, _ in entries])
+        except ValueError:
+            return None
+        seen_ns = np.array([seen for _, seen in entries], dtype=np.int64)
+        return self._clock.monotonic_array_ns(real_ns, seen_ns)
 
     def _chunk_tokens(self, found: _Reading) -> tuple[int, ...] | None:
         """Tokens of each chunk, where a chunk holds several and somebody knows how many.
@@ -301,7 +315,7 @@ class RecordMaker:
         return None
 
 
-def _decompressed(response: Response) -> Iterator[tuple[int, bytes]]:
+def _decompressed(response: Response) -> Iterable[tuple[int, bytes]]:
     """The body as the server meant it.
 
     Raises:
@@ -309,16 +323,19 @@ def _decompressed(response: Response) -> Iterator[tuple[int, bytes]]:
     """
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
-        yield from response.body
-    elif encoding in ("gzip", "x-gzip", "deflate"):
-        decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
-        try:
-            for read, piece in response.body:
-                yield read, decompressor.decompress(piece)
-        except zlib.error as error:
-            raise ValueError(f"{encoding}: {error}") from None
-    else:
-        raise ValueError(f"content-encoding {encoding} is not supported")
+        return response.body
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return _inflated(encoding, response.body)
+    raise ValueError(f"content-encoding {encoding} is not supported")
+
+
+def _inflated(encoding: str, body: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        for read, piece in body:
+            yield read, decompressor.decompress(piece)
+    except zlib.error as error:
+        raise ValueError(f"{encoding}: {error}") from None
 
 
 def count_words(texts: list[str]) -> list[int]:

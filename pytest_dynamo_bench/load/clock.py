@@ -12,6 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
 TOLERANCE_NS = 20_000
 _READINGS = 5
 _OLDEST_NS = 60_000_000_000
@@ -81,6 +86,24 @@ class ReceiveClock:
                 in_order = max(segment.from_ns if self.steps else 0, seen_ns - _OLDEST_NS) <= stamp
                 return stamp if in_order and stamp <= segment.until_ns + TOLERANCE_NS else None
         return None
+
+    def monotonic_array_ns(self, real_ns: IntArray, seen_ns: IntArray) -> IntArray | None:
+        """Many stamps at once, where all of them are beyond doubt.
+
+        Args:
+            real_ns: (n,) stamps, CLOCK_REALTIME.
+            seen_ns: (n,) as for :meth:`monotonic_ns`, never decreasing.
+
+        Returns:
+            (n,) the stamps on the monotonic clock, or None: then each has to be looked at.
+        """
+        last = self._segments[-1]
+        if self.steps or not last.from_ns <= seen_ns[0] <= seen_ns[-1] <= last.until_ns:
+            return None
+        stamps: IntArray = real_ns - last.offset_ns
+        oldest, latest = int((seen_ns - stamps).max()), int(stamps.max())
+        in_order = oldest <= _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
+        return stamps if in_order else None
 
     def _offset(self) -> tuple[int, int, int]:
         """Real minus monotonic time, how long the reading took, and when it was."""

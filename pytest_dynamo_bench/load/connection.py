@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+import numpy as np
+import numpy.typing as npt
 
 READ_BYTES = 16_384
 ANCILLARY_BYTES = 64
@@ -81,6 +83,25 @@ def kernel_stamp(ancillary: Ancillary) -> int | None:
     return None
 
 
+def kernel_stamps(ancillaries: list[Ancillary]) -> npt.NDArray[np.int64]:
+    """The receive timestamps of many reads, in ns since the epoch.
+
+    Returns:
+        (n,) stamps.
+
+    Raises:
+        ValueError: a read has no stamp, or other ancillary data as well.
+    """
+    parts = []
+    for ((level, kind, data),) in ancillaries:
+        if level != socket.SOL_SOCKET or kind != _SO_TIMESTAMPNS or len(data) != _TIMESPEC.size:
+            raise ValueError("no stamp")
+        parts.append(data)
+    table = np.frombuffer(b"".join(parts), dtype=np.dtype("l")).reshape(-1, 2)
+    stamps: npt.NDArray[np.int64] = table[:, 0].astype(np.int64) * 1_000_000_000 + table[:, 1]
+    return stamps
+
+
 class Response:
     """A response as it arrived.
 
@@ -127,9 +148,9 @@ class Connection:
         "_incoming",
         "_keep_alive",
         "_lazy",
+        "_loaded",
         "_outgoing",
         "_parser",
-        "_tls",
         "_unsent",
         "closed",
         "connected",
@@ -139,9 +160,10 @@ class Connection:
         "job",
         "pieces",
         "response",
-        "reused",
         "sock",
+        "tls",
         "wants_write",
+        "was_idle",
     )  # fmt: skip
 
     def __init__(
@@ -155,7 +177,7 @@ class Connection:
         self.fd = self.sock.fileno()
         self.connected = False
         self.closed = False
-        self.reused = False
+        self.was_idle = False
         self.wants_write = True
         self.job: Any = None
         self.deadline_ns = 0
@@ -163,18 +185,19 @@ class Connection:
         self.pieces: list[tuple[Ancillary, int, bytes]] = []
         self.ended = True
         self._unsent: list[memoryview] = []
-        self._tls: ssl.SSLObject | None = None
+        self._loaded = (b"", b"")
+        self.tls: ssl.SSLObject | None = None
         self._before_tls: list[bytes] = []
         if tls is not None:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=server.host)
+            self.tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=server.host)
         code = self.sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             self.close()
             raise OSError(code, f"{errno.errorcode.get(code, code)}")
 
-    def send(self, head: bytes, body: bytes) -> None:
-        """Hand a request to the socket, or keep it until the connection is up."""
+    def load(self, head: bytes, body: bytes) -> None:
+        """Get everything ready for :meth:`fire`, so that it has little to do."""
         self.response = Response()
         self.pieces = []
         self.ended = False
@@ -184,34 +207,35 @@ class Connection:
         self._lazy = False
         self._complete = self._headers_done = False
         self._keep_alive = False
-        if self._tls is not None and self.connected:
-            self.response.sent_ns = time.monotonic_ns()
-            self._tls.write(head)
-            self._tls.write(body)
+        self._loaded = (head, body)
+
+    def fire(self) -> None:
+        """Hand the loaded request to the socket, or keep it until the connection is up."""
+        head, body = self._loaded
+        self._loaded = (b"", b"")
+        self.response.sent_ns = time.monotonic_ns()
+        if self.tls is not None:
+            if not self.connected:
+                self._before_tls = [head, body]
+                return
+            self.tls.write(head)
+            self.tls.write(body)
             self._unsent.append(memoryview(self._outgoing.read()))
             self._transmit()
-        elif self._tls is not None:
-            self.response.sent_ns = time.monotonic_ns()
-            self._before_tls = [head, body]
-        else:
-            self.response.sent_ns = time.monotonic_ns()
-            if not self.connected:
-                self._unsent = [memoryview(head), memoryview(body)]
-                self.wants_write = True
-                return
+            return
+        sent = 0
+        if self.connected:
             try:
                 sent = self.sock.sendmsg((head, body))
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError:
                 # A connection that the server has closed: reading it tells.
                 return
-            if sent < len(head) + len(body):
-                self._unsent = [
-                    memoryview(head)[sent:],
-                    memoryview(body)[max(sent - len(head), 0) :],
-                ]
-                self.wants_write = True
+        if sent < len(head) + len(body):
+            rest = (memoryview(head)[sent:], memoryview(body)[max(sent - len(head), 0) :])
+            self._unsent = list(rest)
+            self.wants_write = True
 
     def on_writable(self) -> None:
         """There is room: finish connecting, send what is left.
@@ -223,23 +247,23 @@ class Connection:
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, f"{errno.errorcode.get(code, code)}")
-            if self._tls is None:
+            if self.tls is None:
                 self.connected = True
             else:
                 self._shake_hands()
         self._transmit()
 
     def _shake_hands(self) -> None:
-        assert self._tls is not None
+        assert self.tls is not None
         try:
-            self._tls.do_handshake()
+            self.tls.do_handshake()
         except ssl.SSLWantReadError:
             pass
         else:
             self.connected = True
             if self._before_tls:
                 for part in self._before_tls:
-                    self._tls.write(part)
+                    self.tls.write(part)
                 self._before_tls = []
         if self._outgoing.pending:
             self._unsent.append(memoryview(self._outgoing.read()))
@@ -277,7 +301,7 @@ class Connection:
         except OSError as error:
             self.lost(seen_ns, error)
             return
-        if self._tls is not None and data:
+        if self.tls is not None and data:
             self._incoming.write(data)
             try:
                 if not self.connected:
@@ -298,11 +322,11 @@ class Connection:
 
     def _decrypted(self) -> bytes | None:
         """What can be decrypted by now; None when that is nothing yet."""
-        assert self._tls is not None
+        assert self.tls is not None
         parts: list[bytes] = []
         while self.connected:
             try:
-                part = self._tls.read(65_536)
+                part = self.tls.read(65_536)
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:
@@ -348,6 +372,11 @@ class Connection:
 
     # What httptools calls.
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            # Nobody asked for a second response: that connection is given up.
+            self._keep_alive = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._complete:
             return
@@ -370,9 +399,9 @@ class Connection:
             # 100 Continue and its like: the response is still to come.
             self.response.headers.clear()
             return
-        # A second message in one response was not asked for: that connection is given up.
-        self._keep_alive = not self._complete and self._parser.should_keep_alive()
-        self._complete = True
+        if not self._complete:
+            self._keep_alive = self._parser.should_keep_alive()
+            self._complete = True
 
     def lost(self, seen_ns: int, error: Exception | None) -> None:
         """The connection is gone, for the better or the worse."""
@@ -399,8 +428,8 @@ class Connection:
 
     @property
     def untouched(self) -> bool:
-        """Whether not a byte of a response has come, on a connection that had served before."""
-        return self.reused and not self.response.reads and not self.response.status
+        """Whether not a byte of a response has come, on a connection that had been idle."""
+        return self.was_idle and not self.response.reads and not self.response.status
 
     def abandon(self, reason: str) -> None:
         """Give the response up: its connection cannot be used again."""

@@ -41,8 +41,10 @@ _BODY_BYTES_AHEAD = 16_000_000
 _MOST_WAITING_BYTES = 32_000_000
 _CHECK_CLOCK_NS = 100_000_000
 _REPORT_NS = 100_000_000
-_SPIN_NS = 150_000
+_SPIN_NS = 300_000
 _STEP_NS = 300_000
+_COARSE_NS = 3_000_000
+_PROBE_SECONDS = 2.0
 _PR_SET_TIMERSLACK = 29
 
 
@@ -86,7 +88,7 @@ class Mailbox(Protocol):
 class _Sending:
     """A request from being due to being interpreted."""
 
-    __slots__ = ("due_ns", "position", "request", "retried", "turns")
+    __slots__ = ("connection", "due_ns", "position", "request", "retried", "turns")
 
     def __init__(self, turns: Sequence[TrafficRequest], position: int, due_ns: int) -> None:
         self.turns = turns
@@ -94,6 +96,8 @@ class _Sending:
         self.request = turns[position]
         self.due_ns = due_ns
         self.retried = False
+        # A connection that holds this request already and only waits for its time.
+        self.connection: Connection | None = None
 
 
 class Driver:
@@ -102,13 +106,11 @@ class Driver:
     Args:
         job: what to send.
         mailbox: told what has ended, about ten times a second.
-        wake_fd: readable when the mailbox wants to be asked whether to stop.
     """
 
-    def __init__(self, job: Job, mailbox: Mailbox, wake_fd: int | None = None) -> None:
+    def __init__(self, job: Job, mailbox: Mailbox) -> None:
         self._job = job
         self._mailbox = mailbox
-        self._wake_fd = wake_fd
         self._head = job.server.head()
         self._tls = (job.server.tls or ssl.create_default_context)() if job.server.secure else None
         self._poller = _Poller()
@@ -136,6 +138,7 @@ class Driver:
         self._address_error: OSError | None = None
         self._next_check_ns = self._next_report_ns = 0
         self._stopping = False
+        self._has_work = True
         self._start_ns = 0
         self._maker = RecordMaker(self._clock, job.fast_forward, job.count_tokens)
         self._loop_busy = Sampler()
@@ -143,13 +146,22 @@ class Driver:
 
     def prepare(self) -> None:
         """Resolve the address, open connections, build the first bodies."""
+        try:
+            self._prepare()
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        for connection in list(self._connections.values()):
+            self._forget(connection)
+        self._poller.close()
+
+    def _prepare(self) -> None:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                self._job.server.host, self._job.server.port, type=socket.SOCK_STREAM
-            )[0]
-            self._address = (int(family), address)
+            self._address = _reachable_address(self._job.server)
         except OSError as error:
             self._address_error = error
             return
@@ -177,15 +189,11 @@ class Driver:
         self._start_ns = start_ns
         self._maker.start_ns = start_ns
         cpu_ns, began_ns = time.thread_time_ns(), time.monotonic_ns()
-        if self._wake_fd is not None:
-            self._poller.register(self._wake_fd, _IN)
         try:
             self._begin()
             self._loop()
         finally:
-            for connection in list(self._connections.values()):
-                self._forget(connection)
-            self._poller.close()
+            self._close()
         self._clock.check()
         while self._interpret(force=True):
             pass
@@ -249,8 +257,14 @@ class Driver:
                 deadlines[0][0] if deadlines else now + 50_000_000,
                 self._next_report_ns,
             )
-            events = wait(0)
-            if not events:
+            # Looking first costs a system call that is worth it only if there is work to do
+            # while nothing is ready.
+            looking = self._has_work or now >= self._next_check_ns or bool(due)
+            events = wait(0) if looking else wait(wake - now)
+            if looking and not events:
+                if due and 0 < due[0][0] - now < 2 * _SPIN_NS and not due[0][2].connection:
+                    self._load(due[0][2])
+                    continue
                 if wake - now > _STEP_NS and self._work_a_little(now, wake):
                     # Nobody is served meanwhile, so that this counts as well.
                     began = now
@@ -261,7 +275,7 @@ class Driver:
                 connection = connections.get(fd)
                 if connection is None:
                     continue
-                if mask == _IN and kernel and connection._tls is None:
+                if mask == _IN and kernel and connection.tls is None:
                     # The hot path, inline: what Connection.on_readable does.
                     try:
                         data, ancillary, _, _ = connection.sock.recvmsg(size, ancillary_size)
@@ -321,10 +335,11 @@ class Driver:
                 # It was closed while it was idle, and that crossed the request.
                 sending.retried = True
                 self._reconnects += 1
-                self._post(sending, connection.response.sent_ns)
+                self._load(sending)
+                if sending.connection is not None:
+                    self._fire(sending, sending.connection, connection.response.sent_ns)
                 return
         elif len(self._idle) < _IDLE_CONNECTIONS:
-            connection.reused = True
             self._idle.append(connection)
         else:
             self._forget(connection)
@@ -333,6 +348,7 @@ class Driver:
     def _keep(self, sending: _Sending, response: Response, seen_ns: int) -> None:
         """Note a response for later, and let its session go on."""
         self._in_flight -= 1
+        self._has_work = True
         self._ended.append((sending, response))
         self._ended_bytes += response.size
         position = sending.position + 1
@@ -344,17 +360,31 @@ class Driver:
 
     def _send(self, sending: _Sending) -> None:
         self._in_flight += 1
+        self._has_work = True
+        if sending.connection is None or sending.connection.closed:
+            self._load(sending)
+        connection = sending.connection
+        if connection is not None:
+            self._fire(sending, connection)
         self._sessions_sent += sending.position == 0
         if sending.position + 1 < len(sending.turns):
             self._follow_ups.append(sending.turns[sending.position + 1])
-        self._post(sending, 0)
 
-    def _post(self, sending: _Sending, first_sent_ns: int) -> None:
-        """Send a request on an idle connection or a new one.
+    def _load(self, sending: _Sending) -> None:
+        """Put a request into an idle connection or a new one, without sending it.
 
-        Args:
-            first_sent_ns: when it was sent before, on a connection that was lost; or 0.
+        Where that fails when it is due, the failure is its response.
         """
+        sending.connection = None
+        try:
+            connection = self._take() or self._open()
+        except OSError as error:
+            if sending.due_ns <= time.monotonic_ns():
+                response = Response()
+                response.sent_ns = response.end_ns = time.monotonic_ns()
+                response.error = f"cannot connect: {error.strerror or error}"
+                self._keep(sending, response, response.end_ns)
+            return
         body = self._bodies.pop(sending.request.request_id, None)
         if body is None:
             body = self._job.body(sending.request)
@@ -364,16 +394,17 @@ class Driver:
                     self._sent_early.add(sending.request.request_id)
         else:
             self._body_bytes -= len(body)
-        try:
-            connection = self._take() or self._open()
-        except OSError as error:
-            response = Response()
-            response.sent_ns = response.end_ns = time.monotonic_ns()
-            response.error = f"cannot connect: {error.strerror or error}"
-            self._keep(sending, response, response.end_ns)
-            return
+        connection.load(self._head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        sending.connection = connection
+
+    def _fire(self, sending: _Sending, connection: Connection, first_sent_ns: int = 0) -> None:
+        """Send a loaded request.
+
+        Args:
+            first_sent_ns: when it was sent before, on a connection that was lost; or 0.
+        """
         connection.job = sending
-        connection.send(self._head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        connection.fire()
         sent_ns = connection.response.sent_ns
         if first_sent_ns:
             connection.response.sent_ns = first_sent_ns
@@ -386,6 +417,7 @@ class Driver:
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed:
+                connection.was_idle = True
                 return connection
         return None
 
@@ -432,7 +464,8 @@ class Driver:
             self._clock.check()
             while self._deadlines and self._deadlines[0][1].job is not self._deadlines[0][2]:
                 self._deadlines.popleft()
-        return self._prepare_body(wake_ns - now_ns) or self._interpret()
+        self._has_work = self._prepare_body(wake_ns - now_ns) or self._interpret()
+        return self._has_work
 
     def _prepare_body(self, time_ns: int | None = None) -> bool:
         """Build the body that is needed next.
@@ -497,6 +530,26 @@ class Driver:
             self._finished = []
 
 
+def _reachable_address(server: Server) -> tuple[int, tuple[Any, ...]]:
+    """Family and address of the first that takes a connection; the first of all if none does.
+
+    A name may stand for several, such as ``localhost`` for ``::1``, where nobody listens.
+
+    Raises:
+        OSError: the name cannot be resolved.
+    """
+    found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        if len(found) == 1:
+            break
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(_PROBE_SECONDS)
+            probe.connect(address)
+            return int(family), address
+    family, _, _, _, address = found[0]
+    return int(family), address
+
+
 class _Poller:
     """Waits for sockets: epoll with waits of microseconds on Linux, poll elsewhere."""
 
@@ -520,6 +573,8 @@ class _Poller:
         epoll = self._epoll
         if epoll is None:
             return self._poll.poll(max(timeout_ns, 0) / 1e6)
+        if timeout_ns > _COARSE_NS:
+            return epoll.poll(timeout_ns // 1_000_000 / 1e3 - 0.001)
         if timeout_ns > _SPIN_NS:
             # An epoll is a file that can be waited for, with microseconds instead of
             # milliseconds. Only the first thousand files can; there is always epoll itself.

@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_dynamo_bench.errors import LoadError
-from pytest_dynamo_bench.load.chat import count_words, request_body
+from pytest_dynamo_bench.load.chat import request_body
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
@@ -30,6 +30,23 @@ Ended = Callable[[bool], None]
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _HEAD_START_NS = 5_000_000
+
+
+class Generator(Protocol):
+    """What sends a traffic, and leaves records."""
+
+    @property
+    def started_at(self) -> str:
+        """Wall-clock start of the run, ISO 8601, UTC."""
+
+    async def send(self, traffic: Traffic, ended: Ended) -> None:
+        """Send everything, and wait until everything has ended."""
+
+    def records(self) -> list[RequestRecord]:
+        """What has ended so far, also after a cancelled :meth:`send`."""
+
+    def health(self) -> dict[str, Any]:
+        """How the load generator itself did, as plain data."""
 
 
 class LoadGenerator:
@@ -48,6 +65,8 @@ class LoadGenerator:
         fast_forward: modelled time runs so many times faster than the clock. The traffic's
             times and those of the records are modelled time.
         ramp_seconds: of a closed loop, modelled time over which its places start one by one.
+        count_tokens: how many tokens each text of a list has, to tell the chunks of several
+            tokens; believed where it adds up to the server's count. None: the server alone says.
     """
 
     def __init__(
@@ -60,7 +79,9 @@ class LoadGenerator:
         connections: int = 16,
         fast_forward: float = 1.0,
         ramp_seconds: float = 0.0,
+        count_tokens: Callable[[list[str]], list[int]] | None = None,
     ) -> None:
+        self._count_tokens = count_tokens
         self._server = server
         self._model = model
         self._timeout_seconds = request_timeout_seconds
@@ -79,8 +100,12 @@ class LoadGenerator:
         """Wall-clock start of the run, ISO 8601, UTC; empty before :meth:`send`."""
         return self._started_at
 
+    def health(self) -> dict[str, Any]:
+        """How the load generator itself did, as plain data for reports and for the gate."""
+        return {"name": "own"} | self.measured.plain()
+
     @property
-    def health(self) -> GeneratorHealth:
+    def measured(self) -> GeneratorHealth:
         """How the load generator itself did; also after :meth:`send` was cancelled."""
         delays = [
             r.sent_ms - r.scheduled_ms
@@ -102,6 +127,10 @@ class LoadGenerator:
         Also after :meth:`send` was cancelled: what was measured until then is not lost.
         """
         return list(self._records)
+
+    def latest(self, count: int) -> list[RequestRecord]:
+        """The requests that have ended last, so many at most."""
+        return self._records[-count:]
 
     async def send(self, traffic: Traffic, ended: Ended) -> None:
         """Send everything, and wait until everything has ended.
@@ -137,7 +166,7 @@ class LoadGenerator:
                 timeout_seconds=self._timeout_seconds,
                 connections=-(-self._connections // count),
                 fast_forward=self._fast_forward,
-                count_tokens=count_words,
+                count_tokens=self._count_tokens,
                 ramp_seconds=self._ramp_seconds,
             )
             for index in range(count)

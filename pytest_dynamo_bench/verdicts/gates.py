@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pytest_dynamo_bench.metric_names import parse_metric, percentile_of
+from pytest_dynamo_bench.plain_text import one_line
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Concurrency, Schedule, Traffic
 
@@ -140,7 +141,7 @@ def check_run(
         _enough_requests(run, metric, thresholds),
         _cold_cache(run, traffic, thresholds),
     ]
-    if "load_generator" in run.observed:
+    if "cpu_share" in run.observed.get("load_generator", {}):
         results.append(_generator_kept_up(run, thresholds))
     if run.observed.get("processor_use"):
         results.append(_machine_kept_up(run, thresholds))
@@ -265,7 +266,7 @@ def _failures(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -> 
     failed = [r for r in run.records if not r.succeeded or not r.chunk_ms]
     missing = _missing(run, traffic)
     expected = max(len(run.records) + len(missing), 1)
-    reasons = sorted({r.error or "no content" for r in failed})
+    reasons = sorted({one_line(r.error or "no content") for r in failed})
     saw = f"{len(failed)} failed and {len(missing)} missing of {expected} requests"
     if reasons:
         saw += f": {reasons[0]}" + (f" and {len(reasons) - 1} other errors" * (len(reasons) > 1))
@@ -294,7 +295,7 @@ def _rejections(run: Run, thresholds: GateThresholds) -> GateResult:
     ]
     saw = f"{len(rejected)} of {len(run.records)} requests timed out or were turned away"
     if rejected:
-        saw += f" (first: {rejected[0].error or rejected[0].status})"
+        saw += f" (first: {one_line(rejected[0].error or str(rejected[0].status))})"
     return _result(
         "no time-outs or rejections",
         len(rejected) <= thresholds.rejected_share * max(len(run.records), 1),

@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 
+from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest
@@ -28,7 +29,11 @@ def traffic(requests, schedule=None):
 async def send(script, requests, schedule=None, timeout=5.0, processes=0):
     async with reference_server(script) as server:
         generator = LoadGenerator(
-            Server(server.url), "a-model", request_timeout_seconds=timeout, processes=processes
+            Server(server.url),
+            "a-model",
+            request_timeout_seconds=timeout,
+            processes=processes,
+            count_tokens=count_words,
         )
         ended = []
         await generator.send(traffic(requests, schedule), ended.append)

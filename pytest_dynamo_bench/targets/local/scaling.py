@@ -99,16 +99,17 @@ def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int:
         return 0
 
 
-def in_words(benchmark: Benchmark, size: Size, whole: Traffic, part: Traffic) -> str:
+def in_words(
+    benchmark: Benchmark, configuration: Configuration, size: Size, whole: Traffic, part: Traffic
+) -> str:
     """What was scaled, and what of the traffic survived that; empty where nothing was."""
     steps = []
-    if len(part.requests) != len(whole.requests):
-        configuration = benchmark.configurations[0]
-        steps += [
+    if part.share != 1 or size.traffic is not None:
+        changes = "; ".join(
             f"{name} {_number(before)} → {_number(after)}"
             for name, (before, after) in survived(benchmark, configuration, whole, part).items()
-        ]
-        steps = [f"published → sent, {configuration.name}: " + "; ".join(steps)]
+        )
+        steps.append(f"published → sent, {configuration.name}: {changes}")
     if size.fast_forward != 1:
         steps.append(
             f"modelled time runs {size.fast_forward:g} times faster than the clock: HTTP, routing "

@@ -34,10 +34,12 @@ from pytest_dynamo_bench.benchmark import (
 )
 from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
+from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
-from pytest_dynamo_bench.load.generator import LoadGenerator
+from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import Progress, show_latency
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
 from pytest_dynamo_bench.targets.local.commands import (
@@ -67,6 +69,8 @@ _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
 _ATTEMPTS = 3
+# Requests that a display takes the current latencies from.
+_RECENT = 20
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
@@ -84,13 +88,15 @@ class LocalOptions:
         seconds: another length of each configuration's traffic than that of the scale.
         frontend_port: a port that the frontend must use; a free one when None.
         seed: chooses among equally good cuts.
-        load_processes: that the load generator runs in.
+        load: the load generator: ``own`` or ``aiperf``.
+        load_processes: that the own load generator runs in.
     """
 
     scale: ScaleName = "standard"
     seconds: float | None = None
     frontend_port: int | None = None
     seed: int = 0
+    load: str = "own"
     load_processes: int = 1
 
 
@@ -118,6 +124,8 @@ class LocalTarget:
             ) from None
         if importlib.util.find_spec("dynamo.mocker") is None:
             raise TargetError(f"ai-dynamo {version} has no dynamo.mocker; {remedy}")
+        if self._options.load == "aiperf":
+            find_aiperf()
         port = self._options.frontend_port
         if port is not None and not _is_free(port):
             raise TargetError(
@@ -139,8 +147,10 @@ class LocalTarget:
 
     def scaling(self, benchmark: Benchmark) -> str:
         """What was scaled, and that reuse, load and cache pressure survived; may be empty."""
-        size, whole = self.size(benchmark), benchmark.traffic.load()
-        return in_words(benchmark, size, whole, self.traffic(benchmark))
+        return in_words(
+            benchmark, benchmark.configurations[0], self.size(benchmark),
+            benchmark.traffic.load(), self.traffic(benchmark),
+        )  # fmt: skip
 
     def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
         """Why claims about these configurations cannot be judged at this scale; or empty."""
@@ -228,6 +238,12 @@ class LocalTarget:
             return runner.run(measuring.run())
 
 
+def _portable(text: str, scratch: Path) -> str:
+    """Without paths that mean something on this machine only."""
+    package = Path(__file__).parents[2]
+    return text.replace(str(scratch), "<scratch>").replace(str(package), f"<{package.name}>")
+
+
 class _PortTakenError(DeploymentError):
     """Another process took a port between choosing it and binding it."""
 
@@ -246,6 +262,7 @@ class _Measurement:
         size: Size,
     ) -> None:
         self._processor_use: list[float] = []
+        self._size = size
         self._fast_forward = size.fast_forward
         self._ramp_seconds = size.ramp_seconds
         self._benchmark = benchmark
@@ -282,6 +299,7 @@ class _Measurement:
                 async with _frontend(ports) as frontend:
                     await self._until_ready(processes, frontend, model)
                     ready_seconds = time.monotonic() - started
+                    self._progress.stage(f"ready after {ready_seconds:.1f} s")
                     run = await self._measure(processes, frontend, ports, model, scratch)
                 self._progress.stage("taking down")
             deployed = {
@@ -294,11 +312,11 @@ class _Measurement:
                 "fast_forward": self._fast_forward,
                 "engines": {item.mode: _plain(item) for item in self._configuration.workers},
                 "processes": {
-                    spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
+                    spec.name: [_portable(part, scratch) for part in spec.argv[1:]]
                     for spec in specs
                 },
                 "environment": {
-                    key: value.replace(str(scratch), "<scratch>")
+                    key: _portable(value, scratch)
                     for key, value in specs[0].environment.items()
                     if key.startswith(("DYN_", "HF_HUB_OFFLINE"))
                 },
@@ -347,16 +365,13 @@ class _Measurement:
         self._progress.stage("warming")
         await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
         self._progress.stage("measuring")
-        generator = LoadGenerator(
-            server, model, processes=self._options.load_processes,
-            fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds,
-        )  # fmt: skip
+        generator = self._generator(server, model)
         problems = await self._send(processes, generator)
         observed: dict[str, Any] = {
             "dynamo_version": importlib.metadata.version("ai-dynamo"),
             "machine": _machine(),
             "processor_use": [round(share, 2) for share in self._processor_use],
-            "load_generator": generator.health.plain(),
+            "load_generator": generator.health(),
         }
         if not problems:
             observed |= await self._observe(frontend, model)
@@ -372,6 +387,7 @@ class _Measurement:
         observed["evicted_blocks"] = events.removed_blocks
         if events.unreadable:
             problems = [*problems, f"{events.unreadable} events of the engines were unreadable"]
+        whole = self._benchmark.traffic.load()
         return Run(
             benchmark=self._benchmark.name,
             configuration=self._configuration.name,
@@ -385,10 +401,10 @@ class _Measurement:
                 "schedule": self._traffic.schedule.description,
                 **dataclasses.asdict(describe(self._traffic)),
                 "published_and_sent": survived(
-                    self._benchmark,
-                    self._configuration,
-                    self._benchmark.traffic.load(),
-                    self._traffic,
+                    self._benchmark, self._configuration, whole, self._traffic
+                ),
+                "scaling": in_words(
+                    self._benchmark, self._configuration, self._size, whole, self._traffic
                 ),
             },
             problems=problems,
@@ -413,7 +429,15 @@ class _Measurement:
         device = device_blocks(self._benchmark, self._configuration, worker)
         return with_host_tokens(records, prompts, size, device)
 
-    async def _send(self, processes: Processes, generator: LoadGenerator) -> list[str]:
+    def _generator(self, server: Server, model: str) -> Generator:
+        if self._options.load == "aiperf":
+            return AiperfGenerator(server, model, self._logs)
+        return LoadGenerator(
+            server, model, processes=self._options.load_processes, count_tokens=count_words,
+            fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds,
+        )  # fmt: skip
+
+    async def _send(self, processes: Processes, generator: Generator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
         total, done, failed = len(self._traffic.requests), 0, 0
 
@@ -421,6 +445,7 @@ class _Measurement:
             nonlocal done, failed
             done, failed = done + 1, failed + (not whole)
             self._progress.requests(done, failed, total)
+            show_latency(self._progress, generator.latest(_RECENT))
 
         watching = asyncio.ensure_future(self._watch_processor())
         try:
