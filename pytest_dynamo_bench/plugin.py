@@ -148,8 +148,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start a session; treat SIGTERM like Ctrl-C, so that a summary is still printed."""
     config.stash[_SESSION] = _new_session(config)
     for feature in ("kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode",
-                    "kv_offload", "frontend_decoding", "multi_node"):  # fmt: skip
-        config.addinivalue_line("markers", f"{feature}: a benchmark of this Dynamo feature")
+                    "kv_offload", "offload", "frontend_decoding", "multi_node"):  # fmt: skip
+        config.addinivalue_line("markers", f"{feature}: a claim about this Dynamo feature")
     if threading.current_thread() is threading.main_thread():
         config.stash[_PREVIOUS_HANDLER] = signal.signal(signal.SIGTERM, _interrupt)
 
@@ -177,6 +177,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     if name == "local":
         return LocalTarget(
             LocalOptions(
+                scale=config.getoption("dynamo_scale"),
                 seconds=config.getoption("dynamo_seconds"),
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
@@ -211,14 +212,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the regression tests; mark all tests of a benchmark with the features it uses."""
+    """Add the regression tests; mark all tests of a benchmark with the features they are about.
+
+    Those of a claim are what its two configurations use, those of any other test what all do.
+    """
     items.extend([*_regression_items(config, items), *_attribution_items(config, items)])
     for item in items:
         benchmark = _benchmark_of(getattr(item, "module", None))
-        if benchmark is not None and _measures(item):
-            used = {name for item_ in benchmark.configurations for name in item_.features}
-            for feature in sorted(used):
-                item.add_marker(feature)
+        if benchmark is None or not _measures(item):
+            continue
+        claim = _claim_of(item)
+        used = {
+            feature
+            for configuration in benchmark.configurations
+            if claim is None or configuration.name in (claim.treatment, claim.baseline)
+            for feature in configuration.features
+        }
+        if "kv_offload" in used:
+            used.add("offload")
+        for feature in sorted(used):
+            item.add_marker(feature)
+
+
+def _claim_of(item: pytest.Item) -> Claim | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("claim") if callspec is not None else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -232,10 +250,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         benchmark = _benchmark_of(getattr(item, "module", None))
         if benchmark is None or not _measures(item):
             continue
-        callspec = getattr(item, "callspec", None)
-        claim = callspec.params.get("claim") if callspec is not None else None
+        claim = _claim_of(item)
         if claim is not None:
-            if claim.bound(dynamo.target.name) is None:
+            if dynamo.why_not_judged(benchmark, claim):
                 continue
             dynamo.claims.setdefault(benchmark.name, []).append(claim)
         benchmarks[benchmark.name] = benchmark
@@ -433,7 +450,10 @@ def _record(item: pytest.Item, properties: junit.Properties) -> None:
 def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
     """Give a test the outcome that the user chose for what is undecided."""
     __tracebackhide__ = True
-    outcome = config.getoption("dynamo_inconclusive")
+    smoke = config.stash[_SESSION].smoke
+    outcome = config.getoption("dynamo_inconclusive") or ("skip" if smoke else "fail")
+    if smoke:
+        message = f"at scale smoke {message}"
     if outcome == "skip":
         pytest.skip(message)
     if outcome == "xfail":
@@ -552,10 +572,9 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
             "'benchmark' in the module"
         )
     dynamo = request.config.stash[_SESSION]
-    callspec = getattr(request.node, "callspec", None)
-    claim = callspec.params.get("claim") if callspec is not None else None
-    if claim is not None and claim.bound(dynamo.target.name) is None:
-        pytest.skip(f"not claimed on {dynamo.target.name}")
+    claim = _claim_of(request.node)
+    if claim is not None and (reason := dynamo.why_not_judged(benchmark, claim)):
+        pytest.skip(reason)
     wanted = (
         [claim.baseline, claim.treatment]
         if claim is not None

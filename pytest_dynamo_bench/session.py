@@ -110,6 +110,21 @@ class BenchSession:
         schedule = benchmark.traffic.load().schedule
         return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
 
+    def why_not_judged(self, benchmark: Benchmark, claim: Claim) -> str:
+        """Why a claim is neither measured nor judged in this session; empty when it is."""
+        if claim.bound(self.target.name) is None:
+            return f"not claimed on {self.target.name}"
+        from pytest_dynamo_bench.targets.base import ScalingTarget
+
+        if not isinstance(self.target, ScalingTarget):
+            return ""
+        return self.target.not_measured(benchmark, (claim.baseline, claim.treatment))
+
+    @property
+    def smoke(self) -> bool:
+        """Whether so little is measured that what it cannot decide is no failure."""
+        return self.target_name == "local" and self._option("dynamo_scale") == "smoke"
+
     def comparison(self, benchmark: Benchmark) -> Comparison:
         """The comparison of a benchmark; always the same one.
 

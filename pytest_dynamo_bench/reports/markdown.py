@@ -62,6 +62,7 @@ def _comparison(report: ComparisonReport, detail: int) -> str:
     if detail >= 2 and report.measured:
         parts.append(_results(report))
         parts.append(_published(report))
+        parts.append(_folded("Features at work", _features(report)))
     if detail >= 1:
         parts.append(_regressions(report))
         parts.append(_attribution(report))
@@ -76,6 +77,14 @@ def _comparison(report: ComparisonReport, detail: int) -> str:
         limits = [_escaped(limit, _LONGEST_SENTENCE) for limit in report.limitations]
         parts.append(_folded(f"What {report.target} models, simplifies or leaves out", limits))
     return "\n\n".join(part for part in parts if part)
+
+
+def _features(report: ComparisonReport) -> list[str]:
+    return [
+        f"{_escaped(item.name)}, {_escaped(feature)}: {_escaped(told, _LONGEST_SENTENCE)}"
+        for item in report.measured
+        for feature, told in item.features_at_work
+    ]
 
 
 def _verdicts(report: ComparisonReport) -> str:

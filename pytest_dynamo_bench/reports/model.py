@@ -150,6 +150,16 @@ class ConfigurationReport:
         return self._values[metric]
 
     @property
+    def features_at_work(self) -> list[tuple[str, str]]:
+        """Each feature with what it did in the first run, and what of that is modelled."""
+        found = []
+        for item in self.details.get("features") or ():
+            told = str(item.get("saw", ""))
+            told += f" (modelled: {item['modelled']})" if item.get("modelled") else ""
+            found.append((str(item.get("feature", "")), told))
+        return found
+
+    @property
     def in_words(self) -> str:
         """What is deployed, in one line."""
         return deployment_in_words(self.deployment)
@@ -240,6 +250,13 @@ class ComparisonReport:
             for limit in item.details.get("limitations", ()):
                 found.setdefault(limit, []).append(item.name)
         return found
+
+    @property
+    def scaling_in_words(self) -> str:
+        """What of the published traffic the one that was sent has kept; empty where it is that."""
+        if not self.measured:
+            return ""
+        return str(self.measured[0].details.get("traffic", {}).get("scaling", ""))
 
     @property
     def traffic_in_words(self) -> str:

@@ -33,6 +33,7 @@ from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
@@ -96,6 +97,12 @@ class ResultStore:
             "failed": sum(not record.succeeded for record in run.records),
             "problems": list(run.problems),
             "limitations": list(limitations),
+            "features": [
+                dataclasses.asdict(item)
+                for item in features_at_work(
+                    benchmark, benchmark.configuration(run.configuration), metrics
+                )
+            ],
             "traffic": dict(run.traffic),
             "deployed": dict(run.deployed),
             "observed": dict(run.observed),

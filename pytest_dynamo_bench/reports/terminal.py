@@ -44,6 +44,8 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
     title = Text(f"{report.name} on {report.where}", style="bold")
     console.print(title.append(f": {printable(report.question)}", style="not bold"))
     console.print(Text(printable(report.traffic_in_words), style="dim"))
+    if report.scaling_in_words:
+        console.print(Text(printable(report.scaling_in_words), style="dim"))
     if report.measured:
         console.print(_values(report))
         console.print(Text("* best of the configurations", style="dim"))
@@ -53,6 +55,9 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
             told = f"change from {report.baseline.name}, with 95 % intervals"
             console.print(Text(told, style="dim"))
             console.print(changes)
+        if any(item.features_at_work for item in report.measured):
+            console.print(Text("features at work", style="dim"))
+            console.print(_features(report))
     if report.published:
         console.print(_published(report.published))
     for item in report.configurations:
@@ -179,6 +184,18 @@ def _regressions(found: Iterable[RegressionReport]) -> Table:
         told = Text(f"{printable(item.configuration)}\n", style="bold")
         told.append(printable(item.sentence), style="not bold")
         grid.add_row(Text(item.outcome, style=marks.get(item.outcome, "yellow")), told)
+    return grid
+
+
+def _features(report: ComparisonReport) -> Table:
+    """What each feature did, configuration by configuration."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for item in report.measured:
+        for index, (feature, told) in enumerate(item.features_at_work):
+            grid.add_row("" if index else item.name, feature, Text(printable(told)))
     return grid
 
 

@@ -5,7 +5,7 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -92,3 +92,11 @@ class Target(Protocol):
         Raises:
             DeploymentError: the configuration did not come up, or died in the middle.
         """
+
+
+@runtime_checkable
+class ScalingTarget(Protocol):
+    """A target that sends less than the published traffic, as a benchmark's ``sizes`` say."""
+
+    def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
+        """Why claims about these configurations cannot be judged; empty when they can."""

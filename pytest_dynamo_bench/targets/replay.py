@@ -29,8 +29,8 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traf
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
+    device_blocks,
     find_profile,
-    kv_capacity_tokens,
     price_prefills,
     with_surcharge,
 )
@@ -542,16 +542,10 @@ def _engine(
     benchmark: Benchmark, configuration: Configuration, worker: Worker, profile: EngineProfile
 ) -> dict[str, Any]:
     """Engine arguments of one role; per rank under attention data parallelism."""
-    blocks = worker.kv_blocks
-    if blocks is None:
-        tokens = kv_capacity_tokens(
-            benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine
-        )
-        blocks = tokens // configuration.block_size
     engine: dict[str, Any] = {
         "engine_type": _engine_type(benchmark),
         "block_size": configuration.block_size,
-        "num_gpu_blocks": blocks,
+        "num_gpu_blocks": device_blocks(benchmark, configuration, worker),
         "enable_prefix_caching": worker.prefix_caching,
         "planner_profile_data": str(profile.path),
         "worker_type": worker.mode,

@@ -50,6 +50,8 @@ class GateThresholds:
             Where the kernel notes arrivals, that does no harm unless ...
         generator_coalesced_share: ... more chunks than this were read together with later
             ones, beyond one in each response, so that their own arrival is not known.
+        processor_share: median share of this machine's processors in use while the engines
+            are modelled on it.
         fewest_requests: successful requests.
         fewest_beyond_percentile: successful requests beyond the percentile asked for; 5 means
             500 requests for p99.
@@ -70,6 +72,7 @@ class GateThresholds:
     generator_cpu_share: float = 0.9
     generator_lag_ms: float = 10.0
     generator_coalesced_share: float = 0.1
+    processor_share: float = 0.95
     fewest_requests: int = 30
     fewest_beyond_percentile: float = 5.0
     warm_cache_share: float = 0.01
@@ -140,6 +143,8 @@ def check_run(
     ]
     if "cpu_share" in run.observed.get("load_generator", {}):
         results.append(_generator_kept_up(run, thresholds))
+    if run.observed.get("processor_use"):
+        results.append(_machine_kept_up(run, thresholds))
     if open_loop:
         if not run.simulated:
             results.append(_on_schedule(run, thresholds))
@@ -347,6 +352,19 @@ def _on_schedule(run: Run, thresholds: GateThresholds) -> GateResult:
         f"{allowed:.1f} ms: the larger of schedule_delay_ms {thresholds.schedule_delay_ms:g} and "
         f"schedule_delay_share {thresholds.schedule_delay_share:g} of the median",
         "give the load generator a core of its own, or lower the request rate",
+        run.configuration,
+    )
+
+
+def _machine_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
+    """A machine with nothing left delays the steps that it models, and that looks like load."""
+    used = float(np.median(run.observed["processor_use"]))
+    return _result(
+        "machine kept up",
+        used <= thresholds.processor_share,
+        f"{100 * used:.0f} % of the processors in use (median)",
+        f"processor_share {thresholds.processor_share:g}",
+        "run nothing else beside it, or let modelled time run slower (Size.fast_forward)",
         run.configuration,
     )
 
