@@ -36,6 +36,7 @@ from pytest_dynamo_bench.verdicts.regression import (
 )
 from pytest_dynamo_bench.verdicts.sequential import Progress as Looks
 from pytest_dynamo_bench.verdicts.sequential import SequentialPlan
+from pytest_dynamo_bench.verdicts.verdict import repeats_are_futile
 
 # Gates of a run that hold for every claim are checked with a metric that asks for no percentile.
 _ANY_METRIC = "time_to_first_token.mean"
@@ -102,6 +103,7 @@ class Comparison:
         self._errors: dict[str, DynamoBenchError] = {}
         self._verdicts: dict[str, Verdict] = {}
         self._looks: Looks | None = None
+        self._ended_early = ""
         self.regressions: dict[tuple[str, str], Regression] = {}
 
     def __repr__(self) -> str:
@@ -120,6 +122,11 @@ class Comparison:
         return {name: runs[0] for name, runs in self._runs.items() if runs}
 
     @property
+    def all_runs(self) -> dict[str, list[Metrics]]:
+        """All runs of each configuration that has been measured so far."""
+        return {name: list(runs) for name, runs in self._runs.items() if runs}
+
+    @property
     def verdicts(self) -> list[Verdict]:
         """The verdicts so far, in the order of the benchmark's claims."""
         names = [claim.name for claim in self.benchmark.claims]
@@ -130,10 +137,12 @@ class Comparison:
         """How the claims were decided together, in one sentence for reports; may be empty."""
         rate = f"{self.plan.false_discovery_rate * 100:g} %"
         if self._looks is not None:
+            count = len(self._looks.decided) + len(self._looks.undecided)
             return (
-                f"{len(self._family)} claims looked at after every repeat, {self._looks.repeats} "
-                f"of at most {self._looks.plan.most_repeats}; false claims over all looks and "
-                f"claims held at {rate} (alpha spending, Bonferroni)"
+                f"{count} claim{'s' * (count != 1)} looked at after every repeat, "
+                f"{self._looks.repeats} of at most {self._looks.plan.most_repeats}"
+                f"{self._ended_early}; false claims over all looks and claims held at {rate} "
+                "(alpha spending, Bonferroni)"
             )
         count = sum(verdict.outcome != "invalid" for verdict in self._verdicts.values())
         if count < 2:
@@ -244,6 +253,7 @@ class Comparison:
             except DynamoBenchError as error:
                 self._errors[name] = error
                 self._runs.pop(name, None)
+                self.store.save_error(self.benchmark, name, str(error))
             else:
                 self._runs.setdefault(name, []).append(metrics)
 
@@ -294,7 +304,7 @@ class Comparison:
             )
         for verdict in verdicts:
             self._verdicts[verdict.claim.name] = verdict
-            self.store.save_verdict(self.benchmark, verdict)
+        self.store.save_verdicts(self.benchmark, verdicts, self.how_judged)
 
     def _possible(self, claims: Iterable[Claim]) -> list[Claim]:
         return [c for c in claims if c.baseline in self._runs and c.treatment in self._runs]
@@ -335,7 +345,8 @@ class Comparison:
         """Add rounds of repeats until all is decided or the budget is spent.
 
         The number of looks has to be known beforehand; it follows from how long the first
-        rounds took.
+        rounds took. Fewer are valid: when rounds take longer than that, or when more repeats
+        of the same traffic would decide nothing.
         """
         started = time.monotonic()
         for repeat in range(_FIRST_LOOK):
@@ -363,8 +374,20 @@ class Comparison:
             )
             if looks.done:
                 break
+            if time.monotonic() - started + per_round > budget_seconds:
+                self._ended_early = ", then the time was spent"
+                break
+            if repeats > _FIRST_LOOK and all(
+                repeats_are_futile(effects[claim.name], bound, looks.plan.confidence)
+                for claim in self._possible(claims)
+                if claim.name in looks.undecided
+                and (bound := claim.bound(self.target.name)) is not None
+            ):
+                self._ended_early = ", since more repeats of the same traffic would decide no more"
+                break
             self._round(wanted, repeats)
             repeats += 1
+            per_round = (time.monotonic() - started) / repeats
         self._looks = looks
         verdicts = []
         for claim in self._possible(claims):

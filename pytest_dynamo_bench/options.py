@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-_DEFAULT_SECONDS = 35.0
+_SCALES = ("smoke", "standard", "full")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
     "schedule_delay_share, generator_cpu_share, generator_lag_ms, generator_coalesced_share, "
-    "fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "processor_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
 
@@ -45,9 +45,15 @@ def add_options(add: Callable[..., object]) -> None:
         help="directory that a directory of results is made in (default: reports)",
     )  # fmt: skip
     add(
-        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=_DEFAULT_SECONDS,
-        help="local: length of the traffic that is cut from the benchmark's, for each "
-        "configuration (default: %(default)g); longer runs give narrower intervals",
+        "--dynamo-scale", choices=_SCALES, default="standard",
+        help="local: how much of each benchmark's traffic is sent: 'smoke' is all comparisons in "
+        "minutes, where claims that so little cannot decide are skipped; 'standard' (default) is "
+        "enough for the claims; 'full' is the published traffic, which takes hours",
+    )  # fmt: skip
+    add(
+        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
+        help="local: another length of each configuration's traffic, by the clock, than that of "
+        "the scale; longer runs give narrower intervals",
     )  # fmt: skip
     add(
         "--dynamo-cut-seed", metavar="N", type=int, default=0,
@@ -68,9 +74,9 @@ def add_options(add: Callable[..., object]) -> None:
         "(default: %(default)s); check-client says what one can do",
     )  # fmt: skip
     add(
-        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
+        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
         help="outcome of a claim that the measurement neither confirms nor refutes "
-        "(default: %(default)s)",
+        "(default: fail; at --dynamo-scale=smoke skip)",
     )  # fmt: skip
     add(
         "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_dynamo_bench.errors import ReportError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
-from pytest_dynamo_bench.reports.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -41,6 +41,7 @@ per configuration cannot see what varies from run to run; repeats can.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ _SAME_TRAFFIC_OVERLAP = 0.5
 _NEGLIGIBLE = 1e-12
 _RULE_OF_THREE = 3.0
 _FEWEST_REQUESTS = 10
+_FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ class Effect:
         repeats: runs of the arm with fewer of them.
         resamples: of the bootstrap.
         paired: whether requests of both arms were paired by id.
+        traffic_error: the part of ``standard_error`` that more repeats of the same traffic would
+            not lessen, since the change differs from request to request; 0 where that cannot be
+            told from noise (single runs), or where each repeat has traffic of its own.
     """
 
     metric: str
@@ -118,6 +123,7 @@ class Effect:
     repeats: int
     resamples: int
     paired: bool
+    traffic_error: float = 0.0
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The interval of the change at another confidence, from the same standard error.
@@ -128,6 +134,28 @@ class Effect:
         _check_confidence(confidence)
         return _interval(
             self.scale, self.estimate, self.standard_error, self.degrees_of_freedom, confidence
+        )
+
+    def of_this_traffic(self) -> Effect:
+        """The change under exactly this traffic, not under traffic like it.
+
+        What the traffic does to both sides is then no uncertainty; what is left is what differs
+        between runs of the same. The effect itself where that is hardly known: for fewer than three
+        runs of each, and where the sides had other traffic.
+        """
+        if not self.paired or self.repeats < _FEWEST_RUNS or not math.isfinite(self.standard_error):
+            return self
+        error = math.sqrt(max(self.standard_error**2 - self.traffic_error**2, 0.0))
+        freedom = min(self.degrees_of_freedom, 2.0 * (self.repeats - 1))
+        low, high = _interval(self.scale, self.estimate, error, freedom, self.confidence)
+        return dataclasses.replace(
+            self,
+            low=low,
+            high=high,
+            standard_error=error,
+            degrees_of_freedom=freedom,
+            traffic_error=0.0,
+            method=f"{self.method}, of exactly this traffic",
         )
 
     def on_scale(self, change: float) -> float:
@@ -206,8 +234,10 @@ def estimate_effect(
     if len(metrics) > 1:
         raise ValueError(f"estimate_effect: different metrics: {', '.join(sorted(metrics))}")
     comparison = _Comparison(treatment, baseline)
-    error, freedom, block_length, method = comparison.uncertainty(resamples, seed)
-    low, high = _interval(comparison.scale, comparison.estimate, error, freedom, confidence)
+    found = comparison.uncertainty(resamples, seed)
+    low, high = _interval(
+        comparison.scale, comparison.estimate, found.error, found.freedom, confidence
+    )
     return Effect(
         metric=treatment[0].metric,
         treatment_value=comparison.values[0],
@@ -216,17 +246,29 @@ def estimate_effect(
         low=low,
         high=high,
         confidence=confidence,
-        method=method,
+        method=found.method,
         scale=comparison.scale,
         estimate=comparison.estimate,
-        standard_error=error,
-        degrees_of_freedom=freedom,
-        block_length=block_length,
+        standard_error=found.error,
+        degrees_of_freedom=found.freedom,
+        block_length=found.block_length,
         n_requests=min(len(set(s.request_ids)) for s in (*treatment, *baseline)),
         repeats=min(len(treatment), len(baseline)),
         resamples=resamples,
         paired=comparison.paired,
+        traffic_error=found.traffic_error,
     )
+
+
+@dataclass(frozen=True)
+class _Uncertainty:
+    """Of an estimate; the fields as in :class:`Effect`. By default there is none to be had."""
+
+    method: str
+    error: float = math.inf
+    freedom: float = 1.0
+    block_length: int = 1
+    traffic_error: float = 0.0
 
 
 def _same_traffic(a: Sample, b: Sample) -> bool:
@@ -286,19 +328,19 @@ class _Comparison:
         per_run = (1 if arm == 0 else -1) / len(self.arms[arm])
         return per_run if self.scale == "difference" else per_run / self.values[arm]
 
-    def uncertainty(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
-        """Standard error, degrees of freedom, longest block, and the method as a phrase."""
+    def uncertainty(self, resamples: int, seed: int) -> _Uncertainty:
+        """How sure the estimate is."""
         if not all(np.isfinite(values).all() for values in self.run_values):
-            return math.inf, 1.0, 1, "no interval: a run has no value of this metric"
+            return _Uncertainty("no interval: a run has no value of this metric")
         if any(not np.isfinite(sample.values).all() for arm in self.arms for sample in arm):
-            return math.inf, 1.0, 1, "no interval: values that are not finite numbers"
+            return _Uncertainty("no interval: values that are not finite numbers")
         if self.arms[0][0].statistic in ("min", "max"):
             return self._between_runs_only()
         if self.scale == "log ratio" and min(self.values) <= 0:
-            return math.inf, 1.0, 1, "no interval: a relative change needs values above zero"
+            return _Uncertainty("no interval: a relative change needs values above zero")
         return self._blocks(resamples, seed)
 
-    def _blocks(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
+    def _blocks(self, resamples: int, seed: int) -> _Uncertainty:
         drawn = [np.zeros(resamples), np.zeros(resamples)]
         variances, freedoms, longest = [], [], 1
         raw = unbiased = ends = hidden = 0.0
@@ -321,11 +363,13 @@ class _Comparison:
             ]
             length = block_length([series, *by_arm], repeated=repeated)
             if group.n < max(_FEWEST_REQUESTS, 2 * length):
-                return math.inf, 1.0, length, "no interval: too few requests"
+                return _Uncertainty("no interval: too few requests", block_length=length)
             uncertain = uncertainty_of_mean(series, length)
             variance, freedom = uncertain.variance, uncertain.degrees_of_freedom
             if group.paired_percentile:
                 variance, freedom = group.percentile_variance(uncertain, slopes)
+                if math.isinf(variance):
+                    return _Uncertainty("no interval: too few requests near this percentile")
             elif isinstance(group.statistics[0], Quantile):
                 freedom = min(freedom, clusters_beyond(series) - 1)
             longest = max(longest, length)
@@ -365,14 +409,17 @@ class _Comparison:
         method = f"{how}, blocks of {longest} requests, {paired}, Student's t"
         enlarged = max(enlarged, self._rare_events_variance())
         between, between_freedom = self._between_runs()
+        traffic = 0.0
         if between_freedom > 0:
+            if any(len(runs) > 2 for runs in self.groups):
+                traffic = max(0.0, enlarged - within)
             total = enlarged + max(0.0, between - within)
             squares = enlarged**2 / freedom + between**2 / between_freedom
             freedom = max(total**2 / squares, 1.0) if squares > 0 else freedom
             enlarged = total
             runs = len(self.arms[0]) + len(self.arms[1])
             method += f", with the variation between {runs} runs"
-        return math.sqrt(enlarged), freedom, longest, method
+        return _Uncertainty(method, math.sqrt(enlarged), freedom, longest, math.sqrt(traffic))
 
     def _within(
         self,
@@ -443,13 +490,13 @@ class _Comparison:
             squares += float(np.sum((values / unit - values.mean() / unit) ** 2))
         return squares / freedom * (1 / counts[0] + 1 / counts[1]), float(freedom)
 
-    def _between_runs_only(self) -> tuple[float, float, int, str]:
+    def _between_runs_only(self) -> _Uncertainty:
         """For extremes, which no resampling of one run can judge."""
         usable = self.scale == "difference" or min(self.values) > 0
         variance, freedom = self._between_runs() if usable else (0.0, 0.0)
         if freedom < 1:
-            return math.inf, 1.0, 1, "no interval: an extreme of a single run has none"
-        return math.sqrt(variance), freedom, 1, "variation between runs, Student's t"
+            return _Uncertainty("no interval: an extreme of a single run has none")
+        return _Uncertainty("variation between runs, Student's t", math.sqrt(variance), freedom)
 
 
 def _variance(values: FloatArray) -> float:

@@ -42,6 +42,8 @@ END_DEGREES_OF_FREEDOM = 8.0
 _CANDIDATE_VALUES = 128
 _CANDIDATE_WIDTH_SD = 7.0
 _FEW_BEYOND = 50
+_SESSIONS_DIFFER = 0.1
+_FEWEST_NEAR = 3.0
 _SAME_SCHEDULE_MS = 1.0
 _RAMP_UP_SHARE = 0.25
 
@@ -186,6 +188,8 @@ class RequestGroup:
             if self.both_arms and _same_schedule(samples):
                 self._ends = [_ends(sample, order) for sample in samples]
                 rests = [float(np.mean([_rest_ms(sample) for sample in samples]))] * len(samples)
+            elif self.both_arms and all(_sessions(sample) for sample in samples):
+                self._ends = [_idle_at_the_end(sample, order) for sample in samples]
         else:
             times: dict[str, list[float]] = {}
             for sample in samples:
@@ -270,7 +274,8 @@ class RequestGroup:
         That of its influences, with two values added that changed sides (Agresti & Min), since a
         handful that did may have been none; the flat-top estimate only where fewer than 50
         values lie beyond, which then come in few clusters. The density is known from few
-        values, which costs degrees of freedom.
+        values, which costs degrees of freedom; from fewer than three it is not known at all,
+        and the variance infinite.
 
         Args:
             uncertain: of the sum of all runs' :meth:`influences`.
@@ -282,6 +287,8 @@ class RequestGroup:
         )
         few = min(quantile.beyond for quantile in self._quantiles) < _FEW_BEYOND
         variance = uncertain.variance if few else uncertain.unbiased_variance
+        if min(self._near) < _FEWEST_NEAR:
+            return math.inf, 1.0
         freedom = 1 / (1 / uncertain.degrees_of_freedom + 1 / min(self._near))
         return variance + moved, max(freedom, 1.0)
 
@@ -292,7 +299,8 @@ class RequestGroup:
         last of all responses so far comes than the request that is due: that is known at every
         request, and the end of the run is one of those moments. The mean square of what the
         configurations differ by in it, over all but the first quarter of the run, is the
-        variance. 0 where the runs do not share a schedule, and the time is resampled.
+        variance. In a closed loop it is how long sessions are idle at the end. 0 where runs are
+        neither, and all of the time is resampled.
 
         Args:
             slopes: as for :meth:`influences`.
@@ -326,9 +334,56 @@ def _ends(sample: Sample, order: IntArray) -> FloatArray:
     return np.asarray(np.maximum.accumulate(sample.end_ms[order]) - sample.time_ms[order])
 
 
+def _idle_at_the_end(sample: Sample, order: IntArray) -> FloatArray:
+    """(n,) how long, on average, a closed loop's sessions were idle, had it ended there."""
+    assert sample.end_ms is not None
+    due, end = sample.time_ms[order], sample.end_ms[order]
+    lasted = np.maximum.accumulate(end) - due.min()
+    return np.asarray(lasted - np.cumsum(end - due) / _sessions(sample))
+
+
 def _rest_ms(sample: Sample) -> float:
     """From the last request being due to the end of the run."""
     return max(sample.duration_seconds * 1000 - float(np.ptp(sample.time_ms)), 0.0)
+
+
+def _time_of_each(sample: Sample, rest_ms: float | None) -> FloatArray:
+    """(n,) the time of the run that each request brings along when it is resampled.
+
+    In an open loop the time until the next one was due, the last one the rest of the run. In a
+    closed loop of c sessions that are never idle a request takes a c-th of its latency: Little's
+    law, which does not have the noise at the ends of each block that due times have there.
+
+    Args:
+        rest_ms: of an open loop that several runs share; None to use the run's own.
+    """
+    if rest_ms is None and _sessions(sample):
+        assert sample.end_ms is not None
+        latency = sample.end_ms - sample.time_ms
+        return np.asarray(latency / latency.sum() * (1000 * sample.duration_seconds))
+    order = np.argsort(sample.time_ms, kind="stable")
+    due = sample.time_ms[order]
+    time_ms = np.empty(len(due))
+    rest_ms = _rest_ms(sample) if rest_ms is None else rest_ms
+    time_ms[order] = np.append(np.diff(due), rest_ms)
+    return time_ms
+
+
+def _sessions(sample: Sample) -> int:
+    """The sessions of a closed loop, all of which were busy but for start and end; 0 if it is not.
+
+    In an open loop the number of requests in flight changes all the time.
+    """
+    if sample.statistic != "rate" or sample.end_ms is None or not len(sample.time_ms):
+        return 0
+    if not np.all(np.isfinite(sample.end_ms)):
+        return 0
+    due, end = np.sort(sample.time_ms), np.sort(sample.end_ms)
+    in_flight = np.arange(1, len(due) + 1) - np.searchsorted(end, due, side="right")
+    middle = in_flight[int(0.1 * len(due)) : math.ceil(0.9 * len(due))]
+    most = int(middle.max())
+    alike = np.mean(middle >= (1 - _SESSIONS_DIFFER) * most)
+    return most if most > 1 and alike >= 1 - _SESSIONS_DIFFER else 0
 
 
 def _statistic(sample: Sample, owner: IntArray, n: int, rest_ms: float | None) -> Statistic:
@@ -339,13 +394,7 @@ def _statistic(sample: Sample, owner: IntArray, n: int, rest_ms: float | None) -
         return np.bincount(owner, weights=values, minlength=n).astype(np.float64)
 
     if sample.statistic == "rate":
-        # A rate's denominator is time. Each request gets the time until the next one was due,
-        # the last one the rest of the run, so that resampled requests bring their time along.
-        order = np.argsort(sample.time_ms, kind="stable")
-        due = sample.time_ms[order]
-        time_ms = np.empty(len(due))
-        rest_ms = _rest_ms(sample) if rest_ms is None else rest_ms
-        time_ms[order] = np.append(np.diff(due), rest_ms)
+        time_ms = _time_of_each(sample, rest_ms)
         return RatioOfSums(per_request(sample.values), per_request(time_ms), sample.factor * 1000)
     weights = np.ones(len(sample.values)) if sample.weights is None else sample.weights
     return RatioOfSums(per_request(sample.values), per_request(weights), 1.0)

@@ -157,7 +157,8 @@ def window(users):
 
 benchmark = Benchmark(
     name="pictures", question="Which?", model="Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
-    hardware=Hardware("GB200", 1), traffic=window(30), scaled={"standard": window(2)},
+    hardware=Hardware("GB200", 1), traffic=window(30),
+    sizes={"standard": Size(traffic=window(2))},
     configurations=[Configuration("a", "baseline", [Worker(1)])], claims=[],
 )
 """
@@ -384,7 +385,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(tmp_path, how, whole_group, 
 
 
 def test_resamples_are_paired_by_request_and_vary_with_the_seed():
-    from pytest_dynamo_bench.attribution_runs import _resampled
+    from pytest_dynamo_bench.attribution_runs import resample_combinations
     from pytest_dynamo_bench.metrics import Sample
 
     random = np.random.default_rng(3)
@@ -396,10 +397,12 @@ def test_resamples_are_paired_by_request_and_vary_with_the_seed():
 
     nothing, one = frozenset(), frozenset(["x"])
     base = sample(0)
-    draws, length, requests = _resampled({nothing: {0: base}, one: {0: base}}, 300)
+    draws, length, requests = resample_combinations({nothing: {0: base}, one: {0: base}}, 300)
     assert requests == 400 and length >= 20
     # Paired: the same runs differ by nothing in every resample.
     assert np.array_equal(draws[nothing], draws[one])
-    draws, _, _ = _resampled({nothing: {0: base}, one: {0: sample(5), 1: sample(9)}}, 300)
+    draws, _, _ = resample_combinations(
+        {nothing: {0: base}, one: {0: sample(5), 1: sample(9)}}, 300
+    )
     difference = draws[one] - draws[nothing]
     assert np.percentile(difference, 2.5) > 0 and difference.std() > 1.5

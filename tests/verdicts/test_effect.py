@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
 from pytest_dynamo_bench.verdicts.blocks import (
     automatic_block_length,
     block_length,
@@ -59,7 +61,7 @@ class TestWhatHoldsForAllData:
     @few
     @given(seed=seeds, metric=st.sampled_from(METRICS))
     def test_swapping_the_arms_inverts_the_ratio(self, seed, metric):
-        base = correlated(150, seed)
+        base = correlated(400, seed)
         other = noisy(base, seed + 1, 0.2)
         a, b = effect_of(other, base, metric), effect_of(base, other, metric)
         assert 1 + b.change == pytest.approx(1 / (1 + a.change))
@@ -69,7 +71,7 @@ class TestWhatHoldsForAllData:
     @few
     @given(seed=seeds, metric=st.sampled_from(METRICS))
     def test_more_confidence_is_a_wider_interval(self, seed, metric):
-        base = correlated(150, seed)
+        base = correlated(400, seed)
         other = noisy(base, seed + 1, 0.2)
         widths = []
         for confidence in (0.5, 0.8, 0.9, 0.95, 0.99):
@@ -115,6 +117,11 @@ class TestHonestWhereNothingCanBeSaid:
         found = effect_of(np.full(n, 3.0) + np.arange(n), np.full(n, 4.0) + np.arange(n), metric)
         assert (found.low, found.high) == (-math.inf, math.inf)
         assert found.method.startswith("no interval")
+
+    def test_a_percentile_with_next_to_nothing_around_it_has_no_interval(self):
+        base = correlated(200, 1)
+        found = effect_of(noisy(base, 2), base, "time_to_first_token.p99")
+        assert math.isinf(found.high) and "too few requests near" in found.method
 
     def test_nan_is_not_hidden(self):
         values = correlated(50, 1)
@@ -167,6 +174,22 @@ class TestHonestWhereNothingCanBeSaid:
             )
             outside += not found.low <= 0 <= found.high
         assert 2 <= outside <= 18  # 10 are expected
+
+    def test_throughput_of_a_closed_loop_is_as_sure_as_it_is(self):
+        model = dataclasses.replace(ORDINARY, closed_loop_sessions=8)
+        generator = np.random.default_rng(3)
+        traffic = make_traffic(80, 400, model, generator)
+        a, b = simulate(traffic, model, generator), simulate(traffic, model, generator)
+        found = [
+            estimate_effect(
+                samples(a, world, ("request_throughput",), ""),
+                samples(b, world, ("request_throughput",), ""),
+                resamples=100,
+            )
+            for world in range(80)
+        ]
+        errors = np.sqrt(np.mean([one.standard_error**2 for one in found]))
+        assert errors == pytest.approx(np.std([one.estimate for one in found]), rel=0.35)
 
     def test_rates_without_a_schedule_in_common_resample_the_time(self):
         late = np.full(300, 50.0)
@@ -285,6 +308,35 @@ class TestRepeats:
         baseline = [sample(noisy(b, 90 + i), tag=f"r{i}-") for i, b in enumerate(bases)]
         found = estimate_effect(treatment, baseline)
         assert found.paired and found.standard_error < 0.02
+
+    @pytest.mark.parametrize(("spread", "share"), [(0.0, (0.0, 0.7)), (0.5, (0.9, 1.0))])
+    def test_what_repeats_of_the_same_traffic_cannot_lessen(self, spread, share):
+        base = correlated(300, 1)
+        # A change of the same size for all requests, or one that differs between them.
+        factor = np.exp(0.2 + spread * np.random.default_rng(5).normal(size=300))
+        treatment = [sample(noisy(base * factor, 10 + i)) for i in range(4)]
+        baseline = [sample(noisy(base, 20 + i)) for i in range(4)]
+        found = estimate_effect(treatment, baseline)
+        assert share[0] <= found.traffic_error / found.standard_error <= share[1]
+        assert estimate_effect(treatment[:1], baseline[:1]).traffic_error == 0
+
+    def test_of_exactly_this_traffic_what_the_traffic_does_is_no_uncertainty(self):
+        base = correlated(300, 1)
+        factor = np.exp(0.2 + 0.5 * np.random.default_rng(5).normal(size=300))
+        runs = [
+            [sample(noisy(base * f, 10 * arm + i)) for i in range(4)]
+            for arm, f in ((1, factor), (2, 1.0))
+        ]
+        found = estimate_effect(*runs)
+        here = found.of_this_traffic()
+        assert here.change == found.change and here.low < here.change < here.high
+        assert here.high - here.low < 0.5 * (found.high - found.low)
+        assert here.of_this_traffic().high == pytest.approx(here.high)
+        few = estimate_effect(runs[0][:2], runs[1][:2])
+        assert few.of_this_traffic() == few
+        other = [sample(one.values, tag="other") for one in runs[1]]
+        apart = estimate_effect(runs[0], other)
+        assert apart.of_this_traffic() == apart
 
     def test_more_repeats_are_narrower(self):
         widths = []
