@@ -8,6 +8,7 @@ from pytest_dynamo_bench.benchmark import (
     Hardware,
     KvOffload,
     PublishedResults,
+    Size,
     SpeculativeDecoding,
     Worker,
 )
@@ -16,6 +17,8 @@ from pytest_dynamo_bench.traffic import (
     Concurrency,
     FixedSchedule,
     MooncakeTrace,
+    PooledImages,
+    SlidingWindowImages,
     SynthesizedMooncake,
     SyntheticTraffic,
 )
@@ -33,7 +36,10 @@ __all__ = [
     "Hardware",
     "KvOffload",
     "MooncakeTrace",
+    "PooledImages",
     "PublishedResults",
+    "Size",
+    "SlidingWindowImages",
     "SpeculativeDecoding",
     "SynthesizedMooncake",
     "SyntheticTraffic",

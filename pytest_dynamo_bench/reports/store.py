@@ -16,7 +16,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,11 +31,14 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
 SUMMARY_VERSION = 1
+_LONGEST_ERROR = 4000
 _IN_SUMMARY = (
     "gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics",
 )  # fmt: skip
@@ -93,6 +97,12 @@ class ResultStore:
             "failed": sum(not record.succeeded for record in run.records),
             "problems": list(run.problems),
             "limitations": list(limitations),
+            "features": [
+                dataclasses.asdict(item)
+                for item in features_at_work(
+                    benchmark, benchmark.configuration(run.configuration), metrics
+                )
+            ],
             "traffic": dict(run.traffic),
             "deployed": dict(run.deployed),
             "observed": dict(run.observed),
@@ -128,9 +138,23 @@ class ResultStore:
                 metric=study.metric,
             )
 
-    def save_verdict(self, benchmark: Benchmark, verdict: Verdict) -> None:
-        """Add a verdict to the summary; a later one for the same claim takes its place."""
-        self._entry(benchmark)["verdicts"][verdict.claim.name] = dataclasses.asdict(verdict)
+    def save_error(self, benchmark: Benchmark, configuration: str, error: str) -> None:
+        """Add why a configuration has no result: it did not come up, or its run is invalid."""
+        self._entry(benchmark)["errors"][configuration] = printable(error, _LONGEST_ERROR)
+        self._write_summary()
+
+    def save_verdicts(
+        self, benchmark: Benchmark, verdicts: Iterable[Verdict], how_judged: str
+    ) -> None:
+        """Add verdicts to the summary; a later one for the same claim takes an earlier's place.
+
+        Args:
+            how_judged: how they were decided together, in one sentence; may be empty.
+        """
+        entry = self._entry(benchmark)
+        for verdict in verdicts:
+            entry["verdicts"][verdict.claim.name] = dataclasses.asdict(verdict)
+        entry["how_judged"] = how_judged
         self._write_summary()
 
     def _entry(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -139,12 +163,27 @@ class ResultStore:
             entries[benchmark.name] = {
                 "question": benchmark.question,
                 "model": benchmark.model,
+                "engine": benchmark.engine,
                 "hardware": dataclasses.asdict(benchmark.hardware),
                 "traffic": benchmark.traffic.description,
+                "held_constant": benchmark.held_constant,
                 "goodput": dataclasses.asdict(benchmark.goodput) if benchmark.goodput else None,
                 "recipe": benchmark.recipe,
+                "notes": list(benchmark.notes),
+                "published": _published(benchmark),
+                "configurations": {
+                    item.name: {
+                        "role": item.role,
+                        "gpus": item.gpus,
+                        "features": sorted(item.features),
+                        "deployment": dataclasses.asdict(item),
+                    }
+                    for item in benchmark.configurations
+                },
                 "runs": {},
+                "errors": {},
                 "verdicts": {},
+                "how_judged": "",
                 "regressions": {},
             }
         entry: dict[str, Any] = entries[benchmark.name]
@@ -152,6 +191,11 @@ class ResultStore:
 
     def _write_summary(self) -> None:
         write_json(self.directory / "summary.json", self._summary)
+
+
+def _published(benchmark: Benchmark) -> dict[str, Any] | None:
+    published = benchmark.published
+    return dataclasses.asdict(published) if published else None
 
 
 class StoredResults:
@@ -186,6 +230,35 @@ class StoredResults:
         """The configurations of a benchmark that there are runs of."""
         entry = self.summary.get("benchmarks", {}).get(benchmark, {})
         return list(entry.get("runs", {}))
+
+    def environment(self) -> dict[str, Any]:
+        """The machine and the versions; empty where they were not stored."""
+        return self._json(self.directory / "environment.json") or {}
+
+    def attribution(self, benchmark: str) -> dict[str, Any] | None:
+        """The attribution of a benchmark, where one was made."""
+        return self._json(self.directory / benchmark / "attribution.json")
+
+    @staticmethod
+    def _json(path: Path) -> dict[str, Any] | None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def details(self, benchmark: str, configuration: str) -> dict[str, Any]:
+        """What ``run.json`` says of a configuration's first run.
+
+        Raises:
+            ResultsError: there is none, or it cannot be read.
+        """
+        path = _run_directory(self.directory / benchmark / configuration, 0) / "run.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{path}: cannot be read: {error}") from None
+        return found if isinstance(found, dict) else {}
 
     def runs(self, benchmark: str, configuration: str) -> list[Run]:
         """All repeats of a configuration.
@@ -243,7 +316,7 @@ def read_run(directory: Path) -> Run:
     try:
         details = json.loads((directory / "run.json").read_text(encoding="utf-8"))
         rows = pq.read_table(directory / "requests.parquet").to_pylist()
-        records = [RequestRecord(**{**row, "chunk_ms": tuple(row["chunk_ms"])}) for row in rows]
+        records = [_record(row) for row in rows]
         return Run(
             benchmark=details["benchmark"],
             configuration=details["configuration"]["name"],
@@ -259,6 +332,15 @@ def read_run(directory: Path) -> Run:
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ResultsError(f"{directory}: cannot be read as a run: {error!r}") from None
+
+
+def _record(row: dict[str, Any]) -> RequestRecord:
+    tokens = row.get("chunk_tokens")
+    lists = {
+        "chunk_ms": array("d", row["chunk_ms"]),
+        "chunk_tokens": None if tokens is None else tuple(tokens),
+    }
+    return RequestRecord(**{**row, **lists})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -290,14 +372,14 @@ def write_parquet(path: Path, run: Run) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {
-        str: pa.string(), int: pa.int64(), float: pa.float64(), tuple: pa.list_(pa.float64()),
-    }  # fmt: skip
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     columns = {}
     for name, hint in get_type_hints(RequestRecord).items():
-        kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType]
-        plain = tuple if get_origin(hint) is tuple else kinds[0]
-        columns[name] = pa.array([getattr(r, name) for r in run.records], type=types[plain])
+        optional = [kind for kind in get_args(hint) if kind is not NoneType]
+        kind = optional[0] if NoneType in get_args(hint) else hint
+        plain = get_origin(kind) is None
+        column = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
+        columns[name] = pa.array([getattr(r, name) for r in run.records], type=column)
     content = io.BytesIO()
     pq.write_table(pa.table(columns), content, compression="zstd")
     write_whole(path, content.getvalue())

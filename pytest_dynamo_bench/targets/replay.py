@@ -29,8 +29,8 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traf
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
+    device_blocks,
     find_profile,
-    kv_capacity_tokens,
     price_prefills,
     with_surcharge,
 )
@@ -306,17 +306,26 @@ class ReplayTarget:
         worker, profile = self._prefilling(benchmark, configuration)
         common = _pricing(worker, profile, traffic, None).surcharge_ms_per_token
         at_best = _pricing(worker, profile, traffic, ideal_cached_tokens(traffic))
-        share = _priced(at_best, common)["charged_share_of_source"]
-        if _close(share) or not worker.prefix_caching:
-            return common, 0
         part = _pilot(traffic)
-        if not part.requests:
+        if (
+            _close(_priced(at_best, common)["charged_share_of_source"])
+            or not worker.prefix_caching
+            or not part.requests
+        ):
             return common, 0
         progress.stage(f"pilot of {len(part.requests)} requests, to price prefixes")
         done = self._simulated(benchmark, configuration, part, common, directory)
-        if done.charged_rightly and self.prefix_pricing == "traffic":
+        # The caches of a pilot are colder than those of the whole: what an ideal cache would find
+        # in both says by how much.
+        colder = _pricing(worker, profile, part, ideal_cached_tokens(part))
+        if not colder.surcharge_ms_per_token:
             return common, len(part.requests)
-        return done.pricing.surcharge_ms_per_token, len(part.requests)
+        warmer = at_best.surcharge_ms_per_token / colder.surcharge_ms_per_token
+        found = done.pricing
+        charged = warmer * found.surcharge_ms_per_token
+        difference = (common - charged) * found.new_tokens / found.source_ms
+        rightly = self.prefix_pricing == "traffic" and abs(difference) <= _CLOSE_ENOUGH
+        return common if rightly else charged, len(part.requests)
 
     def _simulated(
         self,
@@ -461,6 +470,21 @@ def _has_replay() -> bool:
         return False
 
 
+def describe(
+    target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
+) -> dict[str, Any]:
+    """What a simulation of this configuration is given, traffic aside, as plain data.
+
+    Raises:
+        TargetError: it cannot be expressed.
+    """
+    return {
+        **engine_arguments(target, benchmark, configuration),
+        "profiles": [profile.name for profile in target.profiles(benchmark, configuration)],
+        "limitations": list(target.limitations(benchmark, configuration)),
+    }
+
+
 def engine_arguments(
     target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
 ) -> dict[str, Any]:
@@ -518,16 +542,10 @@ def _engine(
     benchmark: Benchmark, configuration: Configuration, worker: Worker, profile: EngineProfile
 ) -> dict[str, Any]:
     """Engine arguments of one role; per rank under attention data parallelism."""
-    blocks = worker.kv_blocks
-    if blocks is None:
-        tokens = kv_capacity_tokens(
-            benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine
-        )
-        blocks = tokens // configuration.block_size
     engine: dict[str, Any] = {
         "engine_type": _engine_type(benchmark),
         "block_size": configuration.block_size,
-        "num_gpu_blocks": blocks,
+        "num_gpu_blocks": device_blocks(benchmark, configuration, worker),
         "enable_prefix_caching": worker.prefix_caching,
         "planner_profile_data": str(profile.path),
         "worker_type": worker.mode,

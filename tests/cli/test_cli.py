@@ -146,6 +146,48 @@ def test_a_trace_with_a_mistake_names_its_line(tmp_path, monkeypatch, capsys):
 # --- traffic ---------------------------------------------------------------------------
 
 
+IMAGES = """\
+from pytest_dynamo_bench import *
+
+def window(users):
+    return SlidingWindowImages(
+        users=users, turns=3, window=2, text_tokens=600, osl=4, image_width=12, image_height=8,
+        schedule=Concurrency(2),
+    )
+
+benchmark = Benchmark(
+    name="pictures", question="Which?", model="Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
+    hardware=Hardware("GB200", 1), traffic=window(30),
+    sizes={"standard": Size(traffic=window(2))},
+    configurations=[Configuration("a", "baseline", [Worker(1)])], claims=[],
+)
+"""
+
+
+def test_traffic_with_images_is_described_written_for_aiperf_and_drawn(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    Path("bench_pictures.py").write_text(IMAGES)
+    code, out, _ = run(
+        capsys, "traffic", "bench_pictures.py", "--write-aiperf-cut", "local.jsonl", "--figure",
+        "t.svg",
+    )  # fmt: skip
+    assert code == 0
+    assert "local, standard" in out and "180 / 120" in out and "12 x 8" in out and "33.3" in out
+    rows = [json.loads(line) for line in Path("local.jsonl").read_text().splitlines()]
+    assert [row["session_id"] for row in rows] == ["user_0", "user_1"] * 3
+    assert rows[2]["images"] == ["local-images/image-0001.png", "local-images/image-0002.png"]
+    assert len(list(Path("local-images").iterdir())) == 8
+    assert "<svg" in Path("t.svg").read_text() and "images seen before" in Path("t.svg").read_text()
+    code, out, _ = run(capsys, "traffic", "local.jsonl", "--concurrency", 2)
+    assert code == 0 and "12 / 8" in out
+    code, _, err = run(capsys, "traffic", "bench_pictures.py", "--write", "w.jsonl")
+    assert code == 2 and "a Mooncake trace has no images" in err and "--write-aiperf" in err
+    assert not Path("w.jsonl").exists()
+
+
 def test_traffic_of_a_benchmark_whole_and_cut(module, capsys):
     code, out, _ = run(
         capsys, "traffic", module, "--seconds", 5, "--write", "w.jsonl", "--write-cut", "c.jsonl"
