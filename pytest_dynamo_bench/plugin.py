@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, NotMeasuredError
+from pytest_dynamo_bench.errors import (
+    DynamoBenchError,
+    InvalidRunError,
+    NotMeasuredError,
+    UnavailableError,
+)
 from pytest_dynamo_bench.options import add_options
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
@@ -553,7 +558,10 @@ class MeasuredComparison:
 
 def _told(error: DynamoBenchError) -> BaseException:
     """The error as pytest shows it without a traceback."""
-    return pytest.fail.Exception(printable(str(error), _LONGEST_MESSAGE), pytrace=False)
+    message = printable(str(error), _LONGEST_MESSAGE)
+    if isinstance(error, UnavailableError):
+        return pytest.skip.Exception(message)
+    return pytest.fail.Exception(message, pytrace=False)
 
 
 @pytest.fixture

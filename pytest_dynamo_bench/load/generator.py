@@ -23,7 +23,7 @@ from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
 from pytest_dynamo_bench.load.worker import LENGTH, message
 from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic import Concurrency, Images, Traffic, TrafficRequest
 
 Ended = Callable[[bool], None]
 
@@ -159,7 +159,7 @@ class LoadGenerator:
         schedule = traffic.schedule
         concurrency = schedule.sessions if isinstance(schedule, Concurrency) else None
         count = max(min(self._processes, concurrency or self._processes, len(sessions)), 1)
-        body = functools.partial(_body, self._model, traffic.block_tokens)
+        body = functools.partial(_body, self._model, traffic.block_tokens, traffic.images)
         return [
             Job(
                 server=self._server,
@@ -227,8 +227,8 @@ class LoadGenerator:
                 raise
 
 
-def _body(model: str, block_tokens: int, request: TrafficRequest) -> bytes:
-    return request_body(model, request, block_tokens)
+def _body(model: str, block_tokens: int, images: Images | None, request: TrafficRequest) -> bytes:
+    return request_body(model, request, block_tokens, images)
 
 
 class _ThreadMailbox:
