@@ -407,8 +407,10 @@ class Claim:
 
     Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by`` and ``not_lower_by`` is
     given, as one number for every target or as ``{"local": 0.1, "replay": 0.05}``; on a
-    target that is not named the claim is not made. Numbers are relative (0.2 is 20 %), for
-    shares such as ``kv_hit_rate`` plain differences (0.1 is 10 points).
+    target that is not named the claim is not made, except that what is claimed on
+    ``kubernetes`` is claimed on ``endpoint`` too: both are real deployments. Numbers are
+    relative (0.2 is 20 %), for shares such as ``kv_hit_rate`` plain differences (0.1 is 10
+    points).
 
     ``kind`` is ``effect`` (what is promised), ``mechanism`` (why it happens) or ``control``
     (where it must be absent). ``evidence`` says where the threshold comes from.
@@ -459,6 +461,8 @@ class Claim:
             if thresholds is None:
                 continue
             if isinstance(thresholds, Mapping):
+                if target == "endpoint" and target not in thresholds:
+                    target = "kubernetes"
                 if target not in thresholds:
                     return None
                 thresholds = thresholds[target]

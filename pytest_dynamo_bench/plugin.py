@@ -25,6 +25,11 @@ import pytest
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metric_names import METRICS
+from pytest_dynamo_bench.server_options import (
+    add_server_options,
+    endpoint_target,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _SLUG = re.compile(r"[^a-z0-9]+")
-_TARGETS = ("local", "replay")
+_TARGETS = ("local", "replay", "endpoint")
 _DEFAULT_SECONDS = 35.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
@@ -60,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--dynamo-target", metavar="TARGET", default=None,
         help="where configurations are brought up: "
         "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
-        "discrete-event simulation of the full traffic",
+        "discrete-event simulation of the full traffic, 'endpoint' servers that are already up",
     )  # fmt: skip
     group.addoption(
         "--dynamo-traffic", metavar="FILE", default=None,
@@ -72,13 +77,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="directory that a directory of results is made in (default: reports)",
     )  # fmt: skip
     group.addoption(
-        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=_DEFAULT_SECONDS,
-        help="local: length of the traffic that is cut from the benchmark's, for each "
-        "configuration (default: %(default)g); longer runs give narrower intervals",
+        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
+        help="length of the traffic that is cut from the benchmark's, for each configuration "
+        f"(default: {_DEFAULT_SECONDS:g} on local, elsewhere all of it); longer runs give narrower "
+        "intervals",
     )  # fmt: skip
     group.addoption(
         "--dynamo-cut-seed", metavar="N", type=int, default=0,
-        help="local: choose another, equally representative cut (default: %(default)s)",
+        help="choose another, equally representative cut (default: %(default)s)",
     )  # fmt: skip
     group.addoption(
         "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
@@ -139,6 +145,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--dynamo-save-baseline", metavar="DIR", default=None,
         help="copy the results to a directory that --dynamo-baseline can name later",
     )  # fmt: skip
+    add_server_options(group)
     parser.addini("dynamo_target", "default of --dynamo-target", default="local")
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
 
@@ -222,7 +229,8 @@ class _Session:
         if self._store is None:
             parent = self.config.getoption("dynamo_reports") or self.config.getini("dynamo_reports")
             directory = _new_directory(self.config.rootpath / parent, self.target.name)
-            command = ["pytest", *map(str, self.config.invocation_params.args)]
+            arguments = [str(argument) for argument in self.config.invocation_params.args]
+            command = ["pytest", *without_secrets(arguments)]
             self._store = ResultStore(directory, self.target.name, command)
         return self._store
 
@@ -359,7 +367,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     if name == "local":
         return LocalTarget(
             LocalOptions(
-                seconds=config.getoption("dynamo_seconds"),
+                seconds=config.getoption("dynamo_seconds") or _DEFAULT_SECONDS,
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
             )
@@ -368,6 +376,11 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
         from pytest_dynamo_bench.targets.replay import ReplayTarget
 
         return ReplayTarget()
+    try:
+        if name == "endpoint":
+            return endpoint_target(config.getoption)
+    except DynamoBenchError as error:
+        raise pytest.UsageError(str(error)) from None
     return None
 
 
@@ -408,21 +421,25 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     dynamo = config.stash[_SESSION]
     benchmarks = {}
+    needed: dict[str, set[str]] = {}
     for item in session.items:
         benchmark = _benchmark_of(getattr(item, "module", None))
         if benchmark is None or not _measures(item):
             continue
         callspec = getattr(item, "callspec", None)
         claim = callspec.params.get("claim") if callspec is not None else None
+        names = {configuration.name for configuration in benchmark.configurations}
         if claim is not None:
             if claim.bound(dynamo.target.name) is None:
                 continue
             dynamo.claims.setdefault(benchmark.name, []).append(claim)
+            names = {claim.treatment, claim.baseline}
         benchmarks[benchmark.name] = benchmark
+        needed.setdefault(benchmark.name, set()).update(names)
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.with_own_traffic(benchmark)
-            dynamo.target.check(benchmark)
+            dynamo.target.check(_only(benchmark, needed[benchmark.name]))
             dynamo.target.traffic(benchmark)
         except DynamoBenchError as error:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
@@ -434,6 +451,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             check_replaceable(Path(saved))
         except DynamoBenchError as error:
             raise pytest.UsageError(f"--dynamo-save-baseline: {error}") from None
+
+
+def _only(benchmark: Benchmark, names: set[str]) -> Benchmark:
+    """The benchmark with those configurations only that the selected tests will measure."""
+    kept = [item for item in benchmark.configurations if item.name in names]
+    claims = [c for c in benchmark.claims if {c.treatment, c.baseline} <= names]
+    return dataclasses.replace(benchmark, configurations=kept, claims=claims, published=None)
 
 
 def _measures(item: pytest.Item) -> bool:

@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_dynamo_bench.load.client import RawResponse
 from pytest_dynamo_bench.load.sse import parse_events
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import TrafficRequest
-from pytest_dynamo_bench.traffic.prompts import prompt_text
+from pytest_dynamo_bench.traffic.prompts import WORDS, prompt_text
 
 _ERROR_LENGTH = 300
 
 
-def request_body(model: str, request: TrafficRequest, block_tokens: int) -> bytes:
+@dataclass(frozen=True)
+class Dialect:
+    """What a server understands in a request, and how it counts a prompt.
+
+    Attributes:
+        extension: it is Dynamo, and says in ``nvext`` which workers served a request.
+        forced_length: it takes ``min_tokens`` and ``ignore_eos``, so that outputs have the
+            length that the traffic asks for.
+        words: each one token of the server's tokenizer; prompts are made of them.
+        template_tokens: tokens that its chat template puts around a message.
+    """
+
+    extension: bool = True
+    forced_length: bool = True
+    words: Sequence[str] = WORDS
+    template_tokens: int = 0
+
+
+DYNAMO = Dialect()
+
+
+def request_body(
+    model: str, request: TrafficRequest, block_tokens: int, dialect: Dialect = DYNAMO
+) -> bytes:
     """The JSON body of a request whose prompt and output have exactly the traffic's lengths."""
-    prompt = prompt_text(request.hash_ids, request.input_tokens, block_tokens)
-    return json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "max_tokens": request.output_tokens,
-            "min_tokens": request.output_tokens,
-            "ignore_eos": True,
-            "nvext": {"extra_fields": ["worker_id", "timing"]},
-        },
-        separators=(",", ":"),
-    ).encode()
+    prompt = prompt_text(
+        request.hash_ids,
+        request.input_tokens,
+        block_tokens,
+        words=dialect.words,
+        template_tokens=dialect.template_tokens,
+    )
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": request.output_tokens,
+    }
+    if dialect.forced_length:
+        body |= {"min_tokens": request.output_tokens, "ignore_eos": True}
+    if dialect.extension:
+        body["nvext"] = {"extra_fields": ["worker_id", "timing"]}
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def to_record(

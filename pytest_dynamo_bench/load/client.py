@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import httptools
 
 _IDLE_CONNECTIONS = 512
+_TLS_END_SECONDS = 0.05
 
 
 @dataclass
@@ -134,7 +136,12 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         self.reusable = False
-        if self._transport is not None:
+        if self._transport is None:
+            return
+        if self._transport.get_extra_info("sslcontext") is not None:
+            # A closing handshake would outlive the event loop, which uvloop cannot cope with.
+            self._transport.abort()
+        else:
             self._transport.close()
 
 
@@ -142,15 +149,24 @@ class AsyncioClient:
     """The measuring client: raw asyncio, connections kept alive and reused.
 
     Args:
-        url: the full address that requests are posted to, ``http://`` only.
+        url: the full address that requests are posted to.
         headers: sent with every request beside Host, Content-Type and Content-Length.
+        tls: for ``https://``: whom to trust; the system's certificates when None.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"the measuring client speaks http:// only, got {url!r}")
-        self._host, self._port = parts.hostname, parts.port or 80
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"the measuring client speaks http:// and https://, got {url!r}")
+        secure = parts.scheme == "https"
+        self._tls = (tls or ssl.create_default_context()) if secure else None
+        self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
         lines = [f"POST {parts.path or '/'} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += ["Content-Type: application/json", "Accept: text/event-stream"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -189,7 +205,7 @@ class AsyncioClient:
         """Close all idle connections."""
         while self._idle:
             self._idle.pop().close()
-        await asyncio.sleep(0)
+        await asyncio.sleep(_TLS_END_SECONDS if self._tls else 0)
 
     def _take(self) -> _Connection | None:
         while self._idle:
@@ -200,5 +216,7 @@ class AsyncioClient:
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_Connection, self._host, self._port)
+        _, connection = await loop.create_connection(
+            _Connection, self._host, self._port, ssl=self._tls
+        )
         return connection

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-from pytest_dynamo_bench.load.chat import request_body, to_record
+from pytest_dynamo_bench.load.chat import DYNAMO, Dialect, request_body, to_record
 from pytest_dynamo_bench.load.client import RawResponse, StreamingClient
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
@@ -30,13 +30,20 @@ class LoadGenerator:
         client: what sends; it is not closed.
         model: the name that requests ask for.
         request_timeout_seconds: a request that has not ended by then is recorded as failed.
+        dialect: what a body may say, and of which words prompts are made.
     """
 
     def __init__(
-        self, client: StreamingClient, model: str, *, request_timeout_seconds: float = 600
+        self,
+        client: StreamingClient,
+        model: str,
+        *,
+        request_timeout_seconds: float = 600,
+        dialect: Dialect = DYNAMO,
     ) -> None:
         self._client = client
         self._model = model
+        self._dialect = dialect
         self._timeout_seconds = request_timeout_seconds
         self._start_ns = 0
         self._started_at = ""
@@ -55,7 +62,9 @@ class LoadGenerator:
         """
         sessions = _sessions(traffic.requests)
         bodies = {
-            request.request_id: request_body(self._model, request, traffic.block_tokens)
+            request.request_id: request_body(
+                self._model, request, traffic.block_tokens, self._dialect
+            )
             for request in traffic.requests
         }
 

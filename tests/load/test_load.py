@@ -174,7 +174,7 @@ async def test_what_has_ended_is_kept_when_sending_is_given_up():
         assert [record.succeeded for record in generator.records()] == [True, True]
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1:1/", "ftp://x/", "nonsense"])
+@pytest.mark.parametrize("url", ["ftp://x/", "nonsense"])
 def test_addresses_that_it_cannot_speak_to_are_refused(url):
-    with pytest.raises(ValueError, match="http:// only"):
+    with pytest.raises(ValueError, match="speaks http:// and https://"):
         AsyncioClient(url)

@@ -1,0 +1,158 @@
+"""Options of the targets that measure servers elsewhere, and the targets made from them.
+
+It is imported in every pytest session, so that what measures is imported only when asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.targets.base import Target
+
+Option = Callable[[str], Any]
+# Values of these may be secrets and are left out of what reports say of the command line.
+_SECRET_OPTIONS = ("--dynamo-header",)
+
+
+class OptionGroup(Protocol):
+    """What pytest's option groups and argparse's argument groups have in common here."""
+
+    def addoption(self, *names: str, **settings: Any) -> None:
+        """Add an option."""
+
+
+def add_server_options(group: OptionGroup) -> None:
+    """All options of ``endpoint``, some of which ``kubernetes`` has too."""
+    add = group.addoption
+    add(
+        "--dynamo-endpoint", metavar="NAME=URL", action="append", default=[],
+        help="endpoint: address of a configuration's server, once for each of them; NAME may be "
+        "BENCHMARK/CONFIGURATION; a URL alone is that of all others, with "
+        "--dynamo-switch-command",
+    )  # fmt: skip
+    add(
+        "--dynamo-endpoint-model", metavar="NAME", default=None,
+        help="endpoint: what the server calls the benchmark's model (default: the model's id, "
+        "which has to be in /v1/models)",
+    )  # fmt: skip
+    add(
+        "--dynamo-switch-command", metavar="COMMAND", default=None,
+        help="endpoint: run before each configuration, to put it behind the URL; "
+        "{configuration} and {benchmark} in it are replaced; without a shell",
+    )  # fmt: skip
+    add(
+        "--dynamo-switch-seconds", metavar="SECONDS", type=_seconds, default=1800.0,
+        help="endpoint: how long the command may take (default: %(default)g)",
+    )  # fmt: skip
+    add(
+        "--dynamo-ready-seconds", metavar="SECONDS", type=_seconds, default=None,
+        help="endpoint: how long a server may take to list the model (default: 60, 1800 after a "
+        "switch command)",
+    )  # fmt: skip
+    add(
+        "--dynamo-same-prompts", action="store_true",
+        help="endpoint: send the same words in every run; by default each run has words of its "
+        "own, since nobody empties the caches in between",
+    )  # fmt: skip
+    add(
+        "--dynamo-api-key-env", metavar="VARIABLE", default=None,
+        help="environment variable with the API key, sent as a bearer token",
+    )  # fmt: skip
+    add(
+        "--dynamo-api-key-file", metavar="FILE", type=Path, default=None,
+        help="file with the API key",
+    )  # fmt: skip
+    add(
+        "--dynamo-header", metavar="'NAME: VALUE'", action="append", default=[],
+        help="sent with every request; a value env:VARIABLE is taken from the environment; can "
+        "be given several times",
+    )  # fmt: skip
+    add(
+        "--dynamo-tls-ca", metavar="FILE", type=Path, default=None,
+        help="certificates to trust for https (default: the system's)",
+    )  # fmt: skip
+    add(
+        "--dynamo-tls-certificate", metavar="FILE", type=Path, default=None,
+        help="own certificate, where the server asks for one",
+    )  # fmt: skip
+    add(
+        "--dynamo-tls-key", metavar="FILE", type=Path, default=None,
+        help="its private key, where it is in a file of its own",
+    )  # fmt: skip
+    add("--dynamo-tls-insecure", action="store_true", help="accept any certificate for https")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 86400 seconds, got {text!r}")
+    return seconds
+
+
+def endpoint_target(option: Option) -> Target:
+    """The endpoint target as the options describe it.
+
+    Args:
+        option: gives the value of an option by its name.
+
+    Raises:
+        TargetError: an option is wrong; the message names it.
+    """
+    from pytest_dynamo_bench.targets.endpoint import EndpointOptions, EndpointTarget
+    from pytest_dynamo_bench.targets.endpoint.switch import split_command
+    from pytest_dynamo_bench.targets.endpoint.target import parse_urls
+    from pytest_dynamo_bench.targets.service.address import Tls, read_access
+
+    command = option("dynamo_switch_command")
+    access = read_access(
+        api_key_env=option("dynamo_api_key_env"),
+        api_key_file=option("dynamo_api_key_file"),
+        headers=option("dynamo_header"),
+        tls=Tls(
+            ca_file=option("dynamo_tls_ca"),
+            certificate_file=option("dynamo_tls_certificate"),
+            key_file=option("dynamo_tls_key"),
+            verify=not option("dynamo_tls_insecure"),
+        ),
+    )
+    return EndpointTarget(
+        EndpointOptions(
+            urls=parse_urls(option("dynamo_endpoint")),
+            access=access,
+            model=option("dynamo_endpoint_model"),
+            switch_command=split_command(command) if command is not None else None,
+            switch_seconds=option("dynamo_switch_seconds"),
+            ready_seconds=option("dynamo_ready_seconds") or (60.0 if command is None else 1800.0),
+            seconds=option("dynamo_seconds"),
+            seed=option("dynamo_cut_seed"),
+            same_prompts=option("dynamo_same_prompts"),
+        )
+    )
+
+
+def without_secrets(arguments: list[str]) -> list[str]:
+    """A command line as reports may show it: without the values of headers."""
+    shown: list[str] = []
+    secret_next = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if secret_next:
+            shown.append(_header_name(argument))
+        elif equals and option in _SECRET_OPTIONS:
+            shown.append(f"{option}={_header_name(value)}")
+        else:
+            shown.append(argument)
+        secret_next = argument in _SECRET_OPTIONS
+    return shown
+
+
+def _header_name(header: str) -> str:
+    name, colon, value = header.partition(":")
+    return f"{name}:{value}" if value.strip().startswith("env:") else f"{name}{colon} ***"
