@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -585,4 +585,13 @@ class Benchmark:
         known = ", ".join(configuration.name for configuration in self.configurations)
         raise BenchmarkError(
             f"Benchmark {self.name!r} has no configuration {name!r}; it has {known}"
+        )
+
+    def only(self, names: Collection[str]) -> Benchmark:
+        """This benchmark with some of its configurations, and the claims that they suffice for."""
+        return dataclasses.replace(
+            self,
+            configurations=[item for item in self.configurations if item.name in names],
+            claims=[c for c in self.claims if {c.treatment, c.baseline} <= set(names)],
+            published=None,
         )

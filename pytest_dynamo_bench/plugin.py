@@ -6,9 +6,7 @@ environment that has it, so what measures and judges is imported when a benchmar
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import os
 import re
 import signal
@@ -16,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,31 +21,20 @@ import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
-from pytest_dynamo_bench.metric_names import METRICS
-from pytest_dynamo_bench.server_options import (
-    add_server_options,
-    endpoint_target,
-    without_secrets,
-)
+from pytest_dynamo_bench.options import DEFAULT_SECONDS, add_options
+from pytest_dynamo_bench.reports import junit
+from pytest_dynamo_bench.server_options import endpoint_target, without_secrets
+from pytest_dynamo_bench.session import BenchSession
 
 if TYPE_CHECKING:
-    from pytest_dynamo_bench.attribution_runs import AttributionStudy
-    from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
+    from pytest_dynamo_bench.comparison import Comparison
     from pytest_dynamo_bench.metrics import Metrics
-    from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
     from pytest_dynamo_bench.verdicts import Verdict
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay", "endpoint")
-_DEFAULT_SECONDS = 35.0
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
-_GATES = (
-    "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
-    "schedule_delay_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
-    "queue_growth, queue_growth_factor, queue_growth_p_value"
-)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -61,252 +47,42 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """All options of the plugin, in one group."""
     group = parser.getgroup("dynamo", "NVIDIA Dynamo benchmarks")
-    group.addoption(
-        "--dynamo-target", metavar="TARGET", default=None,
-        help="where configurations are brought up: "
-        "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
-        "discrete-event simulation of the full traffic, 'endpoint' servers that are already up",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-traffic", metavar="FILE", default=None,
-        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
-        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-reports", metavar="DIR", default=None,
-        help="directory that a directory of results is made in (default: reports)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
-        help="length of the traffic that is cut from the benchmark's, for each configuration "
-        f"(default: {_DEFAULT_SECONDS:g} on local, elsewhere all of it); longer runs give narrower "
-        "intervals",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-cut-seed", metavar="N", type=int, default=0,
-        help="choose another, equally representative cut (default: %(default)s)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
-        help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
-        help="outcome of a claim that the measurement neither confirms nor refutes "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
-        help="outcome where a run is invalid, so that nothing can be concluded from it "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-attribution", action="store_true",
-        help="replay: simulate all combinations of the features in which the winner differs from "
-        "the baseline, and say what each of them brings",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-repeats", metavar="N", type=_count, default=1,
-        help="runs of each configuration, in interleaved order; their differences widen or "
-        "narrow the intervals as they should (default: %(default)s)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-budget", metavar="DURATION", type=_duration_seconds, default=None,
-        help="instead of a fixed number of repeats, add some until every claim is decided, for "
-        "so long at most for each benchmark, such as 90s, 10m or 2h",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-false-discovery-rate", metavar="SHARE", type=_share, default=0.05,
-        help="share of wrong verdicts among the decided claims of a benchmark "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-gate", metavar="NAME=VALUE", type=_gate, action="append", default=[],
-        help="another threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md "
-        "lists them; can be given several times",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-baseline", metavar="DIR", default=None,
-        help="results of an earlier session; every configuration that it has gets tests that "
-        "fail when a metric got worse by more than is tolerated",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
-        help="with --dynamo-baseline: how much worse a metric may be, such as ttft:5%% or "
-        "itl.p99:0.1; several separated by commas (default: 5%% for the medians of TTFT and ITL, "
-        "and for throughput)",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-baseline-any", action="store_true",
-        help="with --dynamo-baseline: compare although environment, configuration or traffic "
-        "differ",
-    )  # fmt: skip
-    group.addoption(
-        "--dynamo-save-baseline", metavar="DIR", default=None,
-        help="copy the results to a directory that --dynamo-baseline can name later",
-    )  # fmt: skip
-    add_server_options(group)
+    add_options(group.addoption)
     parser.addini("dynamo_target", "default of --dynamo-target", default="local")
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
 
 
-def _positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be between 1 and 86400 seconds, got {text!r}")
-    return seconds
+_SESSION = pytest.StashKey[BenchSession]()
+_PREVIOUS_HANDLER = pytest.StashKey[Any]()
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000, got {text!r}")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, such as 0.05; got {text!r}")
-    return share
-
-
-def _duration_seconds(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if match is None or float(match.group(1)) <= 0:
-        raise argparse.ArgumentTypeError(f"must be a duration such as 90s, 10m or 2h; got {text!r}")
-    return float(match.group(1)) * {"s": 1, "m": 60, "h": 3600}[match.group(2) or "s"]
-
-
-def _gate(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    if name not in _GATES.split(", "):
-        raise argparse.ArgumentTypeError(f"{name!r} is not a threshold; there are {_GATES}")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{name}: must be a number, got {value!r}") from None
-
-
-class _Session:
-    """What lives as long as the pytest session: the target, the results, the comparisons."""
+class _Display:
+    """Shows the progress of measurements on pytest's terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.comparisons: dict[str, Comparison] = {}
-        self.claims: dict[str, list[Claim]] = {}
-        self.studies: list[AttributionStudy] = []
-        self._benchmarks: dict[str, Benchmark] = {}
-        self.stored: StoredResults | None = None
-        self._target: Target | None = None
-        self._store: ResultStore | None = None
-        self.target_name = config.getoption("dynamo_target") or config.getini("dynamo_target")
-
-    @property
-    def target(self) -> Target:
-        if self._target is None:
-            target = self.config.hook.pytest_dynamo_bench_make_target(
-                config=self.config, name=self.target_name
-            )
-            if target is None:
-                raise pytest.UsageError(
-                    f"--dynamo-target: {self.target_name!r} is not a target; "
-                    f"targets: {', '.join(_TARGETS)}"
-                )
-            self._target = target
-        assert self._target is not None
-        return self._target
-
-    @property
-    def store(self) -> ResultStore:
-        from pytest_dynamo_bench.reports.store import ResultStore
-
-        if self._store is None:
-            parent = self.config.getoption("dynamo_reports") or self.config.getini("dynamo_reports")
-            directory = _new_directory(self.config.rootpath / parent, self.target.name)
-            arguments = [str(argument) for argument in self.config.invocation_params.args]
-            command = ["pytest", *without_secrets(arguments)]
-            self._store = ResultStore(directory, self.target.name, command)
-        return self._store
-
-    @property
-    def report_directory(self) -> Path | None:
-        return self._store.directory if self._store else None
-
-    def with_own_traffic(self, benchmark: Benchmark) -> Benchmark:
-        """The benchmark with the user's own traffic, where there is any.
-
-        Raises:
-            TrafficError: the file cannot be used.
-        """
-        path = self.config.getoption("dynamo_traffic")
-        if path is None:
-            return benchmark
-        from pytest_dynamo_bench.traffic.own import TraceFile
-
-        schedule = benchmark.traffic.load().schedule
-        return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
-
-    def comparison(self, benchmark: Benchmark) -> Comparison:
-        from pytest_dynamo_bench.comparison import Comparison
-
-        if benchmark.name not in self.comparisons:
-            self.comparisons[benchmark.name] = Comparison(
-                self.with_own_traffic(benchmark),
-                self.target,
-                self.store,
-                self.show_progress,
-                claims=self.claims.get(benchmark.name, ()),
-                plan=self._plan(),
-            )
-            self._benchmarks[benchmark.name] = benchmark
-        if self._benchmarks[benchmark.name] != benchmark:
-            raise pytest.UsageError(f"two benchmarks are called {benchmark.name!r}")
-        return self.comparisons[benchmark.name]
-
-    def _plan(self) -> MeasuringPlan:
-        from pytest_dynamo_bench.comparison import MeasuringPlan
-        from pytest_dynamo_bench.verdicts import GateThresholds
-
-        option = self.config.getoption
-        given: dict[str, Any] = dict(option("dynamo_gate"))
-        defaults = GateThresholds()
-        gates = {name: type(getattr(defaults, name))(value) for name, value in given.items()}
-        return MeasuringPlan(
-            repeats=option("dynamo_repeats"),
-            budget_seconds=option("dynamo_budget"),
-            false_discovery_rate=option("dynamo_false_discovery_rate"),
-            thresholds=GateThresholds(**gates),
-        )
+        self._config = config
 
     @contextmanager
-    def show_progress(
+    def __call__(
         self, benchmark: str, configuration: str, noun: str = "requests"
     ) -> Iterator[Progress]:
-        from rich.console import Console
-
-        from pytest_dynamo_bench.reports.terminal import LineProgress, live_progress
+        from pytest_dynamo_bench.reports.progress import show_progress
 
         label = f"{benchmark}: {configuration}"
         with self._terminal() as terminal:
-            if terminal is None:
-                yield LineProgress(label, lambda line: None)
-            elif terminal.isatty and not os.environ.get("CI"):
-                console = Console(file=terminal._tw._file, force_terminal=True)
-                with live_progress(label, console) as live:
-                    yield live
-            else:
-                yield LineProgress(label, terminal.write_line, noun)
+            live = terminal is not None and terminal.isatty and not os.environ.get("CI")
+            with show_progress(
+                label,
+                terminal.write_line if terminal else None,
+                live_on=terminal._tw._file if terminal and live else None,
+                noun=noun,
+            ) as progress:
+                yield progress
 
     @contextmanager
     def _terminal(self) -> Iterator[pytest.TerminalReporter | None]:
         """The terminal with output capturing out of the way; None under -p no:terminal or -q."""
-        manager = self.config.pluginmanager
+        manager = self._config.pluginmanager
         terminal: pytest.TerminalReporter | None = manager.get_plugin("terminalreporter")
         if terminal is None or terminal.verbosity < 0:
             yield None
@@ -320,23 +96,33 @@ class _Session:
             yield terminal
 
 
-_SESSION = pytest.StashKey[_Session]()
-_PREVIOUS_HANDLER = pytest.StashKey[Any]()
+def _new_session(config: pytest.Config) -> BenchSession:
+    name = config.getoption("dynamo_target") or config.getini("dynamo_target")
 
+    def make_target() -> Target:
+        target: Target | None = config.hook.pytest_dynamo_bench_make_target(
+            config=config, name=name
+        )
+        if target is None:
+            raise pytest.UsageError(
+                f"--dynamo-target: {name!r} is not a target; targets: {', '.join(_TARGETS)}"
+            )
+        return target
 
-def _new_directory(parent: Path, target: str) -> Path:
-    """A directory name that sorts by time and does not exist yet."""
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    for number in range(1, 1000):
-        directory = parent / (f"{stamp}-{target}" + (f"-{number}" if number > 1 else ""))
-        if not directory.exists():
-            return directory
-    raise pytest.UsageError(f"cannot make a new directory in {parent}")
+    return BenchSession(
+        target_name=name,
+        make_target=make_target,
+        reports=config.rootpath
+        / (config.getoption("dynamo_reports") or config.getini("dynamo_reports")),
+        command=["pytest", *without_secrets(list(map(str, config.invocation_params.args)))],
+        option=config.getoption,
+        show=_Display(config),
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start a session; treat SIGTERM like Ctrl-C, so that a summary is still printed."""
-    config.stash[_SESSION] = _Session(config)
+    config.stash[_SESSION] = _new_session(config)
     for feature in ("kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode",
                     "kv_offload", "frontend_decoding", "multi_node"):  # fmt: skip
         config.addinivalue_line("markers", f"{feature}: a benchmark of this Dynamo feature")
@@ -367,7 +153,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     if name == "local":
         return LocalTarget(
             LocalOptions(
-                seconds=config.getoption("dynamo_seconds") or _DEFAULT_SECONDS,
+                seconds=config.getoption("dynamo_seconds") or DEFAULT_SECONDS,
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
             )
@@ -439,7 +225,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.with_own_traffic(benchmark)
-            dynamo.target.check(_only(benchmark, needed[benchmark.name]))
+            dynamo.target.check(benchmark.only(needed[benchmark.name]))
             dynamo.target.traffic(benchmark)
         except DynamoBenchError as error:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
@@ -451,13 +237,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             check_replaceable(Path(saved))
         except DynamoBenchError as error:
             raise pytest.UsageError(f"--dynamo-save-baseline: {error}") from None
-
-
-def _only(benchmark: Benchmark, names: set[str]) -> Benchmark:
-    """The benchmark with those configurations only that the selected tests will measure."""
-    kept = [item for item in benchmark.configurations if item.name in names]
-    claims = [c for c in benchmark.claims if {c.treatment, c.baseline} <= names]
-    return dataclasses.replace(benchmark, configurations=kept, claims=claims, published=None)
 
 
 def _measures(item: pytest.Item) -> bool:
@@ -552,7 +331,7 @@ class AttributionItem(pytest.Item):
         _refuse_xdist(self.config)
         dynamo = self.config.stash[_SESSION]
         benchmark = dynamo.with_own_traffic(self._benchmark)
-        with dynamo.show_progress(benchmark.name, "attribution", "simulations") as progress:
+        with dynamo.show(benchmark.name, "attribution", "simulations") as progress:
             progress.stage("simulating all combinations")
             try:
                 study = run_attribution(
@@ -566,12 +345,7 @@ class AttributionItem(pytest.Item):
                 raise _told(error) from None
         dynamo.studies.append(study)
         dynamo.store.save_attribution(study)
-        for row in study.attribution.as_rows():
-            self.user_properties += [
-                (f"dynamo.attribution.{row['feature']}.{key}", value)
-                for key, value in row.items()
-                if key != "feature"
-            ]
+        self.user_properties += junit.attribution_properties(study)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where the test is: the module of its benchmark."""
@@ -612,18 +386,9 @@ class RegressionItem(pytest.Item):
     def runtest(self) -> None:
         """Fail on a regression; an undecided one is the user's choice."""
         found = self._regression
-        self.user_properties += [
-            ("dynamo.benchmark", self._benchmark.name),
-            ("dynamo.configuration", self._configuration),
-            ("dynamo.metric", found.tolerance.metric),
-            ("dynamo.regression", found.outcome),
-            ("dynamo.tolerance", found.tolerance.share),
-            ("dynamo.value", found.effect.treatment_value),
-            ("dynamo.stored_value", found.effect.baseline_value),
-            ("dynamo.change", found.effect.change),
-            ("dynamo.change_low", found.effect.low),
-            ("dynamo.change_high", found.effect.high),
-        ]
+        self.user_properties += junit.regression_properties(
+            self._benchmark.name, self._configuration, found
+        )
         message = f"{found.outcome}: {self._configuration}: {found.sentence}"
         if found.outcome == "regression":
             pytest.fail(message, pytrace=False)
@@ -727,63 +492,20 @@ class MeasuredComparison:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
             raise _told(error) from None
-        self._request.node.user_properties.extend(_properties(self._comparison, verdict))
+        self._request.node.user_properties.extend(
+            junit.verdict_properties(self._comparison, verdict)
+        )
         if verdict.outcome == "holds":
             return verdict
-        message = self.explain(verdict)
+        message = junit.explain(verdict, self._comparison.store.directory)
         if verdict.outcome == "inconclusive":
             _end_inconclusive(self._request.config, message)
         pytest.fail(message, pytrace=False)
-
-    def explain(self, verdict: Verdict) -> str:
-        """Why a verdict is what it is, in a message that stands alone."""
-        lines = [f"{verdict.outcome}: {verdict.claim.name}", verdict.sentence]
-        lines += [f"- {gate.sentence}" for gate in verdict.gates if not gate.passed]
-        if verdict.confounds:
-            lines.append(f"what differs: {'; '.join(map(str, verdict.confounds))}")
-        lines.append(f"records and logs: {self._comparison.store.directory}")
-        return "\n".join(lines)
 
 
 def _told(error: DynamoBenchError) -> BaseException:
     """The error as pytest shows it without a traceback."""
     return pytest.fail.Exception(str(error), pytrace=False)
-
-
-def _properties(comparison: Comparison, verdict: Verdict) -> list[tuple[str, object]]:
-    """What JUnit carries of a verdict."""
-    claim, effect = verdict.claim, verdict.effect
-    found: list[tuple[str, object]] = [
-        ("dynamo.benchmark", comparison.benchmark.name),
-        ("dynamo.target", verdict.target),
-        ("dynamo.claim", claim.name),
-        ("dynamo.kind", claim.kind),
-        ("dynamo.statement", verdict.statement),
-        ("dynamo.metric", claim.metric),
-        ("dynamo.treatment", claim.treatment),
-        ("dynamo.baseline", claim.baseline),
-        ("dynamo.verdict", verdict.outcome),
-        ("dynamo.report", str(comparison.store.directory)),
-        ("dynamo.confounds", "; ".join(map(str, verdict.confounds))),
-    ]
-    if effect is not None:
-        found += [
-            ("dynamo.treatment_value", effect.treatment_value),
-            ("dynamo.baseline_value", effect.baseline_value),
-            ("dynamo.change", effect.change),
-            ("dynamo.change_low", effect.low),
-            ("dynamo.change_high", effect.high),
-            ("dynamo.threshold", verdict.bound.limit),
-        ]
-    for configuration in (claim.treatment, claim.baseline):
-        metrics = comparison[configuration]
-        for name, definition in METRICS.items():
-            if name.startswith("goodput") and comparison.benchmark.goodput is None:
-                continue
-            for statistic in (".mean", ".p50", ".p99") if definition.distribution else ("",):
-                value = metrics.value(name + statistic)
-                found.append((f"dynamo.{configuration}.{name}{statistic}", value))
-    return found
 
 
 @pytest.fixture
@@ -811,9 +533,8 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         if claim is not None
         else [configuration.name for configuration in benchmark.configurations]
     )
-    measured = dynamo.comparison(benchmark)
-    result = MeasuredComparison(measured, request)
     try:
+        measured = dynamo.comparison(benchmark)
         verdict = measured.verdict(claim) if claim is not None else None
         for configuration in wanted:
             measured.runs(configuration)
@@ -822,9 +543,9 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
-        request.node.user_properties.extend(_properties(measured, verdict))
-        _end_invalid(request.config, result.explain(verdict))
-    return result
+        request.node.user_properties.extend(junit.verdict_properties(measured, verdict))
+        _end_invalid(request.config, junit.explain(verdict, measured.store.directory))
+    return MeasuredComparison(measured, request)
 
 
 # ---------------------------------------------------------------------------------------

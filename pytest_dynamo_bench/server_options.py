@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.targets.base import Target
@@ -18,16 +18,8 @@ Option = Callable[[str], Any]
 _SECRET_OPTIONS = ("--dynamo-header",)
 
 
-class OptionGroup(Protocol):
-    """What pytest's option groups and argparse's argument groups have in common here."""
-
-    def addoption(self, *names: str, **settings: Any) -> None:
-        """Add an option."""
-
-
-def add_server_options(group: OptionGroup) -> None:
-    """All options of ``endpoint``, some of which ``kubernetes`` has too."""
-    add = group.addoption
+def add_server_options(add: Callable[..., object]) -> None:
+    """Add the options of targets elsewhere, by a function like argparse's ``add_argument``."""
     add(
         "--dynamo-endpoint", metavar="NAME=URL", action="append", default=[],
         help="endpoint: address of a configuration's server, once for each of them; NAME may be "

@@ -2,6 +2,7 @@
 
 import io
 
+import matplotlib.figure  # noqa: F401
 import pandas as pd
 import pytest
 

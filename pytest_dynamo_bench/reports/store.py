@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -297,12 +298,9 @@ def write_parquet(path: Path, run: Run) -> None:
         kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType]
         plain = tuple if get_origin(hint) is tuple else kinds[0]
         columns[name] = pa.array([getattr(r, name) for r in run.records], type=types[plain])
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(pa.table(columns), partial, compression="zstd")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    pq.write_table(pa.table(columns), content, compression="zstd")
+    write_whole(path, content.getvalue())
 
 
 def environment() -> dict[str, Any]:

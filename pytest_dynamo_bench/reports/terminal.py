@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -47,58 +37,6 @@ _COLUMNS = (
 )
 _SHORT_UNITS = {"requests/s": "req/s", "tokens/s": "tok/s"}
 _MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid": "magenta"}
-
-
-class LineProgress:
-    """Progress as plain lines, a line per stage and at most one every ten seconds between."""
-
-    def __init__(self, label: str, write: Callable[[str], None], noun: str = "requests") -> None:
-        self._label = label
-        self._noun = noun
-        self._write = write
-        self._last = time.monotonic()
-
-    def stage(self, name: str) -> None:
-        self._last = time.monotonic()
-        self._write(f"{self._label}: {name}")
-
-    def requests(self, done: int, failed: int, total: int) -> None:
-        if time.monotonic() - self._last >= _QUIET_SECONDS or done == total:
-            self._last = time.monotonic()
-            trouble = f", {failed} failed" if failed else ""
-            self._write(f"{self._label}: {done} of {total} {self._noun}{trouble}")
-
-
-class LiveProgress:
-    """Progress as one live line, for a person at a terminal."""
-
-    def __init__(self, label: str, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task(label, total=None, stage="")
-
-    def stage(self, name: str) -> None:
-        self._progress.update(self._task, stage=name)
-
-    def requests(self, done: int, failed: int, total: int) -> None:
-        trouble = f", [red]{failed} failed[/]" if failed else ""
-        self._progress.update(self._task, completed=done, total=total, stage=f"measuring{trouble}")
-
-
-@contextmanager
-def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
-    """A live line that is gone when it closes."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[stage]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND
-    ) as progress:
-        yield LiveProgress(label, progress)
 
 
 def render_comparison(comparison: Comparison, width: int, color: bool) -> str:

@@ -39,7 +39,12 @@ from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.caveats import Caveat, caveats
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic import (
+    Concurrency,
+    Traffic,
+    TrafficRequest,
+    ideal_cached_tokens,
+)
 
 PrefixPricing = Literal["none", "traffic", "measured"]
 REQUIREMENT = "ai-dynamo==1.4.2"
@@ -53,7 +58,33 @@ _DEFAULT_STEP_TOKENS = 8192
 _PREFILLS_AT_A_TIME = 1
 _MOST_SIMULATIONS = 3
 _CLOSE_ENOUGH = 0.05
+_PILOT_DIVISOR = 10
+_LEAST_PILOT_REQUESTS = 500
 _MARKER = "pytest-dynamo-bench keeps the names of sessions"
+
+
+@dataclass(frozen=True)
+class _Simulated:
+    """One simulation: what Dynamo was given, what it said, and what prefilling cost.
+
+    ``charged_ms_per_token`` is what was added to the time of each new token of a prefill.
+    """
+
+    arguments: Mapping[str, Any]
+    result: Mapping[str, Any]
+    records: tuple[RequestRecord, ...]
+    pricing: PrefillPricing
+    charged_ms_per_token: float
+
+    @property
+    def priced(self) -> dict[str, float]:
+        """What prefilling was charged, and what it would cost by the source."""
+        return _priced(self.pricing, self.charged_ms_per_token)
+
+    @property
+    def charged_rightly(self) -> bool:
+        """Whether that is what the source says, to 5 %."""
+        return _close(self.priced["charged_share_of_source"])
 
 
 @dataclass(frozen=True)
@@ -70,9 +101,9 @@ class ReplayTarget:
             which Dynamo's table leaves out (see :mod:`pytest_dynamo_bench.engines.pricing`).
             ``traffic`` adds its mean cost, for the prompts as they are, to every new token:
             the same for all configurations, unless what one finds in its caches makes that
-            wrong by more than 5 %. ``measured`` always simulates again and adds the cost for
-            the prompts with what each configuration found in its caches. ``none`` leaves the
-            table as it is.
+            wrong by more than 5 %, which a simulation of a tenth of the sessions tells
+            beforehand where it could be. ``measured`` adds the cost for the prompts with what
+            each configuration found in its caches. ``none`` leaves the table as it is.
     """
 
     profile_directories: tuple[Path, ...] = ()
@@ -155,44 +186,20 @@ class ReplayTarget:
         if repeat and self.seed is not None:
             other = replace(self, seed=self.seed + repeat)
             return other.measure(benchmark, configuration, traffic, directory, progress)
-        arguments = engine_arguments(self, benchmark, configuration)
         traffic = traffic_for(traffic, configuration)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         began = time.perf_counter()
         directory.mkdir(parents=True, exist_ok=True)
-        worker, profile = self._prefilling(benchmark, configuration)
-        step_tokens = worker.max_num_batched_tokens or _DEFAULT_STEP_TOKENS
-        inputs = [request.input_tokens for request in traffic.requests]
-        pricing = price_prefills(profile.tables, inputs, [0] * len(inputs), step_tokens)
-        charged = 0.0 if self.prefix_pricing == "none" else pricing.surcharge_ms_per_token
-        with tempfile.TemporaryDirectory(prefix="replay-", dir=directory) as scratch:
-            progress.stage("writing the trace")
-            trace = Path(scratch) / "trace.jsonl"
-            write_trace(traffic.requests, trace)
-            arguments |= {
-                "trace_files": str(trace),
-                "trace_format": "mooncake",
-                "trace_block_size": traffic.block_tokens,
-                "arrival_speedup_ratio": self.speedup,
-                "report_jsonl_path": str(Path(scratch) / "requests.jsonl"),
-            }
-            if isinstance(traffic.schedule, Concurrency):
-                arguments["replay_concurrency"] = traffic.schedule.sessions
-            for attempt in range(_MOST_SIMULATIONS):
-                progress.stage("simulating" if attempt == 0 else "simulating again, repriced")
-                _charge(arguments, worker, profile, charged, directory)
-                result = self._simulate(configuration, arguments, Path(scratch), directory)
-                rows = _read_rows(Path(arguments["report_jsonl_path"]))
-                records = to_records(traffic, rows, configuration, self.speedup)
-                cached = [record.cached_tokens or 0 for record in records]
-                pricing = price_prefills(profile.tables, inputs, cached, step_tokens)
-                priced = _priced(pricing, charged)
-                close = abs(priced["charged_share_of_source"] - 1) <= _CLOSE_ENOUGH
-                if self.prefix_pricing == "none" or (
-                    close and (self.prefix_pricing == "traffic" or attempt > 0)
-                ):
-                    break
-                charged = pricing.surcharge_ms_per_token
+        charged, pilot = self._first_charge(benchmark, configuration, traffic, directory, progress)
+        for attempt in range(_MOST_SIMULATIONS):
+            progress.stage("simulating" if attempt == 0 else "simulating again, repriced")
+            done = self._simulated(benchmark, configuration, traffic, charged, directory)
+            if self.prefix_pricing == "none" or (
+                done.charged_rightly and (self.prefix_pricing == "traffic" or pilot or attempt)
+            ):
+                break
+            charged = done.pricing.surcharge_ms_per_token
+        records, result, arguments = done.records, done.result, done.arguments
         failed = sum(not record.succeeded for record in records)
         progress.requests(len(records) - failed, failed, len(records))
         return Run(
@@ -218,9 +225,11 @@ class ReplayTarget:
             observed={
                 "dynamo": metadata.version("ai-dynamo"),
                 "seeding": result["seeding"],
-                "prefill_pricing": priced | {"simulations": attempt + 1},
+                "prefill_pricing": done.priced
+                | {"simulations": attempt + 1, "pilot_requests": pilot},
                 "report": result["report"],
                 "simulation_seconds": round(result["seconds"], 3),
+                "simulation_peak_memory_mb": result["peak_memory_mb"],
                 "wall_seconds": round(time.perf_counter() - began, 3),
                 "caveats": [vars(caveat) for caveat in self.caveats(benchmark, configuration)],
             },
@@ -277,6 +286,72 @@ class ReplayTarget:
         profiles = self.profiles(benchmark, configuration)
         pairs = zip(configuration.workers, profiles, strict=True)
         return next((worker, profile) for worker, profile in pairs if worker.mode != "decode")
+
+    def _first_charge(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+    ) -> tuple[float, int]:
+        """What each new token is charged at first, ms, and the requests of a pilot for it.
+
+        Without anything in the caches, the charge is the same for all configurations. Where that
+        could be wrong by more than 5 % for what a cache might hold at best, a tenth of the
+        sessions is simulated to see whether it is, which saves simulating all of them twice.
+        """
+        if self.prefix_pricing == "none":
+            return 0.0, 0
+        worker, profile = self._prefilling(benchmark, configuration)
+        common = _pricing(worker, profile, traffic, None).surcharge_ms_per_token
+        at_best = _pricing(worker, profile, traffic, ideal_cached_tokens(traffic))
+        share = _priced(at_best, common)["charged_share_of_source"]
+        if _close(share) or not worker.prefix_caching:
+            return common, 0
+        part = _pilot(traffic)
+        if not part.requests:
+            return common, 0
+        progress.stage(f"pilot of {len(part.requests)} requests, to price prefixes")
+        done = self._simulated(benchmark, configuration, part, common, directory)
+        if done.charged_rightly and self.prefix_pricing == "traffic":
+            return common, len(part.requests)
+        return done.pricing.surcharge_ms_per_token, len(part.requests)
+
+    def _simulated(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        charged_ms_per_token: float,
+        directory: Path,
+    ) -> _Simulated:
+        """Simulate traffic once, with so much charged for each new token of a prefill."""
+        worker, profile = self._prefilling(benchmark, configuration)
+        arguments = engine_arguments(self, benchmark, configuration)
+        with tempfile.TemporaryDirectory(prefix="replay-", dir=directory) as scratch:
+            trace, rows = Path(scratch) / "trace.jsonl", Path(scratch) / "requests.jsonl"
+            write_trace(traffic.requests, trace)
+            arguments |= {
+                "trace_files": str(trace),
+                "trace_format": "mooncake",
+                "trace_block_size": traffic.block_tokens,
+                "arrival_speedup_ratio": self.speedup,
+                "report_jsonl_path": str(rows),
+            }
+            if isinstance(traffic.schedule, Concurrency):
+                arguments["replay_concurrency"] = traffic.schedule.sessions
+            _charge(arguments, worker, profile, charged_ms_per_token, directory)
+            result = self._simulate(configuration, arguments, Path(scratch), directory)
+            records = to_records(traffic, _read_rows(rows), configuration, self.speedup)
+        cached = [record.cached_tokens or 0 for record in records]
+        return _Simulated(
+            arguments,
+            result,
+            records,
+            _pricing(worker, profile, traffic, cached),
+            charged_ms_per_token,
+        )
 
     def _simulate(
         self,
@@ -342,6 +417,30 @@ def _engine_key(worker: Worker) -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _pricing(
+    worker: Worker,
+    profile: EngineProfile,
+    traffic: Traffic,
+    cached_tokens: Sequence[int] | None,
+) -> PrefillPricing:
+    """Price the prompts of a traffic; None for nothing found in a cache."""
+    inputs = [request.input_tokens for request in traffic.requests]
+    step_tokens = worker.max_num_batched_tokens or _DEFAULT_STEP_TOKENS
+    return price_prefills(profile.tables, inputs, cached_tokens or [0] * len(inputs), step_tokens)
+
+
+def _pilot(traffic: Traffic) -> Traffic:
+    """The first tenth of a long traffic's sessions; without requests if that saves nothing."""
+    sessions = list(dict.fromkeys(request.session_id for request in traffic.requests))
+    wanted = set(sessions[: len(sessions) // _PILOT_DIVISOR])
+    part = [request for request in traffic.requests if request.session_id in wanted]
+    return replace(traffic, requests=part if len(part) >= _LEAST_PILOT_REQUESTS else [])
+
+
+def _close(share: float) -> bool:
+    return abs(share - 1) <= _CLOSE_ENOUGH
 
 
 def _priced(pricing: PrefillPricing, charged_ms_per_token: float) -> dict[str, float]:

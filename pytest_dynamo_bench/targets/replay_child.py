@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import random
+import resource
 import signal
 import struct
 import sys
@@ -186,6 +187,7 @@ def main(job_path: str) -> None:
     result = {
         "report": dict(report),
         "seconds": seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seeding": seeding,
         "kv_offload_compiled": kv_offload,
     }

@@ -2,7 +2,7 @@
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
 from pytest_dynamo_bench.traffic.cut import cut
-from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe
+from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe, ideal_cached_tokens
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
     FixedSchedule,
@@ -33,6 +33,7 @@ __all__ = [
     "TrafficSource",
     "cut",
     "describe",
+    "ideal_cached_tokens",
     "read_mooncake",
     "read_traffic",
     "synthesize",

@@ -59,3 +59,19 @@ def describe(traffic: Traffic) -> TrafficFigures:
         reusable_share=1 - len(distinct) / references,
         working_set_tokens=len(distinct) * traffic.block_tokens,
     )
+
+
+def ideal_cached_tokens(traffic: Traffic) -> list[int]:
+    """Of each request, the tokens of its prompt that one cache of infinite size would hold.
+
+    Only whole prefixes count, as in an engine: a block after an unknown one is not reused.
+    """
+    seen: set[int] = set()
+    cached = []
+    for request in traffic.requests:
+        known = 0
+        while known < len(request.hash_ids) and request.hash_ids[known] in seen:
+            known += 1
+        cached.append(min(known * traffic.block_tokens, request.input_tokens))
+        seen.update(request.hash_ids)
+    return cached

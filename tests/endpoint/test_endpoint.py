@@ -451,7 +451,7 @@ def test_a_claim_is_judged_and_the_key_is_nowhere(pytester, monkeypatch):
             "--dynamo-target=endpoint", f"--dynamo-endpoint=agg={agg.base_url}",
             "--dynamo-endpoint", f"kv={kv.base_url}/v1", "--dynamo-api-key-env=MY_KEY",
             "--dynamo-header", f"X-Team: {header}", f"--dynamo-header=X-Other: {header}",
-            "-k", "kv-is-faster", "--junitxml=junit.xml",
+            "-k", "kv-is-faster", "--junitxml=junit.xml", "--dynamo-gate=schedule_delay_ms=1000",
         )  # fmt: skip
         assert agg.seen[0].headers["x-team"] == header
     result.assert_outcomes(passed=1, deselected=1)

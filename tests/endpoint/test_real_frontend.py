@@ -61,7 +61,9 @@ def test_two_frontends_started_by_hand(pytester, tmp_path):
         result = pytester.runpytest(*arguments)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines([f"*has no model 'Qwen/Qwen3-32B'*it has {model}*"])
-        result = pytester.runpytest(*arguments, f"--dynamo-endpoint-model={model}")
+        result = pytester.runpytest(
+            *arguments, f"--dynamo-endpoint-model={model}", "--dynamo-gate=schedule_delay_ms=1000"
+        )
         result.assert_outcomes(passed=1)
     for configuration in ("agg", "kv"):
         run = run_json(pytester, configuration)
@@ -81,6 +83,7 @@ def test_one_url_with_a_command_that_switches_and_a_cache_that_stays_warm(pytest
         result = pytester.runpytest(
             "--dynamo-target=endpoint", f"--dynamo-endpoint={url}", "--dynamo-same-prompts",
             f"--dynamo-endpoint-model={model}",
+            "--dynamo-gate=schedule_delay_ms=1000",
             f"--dynamo-switch-command={sys.executable} {switch} {{configuration}}",
         )  # fmt: skip
     result.assert_outcomes(errors=1)

@@ -353,6 +353,21 @@ def test_much_reuse_is_priced_as_it_was_found(tmp_path, progress):
     assert priced["charged_share_of_source"] == pytest.approx(1, abs=0.05)
 
 
+def test_a_tenth_tells_the_price_of_all_before_they_are_simulated(tmp_path, progress):
+    traffic = make_traffic(6_000, turns=12)
+    grown = [
+        dataclasses.replace(r, input_tokens=512 * (len(r.hash_ids) + 79),
+                            hash_ids=(*range(10_000, 10_079), *r.hash_ids))
+        for r in traffic.requests
+    ]  # fmt: skip
+    run = measure(KV, dataclasses.replace(traffic, requests=grown), tmp_path, progress)
+    priced = run.observed["prefill_pricing"]
+    assert priced["simulations"] == 1
+    assert priced["pilot_requests"] == len(traffic.requests) // 10
+    assert priced["charged_share_of_source"] == pytest.approx(1, abs=0.05)
+    assert len(run.records) == len(traffic.requests)
+
+
 @pytest.mark.parametrize("prefix_pricing", ["none", "traffic", "measured"])
 def test_prefill_time_is_charged_as_the_source_says(prefix_pricing, tmp_path, progress):
     long = [

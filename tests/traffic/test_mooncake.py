@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench.errors import TrafficError
-from pytest_dynamo_bench.traffic import MooncakeTrace, describe, read_mooncake, write_mooncake
+from pytest_dynamo_bench.traffic import (
+    FixedSchedule,
+    MooncakeTrace,
+    Traffic,
+    TrafficRequest,
+    describe,
+    ideal_cached_tokens,
+    read_mooncake,
+    write_mooncake,
+)
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 
@@ -121,3 +130,13 @@ def test_what_is_written_reads_back_unchanged(lines):
     written = io.StringIO()
     write_mooncake(requests, written)
     assert read_mooncake(written.getvalue().splitlines(), "t") == requests
+
+
+def test_a_cache_of_infinite_size_holds_prefixes_and_nothing_behind_a_new_block():
+    prompts = [(1, 2, 3), (1, 2, 9), (1, 8, 3), (1, 2)]
+    requests = [
+        TrafficRequest(str(i), str(i), 0, 0.0, 0.0, 512 * len(ids) - 100, 1, ids)
+        for i, ids in enumerate(prompts)
+    ]
+    traffic = Traffic(requests, FixedSchedule(), BLOCK_TOKENS, ())
+    assert ideal_cached_tokens(traffic) == [0, 1024, 512, 924]

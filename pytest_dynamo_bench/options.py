@@ -1,0 +1,152 @@
+"""The options of the plugin, and what may be written for them.
+
+Only argparse is known here; every value is checked while the command line is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+
+from pytest_dynamo_bench.server_options import add_server_options
+
+DEFAULT_SECONDS = 35.0
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
+_GATES = (
+    "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
+    "schedule_delay_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "queue_growth, queue_growth_factor, queue_growth_p_value"
+)
+
+
+def add_options(add: Callable[..., object]) -> None:
+    """Add every option by a function with the arguments of argparse's ``add_argument``."""
+    add(
+        "--dynamo-target", metavar="TARGET", default=None,
+        help="where configurations are brought up: "
+        "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
+        "discrete-event simulation of the full traffic, 'endpoint' servers that are already up",
+    )  # fmt: skip
+    add(
+        "--dynamo-traffic", metavar="FILE", default=None,
+        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
+        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
+    )  # fmt: skip
+    add(
+        "--dynamo-reports", metavar="DIR", default=None,
+        help="directory that a directory of results is made in (default: reports)",
+    )  # fmt: skip
+    add(
+        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
+        help="length of the traffic that is cut from the benchmark's, for each configuration "
+        f"(default: {DEFAULT_SECONDS:g} on local, all of it on a real deployment); longer runs "
+        "give narrower intervals",
+    )  # fmt: skip
+    add(
+        "--dynamo-cut-seed", metavar="N", type=int, default=0,
+        help="choose another, equally representative cut (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
+        help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
+    )  # fmt: skip
+    add(
+        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
+        help="outcome of a claim that the measurement neither confirms nor refutes "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
+        help="outcome where a run is invalid, so that nothing can be concluded from it "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--dynamo-attribution", action="store_true",
+        help="replay: simulate all combinations of the features in which the winner differs from "
+        "the baseline, and say what each of them brings",
+    )  # fmt: skip
+    add(
+        "--dynamo-repeats", metavar="N", type=_count, default=1,
+        help="runs of each configuration, in interleaved order; their differences widen or "
+        "narrow the intervals as they should (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--dynamo-budget", metavar="DURATION", type=_duration_seconds, default=None,
+        help="instead of a fixed number of repeats, add some until every claim is decided, for "
+        "so long at most for each benchmark, such as 90s, 10m or 2h",
+    )  # fmt: skip
+    add(
+        "--dynamo-false-discovery-rate", metavar="SHARE", type=_share, default=0.05,
+        help="share of wrong verdicts among the decided claims of a benchmark "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--dynamo-gate", metavar="NAME=VALUE", type=_gate, action="append", default=[],
+        help="another threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md "
+        "lists them; can be given several times",
+    )  # fmt: skip
+    add(
+        "--dynamo-baseline", metavar="DIR", default=None,
+        help="results of an earlier session; every configuration that it has gets tests that "
+        "fail when a metric got worse by more than is tolerated",
+    )  # fmt: skip
+    add(
+        "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
+        help="with --dynamo-baseline: how much worse a metric may be, such as ttft:5%% or "
+        "itl.p99:0.1; several separated by commas (default: 5%% for the medians of TTFT and ITL, "
+        "and for throughput)",
+    )  # fmt: skip
+    add(
+        "--dynamo-baseline-any", action="store_true",
+        help="with --dynamo-baseline: compare although environment, configuration or traffic "
+        "differ",
+    )  # fmt: skip
+    add(
+        "--dynamo-save-baseline", metavar="DIR", default=None,
+        help="copy the results to a directory that --dynamo-baseline can name later",
+    )  # fmt: skip
+    add_server_options(add)
+
+
+def _positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be between 1 and 86400 seconds, got {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, such as 0.05; got {text!r}")
+    return share
+
+
+def _duration_seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None or float(match.group(1)) <= 0:
+        raise argparse.ArgumentTypeError(f"must be a duration such as 90s, 10m or 2h; got {text!r}")
+    return float(match.group(1)) * {"s": 1, "m": 60, "h": 3600}[match.group(2) or "s"]
+
+
+def _gate(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in _GATES.split(", "):
+        raise argparse.ArgumentTypeError(f"{name!r} is not a threshold; there are {_GATES}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{name}: must be a number, got {value!r}") from None

@@ -1,0 +1,88 @@
+"""What JUnit files carry beside pass and fail: properties, and messages that stand alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_dynamo_bench.metric_names import METRICS
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.attribution_runs import AttributionStudy
+    from pytest_dynamo_bench.comparison import Comparison
+    from pytest_dynamo_bench.verdicts import Verdict
+    from pytest_dynamo_bench.verdicts.regression import Regression
+
+Properties = list[tuple[str, object]]
+
+
+def explain(verdict: Verdict, results: Path) -> str:
+    """Why a verdict is what it is, in a message that stands alone."""
+    lines = [f"{verdict.outcome}: {verdict.claim.name}", verdict.sentence]
+    lines += [f"- {gate.sentence}" for gate in verdict.gates if not gate.passed]
+    if verdict.confounds:
+        lines.append(f"what differs: {'; '.join(map(str, verdict.confounds))}")
+    lines.append(f"records and logs: {results}")
+    return "\n".join(lines)
+
+
+def verdict_properties(comparison: Comparison, verdict: Verdict) -> Properties:
+    """A claim's verdict, and the metrics of its two configurations."""
+    claim, effect = verdict.claim, verdict.effect
+    found: Properties = [
+        ("dynamo.benchmark", comparison.benchmark.name),
+        ("dynamo.target", verdict.target),
+        ("dynamo.claim", claim.name),
+        ("dynamo.kind", claim.kind),
+        ("dynamo.statement", verdict.statement),
+        ("dynamo.metric", claim.metric),
+        ("dynamo.treatment", claim.treatment),
+        ("dynamo.baseline", claim.baseline),
+        ("dynamo.verdict", verdict.outcome),
+        ("dynamo.report", str(comparison.store.directory)),
+        ("dynamo.confounds", "; ".join(map(str, verdict.confounds))),
+    ]
+    if effect is not None:
+        found += [
+            ("dynamo.treatment_value", effect.treatment_value),
+            ("dynamo.baseline_value", effect.baseline_value),
+            ("dynamo.change", effect.change),
+            ("dynamo.change_low", effect.low),
+            ("dynamo.change_high", effect.high),
+            ("dynamo.threshold", verdict.bound.limit),
+        ]
+    for configuration in (claim.treatment, claim.baseline):
+        metrics = comparison[configuration]
+        for name, definition in METRICS.items():
+            if name.startswith("goodput") and comparison.benchmark.goodput is None:
+                continue
+            for statistic in (".mean", ".p50", ".p99") if definition.distribution else ("",):
+                value = metrics.value(name + statistic)
+                found.append((f"dynamo.{configuration}.{name}{statistic}", value))
+    return found
+
+
+def regression_properties(benchmark: str, configuration: str, found: Regression) -> Properties:
+    """A configuration's metric against a stored measurement of it."""
+    return [
+        ("dynamo.benchmark", benchmark),
+        ("dynamo.configuration", configuration),
+        ("dynamo.metric", found.tolerance.metric),
+        ("dynamo.regression", found.outcome),
+        ("dynamo.tolerance", found.tolerance.share),
+        ("dynamo.value", found.effect.treatment_value),
+        ("dynamo.stored_value", found.effect.baseline_value),
+        ("dynamo.change", found.effect.change),
+        ("dynamo.change_low", found.effect.low),
+        ("dynamo.change_high", found.effect.high),
+    ]
+
+
+def attribution_properties(study: AttributionStudy) -> Properties:
+    """What each feature brings."""
+    return [
+        (f"dynamo.attribution.{row['feature']}.{key}", value)
+        for row in study.attribution.as_rows()
+        for key, value in row.items()
+        if key != "feature"
+    ]

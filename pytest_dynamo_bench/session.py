@@ -1,0 +1,151 @@
+"""What lives as long as one session of tests: its target, its results, its comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_dynamo_bench.benchmark import Benchmark, Claim
+from pytest_dynamo_bench.errors import BenchmarkError, ReportError
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.attribution_runs import AttributionStudy
+    from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
+    from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
+    from pytest_dynamo_bench.targets.base import Progress, Target
+
+
+class ShowAnyProgress(Protocol):
+    """Opens a display for whatever is counted by ``noun``."""
+
+    def __call__(
+        self, benchmark: str, configuration: str, noun: str = "requests"
+    ) -> AbstractContextManager[Progress]:
+        """The display; closed when the work has ended."""
+
+
+class BenchSession:
+    """The target, the results and the comparisons of one session.
+
+    What measures and judges is imported when the first benchmark needs it, since a session of
+    other tests makes one of these too.
+
+    Args:
+        target_name: as in ``--dynamo-target``.
+        make_target: called once, when the target is first needed.
+        reports: the directory that the session's directory of results is made in.
+        command: how the session was started, for reports.
+        option: the value of an option by its name, such as ``dynamo_repeats``.
+        show: opens the display of a measurement.
+    """
+
+    def __init__(
+        self,
+        *,
+        target_name: str,
+        make_target: Callable[[], Target],
+        reports: Path,
+        command: list[str],
+        option: Callable[[str], Any],
+        show: ShowAnyProgress,
+    ) -> None:
+        self.target_name = target_name
+        self.show = show
+        self.comparisons: dict[str, Comparison] = {}
+        self.claims: dict[str, list[Claim]] = {}
+        self.studies: list[AttributionStudy] = []
+        self.stored: StoredResults | None = None
+        self._make_target = make_target
+        self._reports = reports
+        self._command = command
+        self._option = option
+        self._benchmarks: dict[str, Benchmark] = {}
+        self._target: Target | None = None
+        self._store: ResultStore | None = None
+
+    @property
+    def target(self) -> Target:
+        """The target; made when it is first asked for."""
+        if self._target is None:
+            self._target = self._make_target()
+        return self._target
+
+    @property
+    def store(self) -> ResultStore:
+        """The results; their directory is made when they are first asked for."""
+        from pytest_dynamo_bench.reports.store import ResultStore
+
+        if self._store is None:
+            directory = _new_directory(self._reports, self.target.name)
+            self._store = ResultStore(directory, self.target.name, self._command)
+        return self._store
+
+    @property
+    def report_directory(self) -> Path | None:
+        """Where results are, if there are any."""
+        return self._store.directory if self._store else None
+
+    def with_own_traffic(self, benchmark: Benchmark) -> Benchmark:
+        """The benchmark with the user's own traffic, where there is any.
+
+        Raises:
+            TrafficError: the file cannot be used.
+        """
+        path = self._option("dynamo_traffic")
+        if path is None:
+            return benchmark
+        from pytest_dynamo_bench.traffic.own import TraceFile
+
+        schedule = benchmark.traffic.load().schedule
+        return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
+
+    def comparison(self, benchmark: Benchmark) -> Comparison:
+        """The comparison of a benchmark; always the same one.
+
+        Raises:
+            BenchmarkError: another benchmark has this one's name.
+            TrafficError: the user's own traffic cannot be used.
+        """
+        from pytest_dynamo_bench.comparison import Comparison
+
+        if benchmark.name not in self.comparisons:
+            self.comparisons[benchmark.name] = Comparison(
+                self.with_own_traffic(benchmark),
+                self.target,
+                self.store,
+                self.show,
+                claims=self.claims.get(benchmark.name, ()),
+                plan=self._plan(),
+            )
+            self._benchmarks[benchmark.name] = benchmark
+        if self._benchmarks[benchmark.name] != benchmark:
+            raise BenchmarkError(f"two benchmarks are called {benchmark.name!r}")
+        return self.comparisons[benchmark.name]
+
+    def _plan(self) -> MeasuringPlan:
+        from pytest_dynamo_bench.comparison import MeasuringPlan
+        from pytest_dynamo_bench.verdicts import GateThresholds
+
+        given: dict[str, Any] = dict(self._option("dynamo_gate"))
+        defaults = GateThresholds()
+        gates = {name: type(getattr(defaults, name))(value) for name, value in given.items()}
+        return MeasuringPlan(
+            repeats=self._option("dynamo_repeats"),
+            budget_seconds=self._option("dynamo_budget"),
+            false_discovery_rate=self._option("dynamo_false_discovery_rate"),
+            thresholds=GateThresholds(**gates),
+        )
+
+
+def _new_directory(parent: Path, target: str) -> Path:
+    """A directory name that sorts by time and does not exist yet."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    for number in range(1, 1000):
+        directory = parent / (f"{stamp}-{target}" + (f"-{number}" if number > 1 else ""))
+        if not directory.exists():
+            return directory
+    raise ReportError(f"cannot make a new directory in {parent}")
