@@ -16,7 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from pytest_dynamo_bench.cli import attribution, sweep, traffic
+from pytest_dynamo_bench.cli import attribution, show, sweep, traffic
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -33,10 +33,11 @@ examples:
   python -m pytest_dynamo_bench attribution benchmarks/qwen3_32b_kv_routing.py \\
       --baseline agg-round-robin --treatment disagg-kv-router
   python -m pytest_dynamo_bench traffic my-trace.jsonl --write-cut short.jsonl
+  python -m pytest_dynamo_bench show benchmarks/kimi_feature_stack.py --target kubernetes
 
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
-_COMMANDS = ("sweep", "attribution", "traffic")
+_COMMANDS = ("sweep", "attribution", "traffic", "show")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_arguments(commands)
     attribution.add_arguments(commands)
     traffic.add_arguments(commands)
+    show.add_arguments(commands)
     return top
 
 

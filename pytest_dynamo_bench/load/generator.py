@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -54,11 +54,18 @@ class LoadGenerator:
         """Wall-clock start of the run, ISO 8601, UTC; empty before :meth:`send`."""
         return self._started_at
 
-    async def send(self, traffic: Traffic, ended: Ended) -> None:
+    async def send(
+        self,
+        traffic: Traffic,
+        ended: Ended,
+        *,
+        prepared: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Send everything, and wait until everything has ended.
 
         Args:
             ended: called when a request has ended, with whether its response is whole.
+            prepared: awaited when everything is ready to be sent; the run starts when it returns.
         """
         sessions = _sessions(traffic.requests)
         bodies = {
@@ -72,6 +79,8 @@ class LoadGenerator:
             self._arrived.append((request, due_ms, response))
             ended(response.error is None and response.status == HTTPStatus.OK)
 
+        if prepared is not None:
+            await prepared()
         with _garbage_collector_away():
             self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._start_ns = time.perf_counter_ns()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,13 @@ async def send(
     ended: Callable[[bool], None],
     *,
     request_timeout_seconds: float = 1200,
+    prepared: Callable[[], Awaitable[None]] | None = None,
 ) -> Sent:
     """Send a traffic to a service, and wait until everything has ended.
 
     Args:
         ended: called when a request has ended, with whether its response is whole.
+        prepared: awaited when everything is ready to be sent.
     """
     access = service.address.access
     tls = access.tls.context() if service.address.url.startswith("https:") else None
@@ -118,7 +120,7 @@ async def send(
             request_timeout_seconds=request_timeout_seconds,
             dialect=service.dialect,
         )
-        await generator.send(traffic, ended)
+        await generator.send(traffic, ended, prepared=prepared)
     finally:
         await client.close()
     records = [_without_secrets(record, service) for record in generator.records()]
