@@ -15,6 +15,7 @@ from typing import Any
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents
 
+SECRET_NAME = re.compile(r"TOKEN$|_TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.I)
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 
@@ -48,8 +49,8 @@ class Load:
     """The pods that send the traffic.
 
     Attributes:
-        source: ``cluster`` runs them as a Job beside the service, ``port-forward`` sends from
-            here through the API server, ``url`` from here to ``url``.
+        source: ``cluster`` runs them as a Job beside the service, ``api-server`` sends from
+            here through the API server, for a look at small load, ``url`` from here to ``url``.
         image: an image with this package, or with Python and pip for it.
         pip: what is installed when the pod starts; empty where the image has everything.
         shards: pods that share the traffic among them.
@@ -159,7 +160,7 @@ class ClusterSettings:
 
 
 _ROLES = ("all", "aggregated", "prefill", "decode")
-_SOURCES = ("cluster", "port-forward", "url")
+_SOURCES = ("cluster", "api-server", "url")
 _NAMES = {
     "namespace", "image_pull_secret", "storage_class", "token_secret", "claim", "compute_domain",
 }  # fmt: skip
@@ -255,6 +256,10 @@ class _Reader:
 
     def check(self, settings: ClusterSettings) -> None:
         self._check_names(settings, ())
+        self._check_env(settings.env, ("env",))
+        self._check_env(settings.frontend.env, ("frontend", "env"))
+        for name, own in settings.engines.items():
+            self._check_env(own.env, ("engines", name, "env"))
         for engine in settings.images:
             if engine not in ("vllm", "trtllm", "sglang"):
                 self.fail(("images", engine), "must be vllm, trtllm or sglang")
@@ -270,6 +275,15 @@ class _Reader:
             self.fail(("load", "shards"), "must be 1 or more")
         if load.shards > 1 and load.source != "cluster":
             self.fail(("load", "shards"), "needs source: cluster")
+
+    def _check_env(self, env: Mapping[str, str], at: tuple[Any, ...]) -> None:
+        for name in env:
+            if SECRET_NAME.search(name):
+                self.fail(
+                    (*at, name),
+                    "looks like a secret, and manifests are printed and kept; put it into a Secret "
+                    "of the cluster and name that as token_secret",
+                )
 
     def _check_names(self, item: Any, at: tuple[Any, ...]) -> None:
         for part in dataclasses.fields(item):

@@ -127,6 +127,9 @@ class Access:
         return Secrets(frozenset(found))
 
 
+NO_ACCESS = Access()
+
+
 @dataclass(frozen=True)
 class Address:
     """A service: its base URL without ``/v1``, and how to be let in."""
