@@ -26,7 +26,8 @@ def add_options(add: Callable[..., object]) -> None:
         "--dynamo-target", metavar="TARGET", default=None,
         help="where configurations are brought up: "
         "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
-        "discrete-event simulation of the full traffic, 'endpoint' servers that are already up",
+        "discrete-event simulation of the full traffic, 'kubernetes' a cluster with Dynamo's "
+        "operator, 'endpoint' servers that are already up",
     )  # fmt: skip
     add(
         "--dynamo-traffic", metavar="FILE", default=None,

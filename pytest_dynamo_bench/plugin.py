@@ -23,7 +23,11 @@ from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.options import DEFAULT_SECONDS, add_options
 from pytest_dynamo_bench.reports import junit
-from pytest_dynamo_bench.server_options import endpoint_target, without_secrets
+from pytest_dynamo_bench.server_options import (
+    endpoint_target,
+    kubernetes_target,
+    without_secrets,
+)
 from pytest_dynamo_bench.session import BenchSession
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _SLUG = re.compile(r"[^a-z0-9]+")
-_TARGETS = ("local", "replay", "endpoint")
+_TARGETS = ("local", "replay", "kubernetes", "endpoint")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -165,6 +169,8 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     try:
         if name == "endpoint":
             return endpoint_target(config.getoption)
+        if name == "kubernetes":
+            return kubernetes_target(config.getoption)
     except DynamoBenchError as error:
         raise pytest.UsageError(str(error)) from None
     return None
@@ -229,6 +235,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             dynamo.target.traffic(benchmark)
         except DynamoBenchError as error:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
+    if config.getoption("dynamo_dry_run"):
+        for item in filter(_measures, session.items):
+            item.add_marker(pytest.mark.skip(reason="--dynamo-dry-run: nothing was created"))
     saved = config.getoption("dynamo_save_baseline")
     if benchmarks and saved:
         from pytest_dynamo_bench.reports.store import check_replaceable

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.targets.base import Target
+    from pytest_dynamo_bench.targets.service.address import Access
 
 Option = Callable[[str], Any]
 # Values of these may be secrets and are left out of what reports say of the command line.
@@ -76,6 +77,21 @@ def add_server_options(add: Callable[..., object]) -> None:
         help="its private key, where it is in a file of its own",
     )  # fmt: skip
     add("--dynamo-tls-insecure", action="store_true", help="accept any certificate for https")
+    add(
+        "--dynamo-cluster", metavar="FILE", type=Path, default=None,
+        help="kubernetes: settings of the cluster, YAML: namespace, image tag, volumes, …; "
+        "docs/run-on-a-cluster.md lists them",
+    )  # fmt: skip
+    add(
+        "--dynamo-manifest", metavar="NAME=FILE", action="append", default=[],
+        help="kubernetes: a manifest of your own for a configuration, instead of the rendered one; "
+        "NAME may be BENCHMARK/CONFIGURATION; can be given several times",
+    )  # fmt: skip
+    add(
+        "--dynamo-dry-run", action="store_true",
+        help="kubernetes: look at the cluster and let the API server check the manifests, but "
+        "create and measure nothing",
+    )  # fmt: skip
 
 
 def _seconds(text: str) -> float:
@@ -86,6 +102,63 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise argparse.ArgumentTypeError(f"must be between 0 and 86400 seconds, got {text!r}")
     return seconds
+
+
+def _access(option: Option) -> Access:
+    """Keys, headers and TLS.
+
+    Raises:
+        TargetError: something named is not there.
+    """
+    from pytest_dynamo_bench.targets.service.address import Tls, read_access
+
+    return read_access(
+        api_key_env=option("dynamo_api_key_env"),
+        api_key_file=option("dynamo_api_key_file"),
+        headers=option("dynamo_header"),
+        tls=Tls(
+            ca_file=option("dynamo_tls_ca"),
+            certificate_file=option("dynamo_tls_certificate"),
+            key_file=option("dynamo_tls_key"),
+            verify=not option("dynamo_tls_insecure"),
+        ),
+    )
+
+
+def kubernetes_target(option: Option) -> Target:
+    """The Kubernetes target as the options describe it.
+
+    Raises:
+        TargetError: an option or the settings file is wrong; the message names it.
+    """
+    from pytest_dynamo_bench.errors import TargetError
+    from pytest_dynamo_bench.targets.kubernetes.settings import read_settings
+    from pytest_dynamo_bench.targets.kubernetes.target import KubernetesOptions, KubernetesTarget
+
+    path = option("dynamo_cluster")
+    if path is None:
+        raise TargetError(
+            "target 'kubernetes' needs --dynamo-cluster FILE, a file with at least 'namespace: "
+            "my-namespace'; docs/run-on-a-cluster.md lists what else it may say"
+        )
+    manifests = {}
+    for text in option("dynamo_manifest"):
+        name, equals, file = text.partition("=")
+        if not equals or not name or not Path(file).is_file():
+            raise TargetError(
+                f"--dynamo-manifest: {text!r}: must be CONFIGURATION=FILE with a file that exists"
+            )
+        manifests[name] = Path(file)
+    return KubernetesTarget(
+        KubernetesOptions(
+            settings=read_settings(path),
+            manifests=manifests,
+            dry_run=option("dynamo_dry_run"),
+            access=_access(option),
+            seconds=option("dynamo_seconds"),
+            seed=option("dynamo_cut_seed"),
+        )
+    )
 
 
 def endpoint_target(option: Option) -> Target:
@@ -100,24 +173,12 @@ def endpoint_target(option: Option) -> Target:
     from pytest_dynamo_bench.targets.endpoint import EndpointOptions, EndpointTarget
     from pytest_dynamo_bench.targets.endpoint.switch import split_command
     from pytest_dynamo_bench.targets.endpoint.target import parse_urls
-    from pytest_dynamo_bench.targets.service.address import Tls, read_access
 
     command = option("dynamo_switch_command")
-    access = read_access(
-        api_key_env=option("dynamo_api_key_env"),
-        api_key_file=option("dynamo_api_key_file"),
-        headers=option("dynamo_header"),
-        tls=Tls(
-            ca_file=option("dynamo_tls_ca"),
-            certificate_file=option("dynamo_tls_certificate"),
-            key_file=option("dynamo_tls_key"),
-            verify=not option("dynamo_tls_insecure"),
-        ),
-    )
     return EndpointTarget(
         EndpointOptions(
             urls=parse_urls(option("dynamo_endpoint")),
-            access=access,
+            access=_access(option),
             model=option("dynamo_endpoint_model"),
             switch_command=split_command(command) if command is not None else None,
             switch_seconds=option("dynamo_switch_seconds"),

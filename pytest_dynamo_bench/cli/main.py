@@ -16,7 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from pytest_dynamo_bench.cli import attribution, show, sweep, traffic
+from pytest_dynamo_bench.cli import attribution, cleanup, show, sweep, traffic
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -37,7 +37,7 @@ examples:
 
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
-_COMMANDS = ("sweep", "attribution", "traffic", "show")
+_COMMANDS = ("sweep", "attribution", "traffic", "show", "cleanup")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     attribution.add_arguments(commands)
     traffic.add_arguments(commands)
     show.add_arguments(commands)
+    cleanup.add_arguments(commands)
     return top
 
 

@@ -29,7 +29,8 @@ _BASES = {
     "selfsubjectaccessreviews": "/apis/authorization.k8s.io/v1",
 }
 _WITHOUT_NAMESPACE = frozenset({"nodes", "namespaces", "selfsubjectaccessreviews"})
-_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+# 410 is a list that has to be begun anew; a watch sees to it itself.
+_TRY_AGAIN = frozenset({410, 429, 500, 502, 503, 504})
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _LONGEST_WAIT_SECONDS = 10.0
@@ -228,7 +229,7 @@ class Cluster:
             raise OSError(str(error)) from None
 
     def watch(
-        self, resource: str, selector: str, version: str, seconds: int
+        self, resource: str, selector: str, version: str, seconds: float
     ) -> Iterator[tuple[str, Object]]:
         """Changes from a version on: ADDED, MODIFIED or DELETED, and the object.
 
@@ -240,7 +241,7 @@ class Cluster:
         """
         query = {
             "watch": "true", "labelSelector": selector, "resourceVersion": version,
-            "timeoutSeconds": seconds, "allowWatchBookmarks": "true",
+            "timeoutSeconds": f"{seconds:g}", "allowWatchBookmarks": "true",
         }  # fmt: skip
         what = f"{resource} in namespace {self.namespace}"
         try:

@@ -35,7 +35,7 @@ from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
 from pytest_dynamo_bench.targets.service.address import Secrets
 
 RESOURCES = {KIND: PLURAL, "ConfigMap": "configmaps", "Job": "jobs"}
-_WATCH_SECONDS = 3
+_WATCH_SECONDS: float = 3
 _POLL_SECONDS = 1.0
 _LOG_LINES = 25
 # What looks like a credential in a log or a status, whoever wrote it.
@@ -72,6 +72,7 @@ class Deployment:
         self._graph = documents[-1]
         self._secrets = cluster.secrets
         self._created: list[tuple[str, str]] = []
+        self._watch_seconds = min(_WATCH_SECONDS, limits.ready / 10)
         self.name = str(self._graph["metadata"]["name"])
         self.services: Mapping[str, Any] = self._graph.get("spec", {}).get("services") or {}
         self.selector = f"{GRAPH_LABEL}={self.name}"
@@ -201,7 +202,7 @@ class Deployment:
         """The deployment after its next change, or as it is after a few seconds."""
         try:
             for kind, item in self.cluster.watch(
-                PLURAL, f"{RUN_LABEL}={self.run_id}", version, _WATCH_SECONDS
+                PLURAL, f"{RUN_LABEL}={self.run_id}", version, self._watch_seconds
             ):
                 version = str(item.get("metadata", {}).get("resourceVersion") or version)
                 if kind == "BOOKMARK" or item.get("metadata", {}).get("name") != self.name:
