@@ -369,6 +369,7 @@ class FakeCluster:
 def _handler(cluster: FakeCluster):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self):
             self._serve("GET")

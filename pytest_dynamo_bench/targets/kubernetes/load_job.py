@@ -13,7 +13,7 @@ from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster
 from pytest_dynamo_bench.targets.kubernetes.deployment import Deployment
-from pytest_dynamo_bench.targets.kubernetes.diagnosis import GRAPH_LABEL, pod_state
+from pytest_dynamo_bench.targets.kubernetes.diagnosis import GRAPH_LABEL, PodState, pod_state
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.service.coordinate import run_shards
 from pytest_dynamo_bench.targets.service.probe import Service
@@ -28,6 +28,7 @@ _OLD_JOB_LABEL = "job-name"
 _PIECE_BYTES = 600_000
 _PREPARE_SECONDS = 1200
 _CHECK_SECONDS = 5.0
+_LOG_LINES = 20
 _POLL_SECONDS = 1.0
 _ORDER_PATH = "/order"
 _PACKAGES_PATH = "/packages"
@@ -96,7 +97,7 @@ def send_from_cluster(
     deployment.add(job)
     pods = _wait_for_pods(deployment, settings, str(job["metadata"]["name"]), progress)
     before = deployment.restarts()
-    watch = _Watch(deployment)
+    watch = _Watch(deployment, str(job["metadata"]["name"]))
     connections = [PodConnection(deployment.cluster, pod, token) for pod in pods]
     merged = run_shards(
         connections, traffic, progress, prepare_seconds=_PREPARE_SECONDS, still_there=watch
@@ -119,16 +120,29 @@ def restart_problems(before: dict[str, int], after: dict[str, int]) -> list[str]
 
 
 class _Watch:
-    """Looks at the deployment's pods every few seconds, however often it is asked."""
+    """Looks at the pods every few seconds, however often it is asked."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
+    def __init__(self, deployment: Deployment, job: str) -> None:
+        self._deployment, self._job = deployment, job
         self._next = 0.0
 
     def __call__(self) -> None:
-        if time.monotonic() >= self._next:
-            self._deployment.check_alive()
-            self._next = time.monotonic() + _CHECK_SECONDS
+        if time.monotonic() < self._next:
+            return
+        self._deployment.check_alive()
+        pods = self._deployment.cluster.all("pods", f"{_OLD_JOB_LABEL}={self._job}")
+        for pod in pods:
+            state = pod_state(pod, (), self._deployment.limits)
+            if state.reason:
+                raise _load_failed(self._deployment, state)
+        self._next = time.monotonic() + _CHECK_SECONDS
+
+
+def _load_failed(deployment: Deployment, state: PodState) -> DeploymentError:
+    container = state.container or "load"
+    log = deployment.cluster.log(state.name, container, lines=_LOG_LINES)
+    text = f"a pod of the load generator, {state.name}: {state.reason}"
+    return DeploymentError(deployment.redact(f"{text}\n{log}".rstrip()))
 
 
 def _wait_for_pods(
@@ -142,8 +156,8 @@ def _wait_for_pods(
         states = [pod_state(pod, events, limits) for pod in pods]
         running = {
             _index(pod): str(pod["metadata"]["name"])
-            for pod in pods
-            if pod.get("status", {}).get("phase") == "Running"
+            for pod, state in zip(pods, states, strict=True)
+            if pod.get("status", {}).get("phase") == "Running" and not state.reason
         }
         if len(running) == settings.load.shards:
             return [running[index] for index in sorted(running)]
@@ -158,7 +172,11 @@ def _wait_for_pods(
         if bad is None and waited > limits.grace:
             bad = next((s for s in states if s.suspicious), None)
         if bad is not None or waited > limits.schedule + limits.pull:
-            log = deployment.cluster.log(bad.name, bad.container or "load", lines=20) if bad else ""
+            log = (
+                deployment.cluster.log(bad.name, bad.container or "load", lines=_LOG_LINES)
+                if bad
+                else ""
+            )
             raise DeploymentError(
                 deployment.redact(
                     f"the load generator did not start in {waited:.0f} s: {why or 'no pod came up'}"

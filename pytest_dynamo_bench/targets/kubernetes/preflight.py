@@ -17,7 +17,7 @@ PERMISSIONS: tuple[tuple[str, str, str, str], ...] = (
     *((verb, "", "pods", "") for verb in ("get", "list")),
     ("get", "", "pods", "log"),
     ("list", "", "events", ""),
-    *((verb, "", "configmaps", "") for verb in ("create", "list", "delete")),
+    *((verb, "", "configmaps", "") for verb in ("create", "get", "list", "delete")),
 )
 LOAD_PERMISSIONS: tuple[tuple[str, str, str, str], ...] = (
     *((verb, "batch", "jobs", "") for verb in ("create", "get", "list", "delete")),

@@ -73,6 +73,7 @@ def _parts(directory: Path, index: int) -> list[Path]:
 def _handler(shard: _Shard) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             now = time.time()
