@@ -27,6 +27,7 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
 from pytest_dynamo_bench.cli.common import load_benchmark
 from pytest_dynamo_bench.errors import DynamoBenchError
 from pytest_dynamo_bench.targets.replay import ReplayTarget, write_trace
+from pytest_dynamo_bench.targets.replay_child import peak_memory_mb
 from pytest_dynamo_bench.traffic import Traffic
 
 
@@ -74,9 +75,12 @@ def time_arm(benchmark: Benchmark, configuration: Configuration, traffic: Traffi
             process = subprocess.Popen(
                 words, stdout=log, stderr=log, env={**os.environ, "DYN_LOG": "error"}
             )
-            _, status, usage = os.wait4(process.pid, 0)
+            memory = 0
+            while process.poll() is None:
+                memory = max(memory, peak_memory_mb(str(process.pid)) or 0)
+                time.sleep(0.02)
         seconds = time.perf_counter() - began
-        if status:
+        if process.returncode:
             tail = (directory / "bare.log").read_text(errors="replace")[-2000:]
             raise SystemExit(f"the bare replay of {configuration.name} failed:\n{tail}")
     observed = run.observed
@@ -87,7 +91,7 @@ def time_arm(benchmark: Benchmark, configuration: Configuration, traffic: Traffi
         seconds=observed["wall_seconds"],
         bare_seconds=seconds,
         memory_mb=observed["simulation_peak_memory_mb"],
-        bare_memory_mb=usage.ru_maxrss / 1024,
+        bare_memory_mb=memory,
         simulations=observed["prefill_pricing"]["simulations"],
         pilot_requests=observed["prefill_pricing"]["pilot_requests"],
     )

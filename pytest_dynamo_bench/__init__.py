@@ -16,6 +16,8 @@ from pytest_dynamo_bench.traffic import (
     Concurrency,
     FixedSchedule,
     MooncakeTrace,
+    PooledImages,
+    SlidingWindowImages,
     SynthesizedMooncake,
     SyntheticTraffic,
 )
@@ -33,7 +35,9 @@ __all__ = [
     "Hardware",
     "KvOffload",
     "MooncakeTrace",
+    "PooledImages",
     "PublishedResults",
+    "SlidingWindowImages",
     "SpeculativeDecoding",
     "SynthesizedMooncake",
     "SyntheticTraffic",

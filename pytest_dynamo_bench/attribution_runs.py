@@ -38,6 +38,7 @@ from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.sweep import fingerprint
+from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
@@ -256,7 +257,7 @@ def _simulate(
 ) -> _Timings:
     seeded = dataclasses.replace(target, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-attribution-") as directory:
-        run = seeded.measure(benchmark, configuration, traffic, Path(directory), _Silent())
+        run = seeded.measure(benchmark, configuration, traffic, Path(directory), Unwatched())
     failed = sum(not record.succeeded for record in run.records)
     if failed:
         raise DeploymentError(
@@ -268,14 +269,6 @@ def _simulate(
         for item in dataclasses.fields(_Timings)
     }
     return _Timings(**columns)
-
-
-class _Silent:
-    def stage(self, name: str) -> None:
-        """Nobody watches."""
-
-    def requests(self, done: int, failed: int, total: int) -> None:
-        """Nobody watches."""
 
 
 def _key(common: str, configuration: Configuration, seed: int) -> str:
@@ -338,7 +331,7 @@ def _study(
     }
     if not all(math.isfinite(value) for value in values.values()):
         raise BenchmarkError(f"attribution: {metric} is not defined for a combination")
-    draws, length, requests = _resampled(by_arm, resamples)
+    draws, length, requests = resample_combinations(by_arm, resamples)
     attribution = attribute(made.features, values, draws)
     combinations = [frozenset(names) for names, _ in attribution.combinations]
     runs = tuple(
@@ -363,7 +356,7 @@ def _study(
     )
 
 
-def _resampled(
+def resample_combinations(
     by_arm: Mapping[Combination, Mapping[int, Sample]], resamples: int
 ) -> tuple[dict[Combination, FloatArray], int, int]:
     """The metric of every combination in every resample; block length; requests.

@@ -21,6 +21,7 @@ WorkerMode = Literal["aggregated", "prefill", "decode"]
 Role = Literal["baseline", "treatment", "winner"]
 ClaimKind = Literal["effect", "mechanism", "control"]
 Engine = Literal["vllm", "sglang", "trtllm"]
+SCALES = ("smoke", "standard")
 TARGET_NAMES = ("local", "replay", "kubernetes", "endpoint")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -181,6 +182,9 @@ class Worker:
         max_num_batched_tokens: most tokens in one step.
         speculative: speculative decoding, None for off.
         kv_offload: KV offload to host memory, None for off.
+        frontend_decoding: images are decoded in the frontend, and workers get pixels.
+        embedding_cache_gib: memory for the vision encoder's results, so that an image that
+            comes again isn't encoded again, GiB (2^30 bytes) per replica; None for off.
     """
 
     replicas: int
@@ -197,6 +201,8 @@ class Worker:
     memory_fraction: float | None = None
     speculative: SpeculativeDecoding | None = None
     kv_offload: KvOffload | None = None
+    frontend_decoding: bool = False
+    embedding_cache_gib: float | None = None
 
     def __post_init__(self) -> None:
         owner = f"Worker(mode={self.mode!r})"
@@ -210,6 +216,7 @@ class Worker:
                 _fail(owner, f"{name}: must be a whole number, got {value!r}")
             _check_positive(owner, name, value)
         _check_positive(owner, "memory_fraction", self.memory_fraction)
+        _check_positive(owner, "embedding_cache_gib", self.embedding_cache_gib)
         if self.memory_fraction is not None and self.memory_fraction > 1:
             _fail(owner, f"memory_fraction: must be at most 1, got {self.memory_fraction!r}")
         per_replica = self.gpus_per_replica
@@ -342,6 +349,10 @@ class Configuration:
             found.add("kv_offload")
         if any(worker.wideep for worker in self.workers):
             found.add("wideep")
+        if any(worker.frontend_decoding for worker in self.workers):
+            found.add("frontend_decoding")
+        if any(worker.embedding_cache_gib for worker in self.workers):
+            found.add("embedding_cache")
         if self.nodes > 1 or any(worker.nodes > 1 for worker in self.workers):
             found.add("multi_node")
         return frozenset(found)
@@ -518,6 +529,9 @@ class PublishedResults:
 class Benchmark:
     """A question with everything that is needed to answer it.
 
+    ``traffic`` is the published one. ``scaled`` has smaller ones for targets that cannot send it
+    in full and cannot cut it either, by the name of a scale: ``smoke`` or ``standard``.
+
     Raises:
         BenchmarkError: when a field is wrong; the message names the field.
     """
@@ -535,6 +549,7 @@ class Benchmark:
     recipe: str = ""
     notes: Sequence[str] = field(default=())
     published: PublishedResults | None = None
+    scaled: Mapping[str, TrafficSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("Benchmark", self.name)
@@ -547,6 +562,10 @@ class Benchmark:
                 owner,
                 f"traffic: must be a traffic source such as MooncakeTrace, got {self.traffic!r}",
             )
+        for scale, source in self.scaled.items():
+            _check_choice(owner, "scaled", scale, SCALES)
+            if not isinstance(source, TrafficSource):
+                _fail(owner, f"scaled[{scale!r}]: must be a traffic source, got {source!r}")
         names = [configuration.name for configuration in self.configurations]
         for what, values in (("configurations", names), ("claims", [c.name for c in self.claims])):
             doubled = sorted({value for value in values if values.count(value) > 1})
@@ -572,6 +591,10 @@ class Benchmark:
                     f"Claim {claim.name!r}",
                     "metric: goodput needs limits; give the Benchmark goodput=Goodput(...)",
                 )
+
+    def traffic_at(self, scale: str) -> TrafficSource:
+        """The traffic of a scale; where the author gives none for it, the published one."""
+        return self.scaled.get(scale, self.traffic)
 
     def configuration(self, name: str) -> Configuration:
         """The configuration called ``name``.

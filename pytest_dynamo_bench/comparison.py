@@ -36,6 +36,7 @@ from pytest_dynamo_bench.verdicts.regression import (
 )
 from pytest_dynamo_bench.verdicts.sequential import Progress as Looks
 from pytest_dynamo_bench.verdicts.sequential import SequentialPlan
+from pytest_dynamo_bench.verdicts.verdict import repeats_are_futile
 
 # Gates of a run that hold for every claim are checked with a metric that asks for no percentile.
 _ANY_METRIC = "time_to_first_token.mean"
@@ -102,6 +103,7 @@ class Comparison:
         self._errors: dict[str, DynamoBenchError] = {}
         self._verdicts: dict[str, Verdict] = {}
         self._looks: Looks | None = None
+        self._ended_early = ""
         self.regressions: dict[tuple[str, str], Regression] = {}
 
     def __repr__(self) -> str:
@@ -130,10 +132,12 @@ class Comparison:
         """How the claims were decided together, in one sentence for reports; may be empty."""
         rate = f"{self.plan.false_discovery_rate * 100:g} %"
         if self._looks is not None:
+            count = len(self._looks.decided) + len(self._looks.undecided)
             return (
-                f"{len(self._family)} claims looked at after every repeat, {self._looks.repeats} "
-                f"of at most {self._looks.plan.most_repeats}; false claims over all looks and "
-                f"claims held at {rate} (alpha spending, Bonferroni)"
+                f"{count} claim{'s' * (count != 1)} looked at after every repeat, "
+                f"{self._looks.repeats} of at most {self._looks.plan.most_repeats}"
+                f"{self._ended_early}; false claims over all looks and claims held at {rate} "
+                "(alpha spending, Bonferroni)"
             )
         count = sum(verdict.outcome != "invalid" for verdict in self._verdicts.values())
         if count < 2:
@@ -335,7 +339,8 @@ class Comparison:
         """Add rounds of repeats until all is decided or the budget is spent.
 
         The number of looks has to be known beforehand; it follows from how long the first
-        rounds took.
+        rounds took. Fewer are valid: when rounds take longer than that, or when more repeats
+        of the same traffic would decide nothing.
         """
         started = time.monotonic()
         for repeat in range(_FIRST_LOOK):
@@ -363,8 +368,20 @@ class Comparison:
             )
             if looks.done:
                 break
+            if time.monotonic() - started + per_round > budget_seconds:
+                self._ended_early = ", then the time was spent"
+                break
+            if repeats > _FIRST_LOOK and all(
+                repeats_are_futile(effects[claim.name], bound, looks.plan.confidence)
+                for claim in self._possible(claims)
+                if claim.name in looks.undecided
+                and (bound := claim.bound(self.target.name)) is not None
+            ):
+                self._ended_early = ", since more repeats of the same traffic would decide no more"
+                break
             self._round(wanted, repeats)
             repeats += 1
+            per_round = (time.monotonic() - started) / repeats
         self._looks = looks
         verdicts = []
         for claim in self._possible(claims):

@@ -30,6 +30,10 @@ class DeploymentError(DynamoBenchError):
     """A configuration did not come up, or a part of it died; the message has the log's end."""
 
 
+class LoadError(DynamoBenchError):
+    """The load generator cannot do its work: a process of it died, or a tool is missing."""
+
+
 class InvalidRunError(DynamoBenchError):
     """A run happened, but what it measured cannot carry a verdict."""
 
@@ -40,3 +44,7 @@ class ResultsError(DynamoBenchError):
 
 class ReportError(DynamoBenchError):
     """A report or figure cannot be made: a package is missing, or there is nothing to show."""
+
+
+class NotMeasuredError(DynamoBenchError):
+    """A target has no measurement of this configuration, and cannot make one."""

@@ -1,7 +1,8 @@
 """The metrics that a claim can name, with unit and meaning.
 
 Names and definitions are those of AIPerf's metrics reference, so that numbers can be put
-beside numbers measured with it; ``kv_hit_rate`` and the per-GPU forms are ours.
+beside numbers measured with it; ``kv_hit_rate``, ``inter_token_gap``, the latencies from the
+schedule and the per-GPU forms are ours.
 """
 
 from __future__ import annotations
@@ -52,11 +53,34 @@ METRICS: Mapping[str, MetricDefinition] = {
             "time between two consecutive chunks with content, over all chunks of all requests",
         ),
         MetricDefinition(
+            "inter_token_gap",
+            "ms",
+            "lower",
+            True,
+            "time between two consecutive tokens, over all tokens of all requests; the tokens of "
+            "one chunk share the time that it took; only where it is known how many they are",
+        ),
+        MetricDefinition(
             "request_latency",
             "ms",
             "lower",
             True,
             "from handing the request to the socket to the last chunk with content",
+        ),
+        MetricDefinition(
+            "time_to_first_token_from_schedule",
+            "ms",
+            "lower",
+            True,
+            "from the moment the request was due to the first chunk with content: what a user "
+            "waits also when the load generator or a full queue kept the request back",
+        ),
+        MetricDefinition(
+            "request_latency_from_schedule",
+            "ms",
+            "lower",
+            True,
+            "from the moment the request was due to the last chunk with content",
         ),
         MetricDefinition(
             "schedule_delay",

@@ -37,6 +37,7 @@ class Sample:
             ``duration_seconds``, times ``factor``).
         request_ids: (n,) what pairs a request with the same request of another run.
         time_ms: (n,) when each request was due.
+        end_ms: (n,) when its last response came; of rates only, where it is known.
     """
 
     metric: str
@@ -48,6 +49,7 @@ class Sample:
     percentile: float = 0.0
     duration_seconds: float = 0.0
     factor: float = 1.0
+    end_ms: FloatArray | None = None
 
     @property
     def value(self) -> float:
@@ -196,11 +198,15 @@ class Metrics:
         return result
 
     def _distribution(self, name: str) -> tuple[FloatArray, list[RequestRecord]]:
-        if name == "inter_chunk_latency" and self.run.simulated:
-            # A simulation knows the first and the last token, not those between.
-            return np.empty(0), []
-        if name == "inter_chunk_latency":
-            gaps = [np.diff(record.chunk_ms) for record in self._succeeded]
+        if name in ("inter_chunk_latency", "inter_token_gap"):
+            if self.run.simulated:
+                # A simulation knows the first and the last token, not those between.
+                return np.empty(0), []
+            by_token = name == "inter_token_gap"
+            gaps = [
+                token_gaps(record) if by_token else np.diff(record.chunk_ms)
+                for record in self._succeeded
+            ]
             records = [r for r, gap in zip(self._succeeded, gaps, strict=True) for _ in gap]
             return (np.concatenate(gaps) if gaps else np.empty(0)), records
         pairs = [(per_request(name, record), record) for record in self._succeeded]
@@ -223,9 +229,10 @@ class Metrics:
             )
         values = np.array([self._contribution(name, record) for record in records])
         factor = 1 / self.run.gpus if name.endswith("_per_gpu") else 1.0
+        end_ms = np.array([np.nan if r.end_ms is None else r.end_ms for r in records])
         return Sample(
             name, values, None, "rate", ids, time_ms,
-            duration_seconds=self.duration_seconds, factor=factor,
+            duration_seconds=self.duration_seconds, factor=factor, end_ms=end_ms,
         )  # fmt: skip
 
     def _contribution(self, name: str, record: RequestRecord) -> float:
@@ -250,6 +257,10 @@ def per_request(name: str, record: RequestRecord) -> float | None:
             return record.first_token_ms - record.sent_ms
         case "request_latency":
             return record.last_token_ms - record.sent_ms
+        case "time_to_first_token_from_schedule":
+            return record.first_token_ms - record.scheduled_ms
+        case "request_latency_from_schedule":
+            return record.last_token_ms - record.scheduled_ms
         case "schedule_delay":
             return record.sent_ms - record.scheduled_ms
         case "inter_token_latency" | "output_token_throughput_per_user":
@@ -260,6 +271,23 @@ def per_request(name: str, record: RequestRecord) -> float | None:
             return latency_ms if name == "inter_token_latency" else 1000 / latency_ms
         case _:
             raise ValueError(f"{name} is not a per-request metric")
+
+
+def token_gaps(record: RequestRecord) -> FloatArray:
+    """Time between consecutive tokens of a request, in ms.
+
+    The tokens of one chunk share the time since the chunk before; the first chunk has none.
+
+    Returns:
+        (tokens after the first chunk,) gaps; empty when it is not known how many tokens the
+        chunks had.
+    """
+    gaps = np.diff(record.chunk_ms)
+    if record.chunk_tokens is not None:
+        tokens = np.asarray(record.chunk_tokens[1:])
+        shared: FloatArray = np.repeat(gaps / np.maximum(tokens, 1), tokens)
+        return shared
+    return gaps if record.completion_tokens == len(record.chunk_ms) else np.empty(0)
 
 
 def is_good(record: RequestRecord, limits: Goodput) -> bool:

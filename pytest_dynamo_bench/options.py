@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from pytest_dynamo_bench.server_options import add_server_options
 
@@ -15,7 +16,8 @@ DEFAULT_SECONDS = 35.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
-    "schedule_delay_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "schedule_delay_share, generator_cpu_share, generator_lag_ms, generator_coalesced_share, "
+    "fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
 
@@ -35,6 +37,13 @@ def add_options(add: Callable[..., object]) -> None:
         "request trace of Dynamo, or inputs of AIPerf; its content tells which",
     )  # fmt: skip
     add(
+        "--dynamo-aiperf-results", metavar="CONFIGURATION=DIR", type=_named_directory,
+        action="append", default=[],
+        help="check the claims on what `aiperf profile` measured: for each configuration the "
+        "directory that it wrote; given again for a configuration it is another repeat. Nothing "
+        "is brought up; --dynamo-target says on what it was measured (default here: endpoint)",
+    )  # fmt: skip
+    add(
         "--dynamo-reports", metavar="DIR", default=None,
         help="directory that a directory of results is made in (default: reports)",
     )  # fmt: skip
@@ -51,6 +60,16 @@ def add_options(add: Callable[..., object]) -> None:
     add(
         "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
         help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
+    )  # fmt: skip
+    add(
+        "--dynamo-load", choices=("own", "aiperf"), default="own",
+        help="the load generator: the own one (default), or the program aiperf with the same "
+        "traffic, for a second opinion; docs/load-generator.md compares them",
+    )  # fmt: skip
+    add(
+        "--dynamo-load-processes", metavar="N", type=_count, default=1,
+        help="processes of the load generator, for rates that one core cannot send "
+        "(default: %(default)s); check-client says what one can do",
     )  # fmt: skip
     add(
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
@@ -118,6 +137,15 @@ def _positive_seconds(text: str) -> float:
     if not 1 <= seconds <= 86_400:
         raise argparse.ArgumentTypeError(f"must be between 1 and 86400 seconds, got {text!r}")
     return seconds
+
+
+def _named_directory(text: str) -> tuple[str, Path]:
+    name, separator, directory = text.partition("=")
+    if not (name and separator and directory):
+        raise argparse.ArgumentTypeError(
+            f"must be CONFIGURATION=DIR, such as agg-kv-router=artifacts/kv; got {text!r}"
+        )
+    return name, Path(directory)
 
 
 def _count(text: str) -> int:

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
+from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, NotMeasuredError
 from pytest_dynamo_bench.options import DEFAULT_SECONDS, add_options
 from pytest_dynamo_bench.reports import junit
 from pytest_dynamo_bench.server_options import (
@@ -101,9 +101,13 @@ class _Display:
 
 
 def _new_session(config: pytest.Config) -> BenchSession:
-    name = config.getoption("dynamo_target") or config.getini("dynamo_target")
+    recorded = config.getoption("dynamo_aiperf_results")
+    default = "endpoint" if recorded else config.getini("dynamo_target")
+    name = config.getoption("dynamo_target") or default
 
     def make_target() -> Target:
+        if recorded:
+            return _recorded_target(name, recorded)
         target: Target | None = config.hook.pytest_dynamo_bench_make_target(
             config=config, name=name
         )
@@ -122,6 +126,18 @@ def _new_session(config: pytest.Config) -> BenchSession:
         option=config.getoption,
         show=_Display(config),
     )
+
+
+def _recorded_target(name: str, results: Sequence[tuple[str, Path]]) -> Target:
+    from pytest_dynamo_bench.targets.recorded import RecordedTarget
+
+    by_configuration: dict[str, list[Path]] = {}
+    for configuration, directory in results:
+        by_configuration.setdefault(configuration, []).append(directory)
+    try:
+        return RecordedTarget(name, by_configuration)
+    except DynamoBenchError as error:
+        raise pytest.UsageError(f"--dynamo-aiperf-results: {error}") from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -160,6 +176,8 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
                 seconds=config.getoption("dynamo_seconds") or DEFAULT_SECONDS,
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
+                load=config.getoption("dynamo_load"),
+                load_processes=config.getoption("dynamo_load_processes"),
             )
         )
     if name == "replay":
@@ -549,6 +567,8 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
             measured.runs(configuration)
     except InvalidRunError as error:
         _end_invalid(request.config, str(error))
+    except NotMeasuredError as error:
+        pytest.skip(str(error))
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":

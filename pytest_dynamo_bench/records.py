@@ -21,7 +21,8 @@ class RequestRecord:
     Attributes:
         scheduled_ms: when it was due.
         sent_ms: when it was handed to the socket.
-        chunk_ms: arrival of every chunk that carried content, in order.
+        chunk_ms: arrival of every chunk that carried content, in order; a tuple, or an array of
+            doubles where there are many.
         end_ms: arrival of the last byte of the response.
         input_tokens: length of the prompt that was sent.
         output_tokens: tokens that were asked for.
@@ -33,6 +34,12 @@ class RequestRecord:
         decode_worker: the worker that generated the tokens.
         status: HTTP status.
         error: why the request does not count, in one line.
+        chunk_tokens: tokens of each chunk, where they are known and not one each.
+        receive_clock: who noted when chunks arrived: ``kernel`` (receive timestamps, free of
+            the load generator's own delays), ``user space`` (when it noticed) or ``mixed``;
+            None for times that were not measured by a client.
+        coalesced_chunks: chunks that were read together with what came after them, so that
+            their arrival is an upper bound.
     """
 
     request_id: str
@@ -40,7 +47,7 @@ class RequestRecord:
     turn: int
     scheduled_ms: float
     sent_ms: float | None
-    chunk_ms: tuple[float, ...]
+    chunk_ms: Sequence[float]
     end_ms: float | None
     input_tokens: int
     output_tokens: int
@@ -52,6 +59,9 @@ class RequestRecord:
     decode_worker: str | None = None
     status: int | None = None
     error: str | None = None
+    chunk_tokens: tuple[int, ...] | None = None
+    receive_clock: str | None = None
+    coalesced_chunks: int = 0
 
     @property
     def succeeded(self) -> bool:

@@ -157,6 +157,7 @@ def kubernetes_target(option: Option) -> Target:
             access=_access(option),
             seconds=option("dynamo_seconds"),
             seed=option("dynamo_cut_seed"),
+            load_processes=option("dynamo_load_processes"),
         )
     )
 
@@ -185,6 +186,7 @@ def endpoint_target(option: Option) -> Target:
             ready_seconds=option("dynamo_ready_seconds") or (60.0 if command is None else 1800.0),
             seconds=option("dynamo_seconds"),
             seed=option("dynamo_cut_seed"),
+            load_processes=option("dynamo_load_processes"),
             same_prompts=option("dynamo_same_prompts"),
         )
     )

@@ -25,6 +25,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.parallel import compute_all
+from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
@@ -314,14 +315,6 @@ def _read(path: Path) -> SweepPoint | None:
         return None
 
 
-class _Silent:
-    def stage(self, name: str) -> None:
-        """Nobody watches."""
-
-    def requests(self, done: int, failed: int, total: int) -> None:
-        """Nobody watches."""
-
-
 def _simulate(
     configuration: Configuration,
     variation: Variation,
@@ -332,7 +325,7 @@ def _simulate(
 ) -> SweepPoint:
     at_point, configuration, traffic = _loaded(target, configuration, traffic, variation.speedup)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-sweep-") as directory:
-        run = at_point.measure(benchmark, configuration, traffic, Path(directory), _Silent())
+        run = at_point.measure(benchmark, configuration, traffic, Path(directory), Unwatched())
     metrics = Metrics(run, benchmark.goodput)
     failed = sum(not record.succeeded for record in run.records)
     values = {name: float(metrics.value(name)) for name in names}

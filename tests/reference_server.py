@@ -34,6 +34,8 @@ class Script:
     keep_alives: bool = False
     close: bool = False
     cached_tokens: int | None = None
+    pieces: tuple[bytes, ...] = ()
+    close_idle_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,9 @@ class ReferenceServer:
                     self.in_flight -= 1
                 if script.close or script.cut_after is not None:
                     break
+                if script.close_idle_after is not None:
+                    await asyncio.sleep(script.close_idle_after)
+                    break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -167,6 +172,12 @@ class ReferenceServer:
         )
 
     async def _answer(self, script: Script, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if script.pieces:
+            for piece in script.pieces:
+                writer.write(piece)
+                seen.written.append(time.perf_counter())
+                await asyncio.sleep(script.inter_token_latency)
+            return
         if script.raw is not None:
             writer.write(script.raw)
             await writer.drain()

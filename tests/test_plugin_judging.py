@@ -42,7 +42,7 @@ def test_with_a_budget_measuring_stops_when_all_is_decided(project):  # noqa: F8
     result.assert_outcomes(passed=1, deselected=2)
     # Two rounds decide little with the stringent first look; a clear effect needs few more.
     assert 4 <= len(measured(result)) <= 12
-    result.stdout.fnmatch_lines(["1 claims looked at after every repeat, * of at most *"])
+    result.stdout.fnmatch_lines(["1 claim looked at after every repeat, * of at most *"])
 
 
 def test_a_budget_that_is_spent_leaves_a_claim_inconclusive(project):  # noqa: F811

@@ -209,5 +209,16 @@ def samples(runs: SyntheticRuns, world: int, metrics: tuple[str, ...], tag: str)
             values = np.ones(len(due))
         else:
             values = runs.output_tokens[world]
-        found.append(Sample(metric, values, None, "rate", ids, due, duration_seconds=seconds))
+        found.append(
+            Sample(
+                metric,
+                values,
+                None,
+                "rate",
+                ids,
+                due,
+                duration_seconds=seconds,
+                end_ms=runs.end_ms[world],
+            )
+        )
     return found

@@ -14,9 +14,11 @@ comparisons with overlapping windows are alike: their binomial intervals are too
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Goodput, Hardware, Worker
+from pytest_dynamo_bench.calibration.kept import KeptRuns
 from pytest_dynamo_bench.calibration.study import (
     METRICS,
     MetricResult,
@@ -33,6 +36,7 @@ from pytest_dynamo_bench.calibration.study import (
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.metrics import Metrics, Sample
 from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import MooncakeTrace, Traffic
 from pytest_dynamo_bench.verdicts import check_pair, check_run, estimate_effect
@@ -144,7 +148,12 @@ def check_replay() -> None:
 
 
 def run_replay_scenario(
-    scenario: ReplayScenario, *, resamples: int = 500, seed: int = 0
+    scenario: ReplayScenario,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+    kept: KeptRuns | None = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> ReplayResult:
     """Make all comparisons of a scenario, one simulation after another.
 
@@ -152,6 +161,8 @@ def run_replay_scenario(
         scenario: what to compare.
         resamples: of the bootstrap in every comparison.
         seed: of the first comparison's seeds; the same seed gives the same result.
+        kept: where simulated runs are found and kept; None is nowhere.
+        tell: told how many of how many comparisons are made.
 
     Raises:
         DeploymentError: a simulation failed, or another seed changed nothing, so that there is
@@ -173,8 +184,9 @@ def run_replay_scenario(
             else window(traffic, int(start) + scenario.n, scenario.n)
         )
         first_seed = 2 * (seed * scenario.comparisons + number)
-        baseline = _simulate(configuration, baseline_traffic, first_seed)
-        treatment = _simulate(configuration, treatment_traffic, first_seed + 1)
+        tell(number, scenario.comparisons)
+        baseline = _simulate(configuration, baseline_traffic, first_seed, kept)
+        treatment = _simulate(configuration, treatment_traffic, first_seed + 1, kept)
         if scenario.same_traffic and treatment.records == baseline.records:
             raise DeploymentError(
                 f"seeds {first_seed} and {first_seed + 1} gave identical runs; nothing is random"
@@ -195,23 +207,22 @@ def run_replay_scenario(
     return ReplayResult(scenario, results, time.monotonic() - started, dict(sorted(closed.items())))
 
 
-class _Unwatched:
-    """Progress that nobody is told of."""
-
-    def stage(self, name: str) -> None:
-        """Nothing."""
-
-    def requests(self, done: int, failed: int, total: int) -> None:
-        """Nothing."""
-
-
-def _simulate(configuration: Configuration, traffic: Traffic, seed: int) -> Run:
-    with tempfile.TemporaryDirectory(prefix="replay-aa-") as directory:
-        run = ReplayTarget(seed=seed).measure(
-            BENCHMARK, configuration, traffic, Path(directory), _Unwatched()
-        )
-    if run.problems:
-        raise DeploymentError("; ".join(run.problems))
+def _simulate(
+    configuration: Configuration, traffic: Traffic, seed: int, kept: KeptRuns | None
+) -> Run:
+    # The last step of a traffic's history says which window it is.
+    window = re.sub(r"\D+", "-", traffic.history[-1]).strip("-")
+    name = f"replay-{configuration.name}-{window}-seed-{seed}"
+    run = kept.get(name) if kept else None
+    if run is None:
+        with tempfile.TemporaryDirectory(prefix="replay-aa-") as directory:
+            run = ReplayTarget(seed=seed).measure(
+                BENCHMARK, configuration, traffic, Path(directory), Unwatched()
+            )
+        if run.problems:
+            raise DeploymentError("; ".join(run.problems))
+        if kept:
+            run = kept.put(name, run)
     return run
 
 

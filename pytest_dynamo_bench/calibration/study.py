@@ -13,6 +13,7 @@ population of traffic and runs, which is found by pooling all simulated worlds.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class MetricResult:
         claimed: intervals that exclude no change.
         covered: intervals that contain the true change.
         naive_claimed: as ``claimed``, by resampling single requests of each run independently.
-        median_half_width: of the intervals, as a relative change.
+        median_half_width: of the intervals, as a relative change; None where most are infinite.
     """
 
     metric: str
@@ -122,14 +123,14 @@ class MetricResult:
     claimed: Share
     covered: Share
     naive_claimed: Share | None
-    median_half_width: float
+    median_half_width: float | None
 
 
 @dataclass(frozen=True)
 class ScenarioResult:
     """All metrics of a scenario, and how long it took."""
 
-    scenario: Scenario
+    scenario: Any
     metrics: tuple[MetricResult, ...]
     seconds: float
 
@@ -167,7 +168,12 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
             n=400,
             model=dataclasses.replace(ORDINARY, run_sd=0.02),
         ),
+        "aa-122": Scenario("A/A, same traffic", many(1000), n=122, naive=True),
         "aa-small": Scenario("A/A, same traffic", many(1000), n=200),
+        "aa-500": Scenario("A/A, same traffic", many(1000), n=500),
+        "aa-different-small": Scenario(
+            "A/A, different traffic", many(1000), n=200, same_traffic=False
+        ),
         "aa-large": Scenario("A/A, same traffic", many(400), n=4000),
         "aa-different-large": Scenario(
             "A/A, different traffic", many(400), n=4000, same_traffic=False
@@ -175,6 +181,19 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
         "aa-stress": Scenario("A/A, same traffic, stress", many(400), n=4000, model=STRESS),
         "slower": Scenario("prefill 5 % slower, same traffic", many(1000), prefill_factor=1.05),
         "delayed": Scenario("half delayed, same traffic", many(1000), delay=0.10),
+        "delayed-small": Scenario("half delayed, same traffic", many(1000), n=200, delay=0.10),
+        "delayed-large": Scenario("half delayed, same traffic", many(400), n=4000, delay=0.10),
+        "delayed-different": Scenario(
+            "half delayed, different traffic", many(1000), delay=0.10, same_traffic=False
+        ),
+        "delayed-repeats": Scenario(
+            "half delayed, same traffic, runs differ by 2 %, 3 repeats",
+            many(1000),
+            n=400,
+            repeats=3,
+            delay=0.10,
+            model=dataclasses.replace(ORDINARY, run_sd=0.02),
+        ),
     }
     power = {
         f"power-{round(100 * delay)}-{n}-{repeats}": Scenario(
@@ -192,13 +211,20 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
     return aa | power
 
 
-def run_scenario(scenario: Scenario, *, resamples: int = 500, seed: int = 0) -> ScenarioResult:
+def run_scenario(
+    scenario: Scenario,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> ScenarioResult:
     """Make all comparisons of a scenario.
 
     Args:
         scenario: what to compare.
         resamples: of the bootstrap in every comparison.
         seed: of everything random; the same seed gives the same result.
+        tell: told how many of how many comparisons are made.
     """
     started = time.monotonic()
     intervals: dict[str, list[tuple[float, float]]] = {metric: [] for metric in scenario.metrics}
@@ -210,6 +236,7 @@ def run_scenario(scenario: Scenario, *, resamples: int = 500, seed: int = 0) -> 
         runs = _simulate_pairs(scenario, worlds, generator)
         pooled += runs
         for world in range(worlds):
+            tell(first + world, scenario.comparisons)
             arms = [
                 [
                     samples(run, world, scenario.metrics, _tag(scenario, arm, index))
@@ -265,21 +292,30 @@ def _true_change(
 ) -> float:
     if scenario.prefill_factor == 1 and not scenario.delay:
         return 0.0
-    name, _, statistic = metric.partition(".")
-    if name in ("output_token_throughput", "request_throughput"):
+    if metric in ("output_token_throughput", "request_throughput"):
         return 0.0  # an open loop that is not overloaded serves what is offered
-    of: Callable[[FloatArray], float]
+
+    def side(arm: int) -> float:
+        return pooled_value(
+            metric,
+            lambda name: np.concatenate([getattr(p[arm], f"{name}_ms").ravel() for p in pairs]),
+        )
+
+    return side(0) / side(1) - 1
+
+
+def pooled_value(metric: str, values: Callable[[str], FloatArray]) -> float:
+    """A latency metric, or goodput up to a factor, over all requests of many worlds.
+
+    Args:
+        values: of a latency by its name.
+    """
+    name, _, statistic = metric.partition(".")
     if name == "goodput":
-        name, of = "time_to_first_token", lambda x: float(np.mean(x <= GOODPUT_TTFT_MS))
-    elif statistic == "mean":
-        of = lambda x: float(np.mean(x))  # noqa: E731
-    else:
-        of = lambda x: float(np.percentile(x, float(statistic[1:])))  # noqa: E731
-    sides = [
-        of(np.concatenate([getattr(pair[arm], f"{name}_ms").ravel() for pair in pairs]))
-        for arm in (0, 1)
-    ]
-    return sides[0] / sides[1] - 1
+        return float(np.mean(values("time_to_first_token") <= GOODPUT_TTFT_MS))
+    if statistic == "mean":
+        return float(np.mean(values(name)))
+    return float(np.percentile(values(name), float(statistic[1:])))
 
 
 def metric_result(
@@ -303,7 +339,7 @@ def metric_result(
         Share(cases, int(np.sum((low > 0) | (high < 0)))),
         Share(cases, int(np.sum((low <= true_change) & (true_change <= high)))),
         Share(cases, sum(naive)) if naive else None,
-        float(np.median((high - low) / 2)),
+        half if math.isfinite(half := float(np.median((high - low) / 2))) else None,
     )
 
 

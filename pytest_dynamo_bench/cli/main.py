@@ -16,8 +16,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from pytest_dynamo_bench.cli import attribution, cleanup, show, sweep, traffic
-from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
+from pytest_dynamo_bench.cli import attribution, check_client, cleanup, show, sweep, traffic
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, LoadError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -34,10 +34,11 @@ examples:
       --baseline agg-round-robin --treatment disagg-kv-router
   python -m pytest_dynamo_bench traffic my-trace.jsonl --write-cut short.jsonl
   python -m pytest_dynamo_bench show benchmarks/kimi_feature_stack.py --target kubernetes
+  python -m pytest_dynamo_bench check-client
 
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
-_COMMANDS = ("sweep", "attribution", "traffic", "show", "cleanup")
+_COMMANDS = ("sweep", "attribution", "traffic", "show", "cleanup", "check-client")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     traffic.add_arguments(commands)
     show.add_arguments(commands)
     cleanup.add_arguments(commands)
+    check_client.add_arguments(commands)
     return top
 
 
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         options.run(options)
-    except DeploymentError as error:
+    except (DeploymentError, LoadError) as error:
         errors.print(Text(f"error: {error}"))
         return EXIT_FAILED
     except DynamoBenchError as error:

@@ -1,14 +1,19 @@
-"""``traffic``: what a benchmark's requests, or those of a file, are like; whole and cut."""
+"""``traffic``: what a benchmark's requests, or those of a file, are like; whole and cut.
+
+Also writes them, as a Mooncake trace or as an AIPerf dataset, and draws them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from rich.text import Text
@@ -17,18 +22,23 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
+from pytest_dynamo_bench.reports.figures import TrafficLines, write_traffic
+from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     TraceFile,
     Traffic,
+    aiperf_rows,
     cut,
     describe,
     write_mooncake,
 )
+from pytest_dynamo_bench.traffic.images import media_type
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 _WINDOW_SECONDS = 10.0
 _PERCENTILES = (50, 90, 99)
+_SCALE = "standard"
 
 
 def add_arguments(commands: Any) -> None:
@@ -55,6 +65,24 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument(
         "--write-cut", type=Path, metavar="OUT.jsonl", help="write the cut in Mooncake's format"
     )
+    parser.add_argument(
+        "--write-aiperf", type=Path, metavar="OUT.jsonl",
+        help="write the whole as an AIPerf dataset (--custom-dataset-type single_turn), with the "
+        "text of each request and its images as files in OUT-images; run aiperf in the directory "
+        "of OUT.jsonl, since it looks for images from where it runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write-aiperf-cut", type=Path, metavar="OUT.jsonl",
+        help="likewise, what the local target sends",
+    )  # fmt: skip
+    parser.add_argument(
+        "--figure", type=Path, metavar="OUT.svg",
+        help="draw lengths, reuse and schedule, as SVG or PNG",
+    )  # fmt: skip
+    parser.add_argument(
+        "--concurrency", type=int, metavar="N",
+        help="how many sessions of a file are in flight, for a file without times",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -77,58 +105,138 @@ def run(options: argparse.Namespace) -> None:
         whole = benchmark.traffic.load()
         name = f"{benchmark.name}: {benchmark.traffic.description}"
     else:
-        whole = TraceFile(str(options.source)).load()
+        whole = _file(options).load()
         name = f"{options.source.name}, {whole.schedule.description}"
-    try:
-        short = cut(whole, options.seconds, seed=options.seed)
-        problem = ""
-    except TrafficError as error:
-        short, problem = None, str(error)
-    if short is whole:
-        short = None
-        problem = (
-            f"no cut: it is no longer than {options.seconds:g} s as it is"
-            if whole.duration_seconds > 0
-            else f"no cut: with {whole.schedule.description} it has no times to compress"
-        )
+    label, short, problem = _short(benchmark, whole, options)
     console = common.output_console()
     console.print(Text(name, style="bold"), soft_wrap=True)
     for step in whole.history:
         console.print(Text(f"  {step}"), soft_wrap=True)
-    shown = {"whole": whole} | ({f"cut to {options.seconds:g} s": short} if short else {})
+    shown = {"whole": whole} | ({label: short} if short else {})
     table = common.plain_table("", *shown)
-    for label, values in _figures(list(shown.values()), benchmark):
-        table.add_row(Text(label), *values)
+    for row, values in _figures(list(shown.values()), benchmark):
+        table.add_row(Text(row), *values)
     console.print(table)
     if problem:
         console.print(Text(problem), soft_wrap=True)
     if short is not None:
-        for step in short.history[len(whole.history) :]:
+        for step in short.history[len(whole.history) if short.images is None else 0 :]:
             console.print(Text(step), soft_wrap=True)
-    if options.write:
-        _write(whole, options.write)
-        common.say_written(console, [options.write])
-    if options.write_cut:
-        if short is None:
-            raise TrafficError(f"--write-cut: {problem}")
-        _write(short, options.write_cut)
-        common.say_written(console, [options.write_cut])
+    written: list[Path] = []
+    for option, traffic, write in (
+        ("write", whole, _write_mooncake),
+        ("write-cut", short, _write_mooncake),
+        ("write-aiperf", whole, _write_aiperf),
+        ("write-aiperf-cut", short, _write_aiperf),
+    ):
+        path = getattr(options, option.replace("-", "_"))
+        if path is not None:
+            if traffic is None:
+                raise TrafficError(f"--{option}: {problem}")
+            written += write(traffic, path)
+    if options.figure:
+        write_traffic(
+            options.figure, [_lines(name, traffic) for name, traffic in shown.items()],
+            title=f"Traffic of {benchmark.name if benchmark else options.source.name}",
+            subtitle=whole.schedule.description,
+        )  # fmt: skip
+        written.append(options.figure)
+    if written:
+        common.say_written(console, written)
 
 
-def _write(traffic: Traffic, path: Path) -> None:
+def _file(options: argparse.Namespace) -> TraceFile:
+    if options.concurrency is None:
+        return TraceFile(str(options.source))
+    return TraceFile(str(options.source), Concurrency(options.concurrency))
+
+
+def _short(
+    benchmark: Benchmark | None, whole: Traffic, options: argparse.Namespace
+) -> tuple[str, Traffic | None, str]:
+    """What the local target sends: its name, the traffic if it is another, and why it isn't."""
+    if benchmark is not None and benchmark.scaled:
+        return f"local, {_SCALE}", benchmark.traffic_at(_SCALE).load(), ""
+    label = f"cut to {options.seconds:g} s"
+    try:
+        short = cut(whole, options.seconds, seed=options.seed)
+    except TrafficError as error:
+        return label, None, str(error)
+    if short is not whole:
+        return label, short, ""
+    if whole.duration_seconds > 0:
+        return label, None, f"no cut: it is no longer than {options.seconds:g} s as it is"
+    return label, None, f"no cut: with {whole.schedule.description} it has no times to compress"
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[TextIO]:
+    """A file that is there when the block has ended well, and else not."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_mooncake(traffic: Traffic, path: Path) -> list[Path]:
     """Write a Mooncake trace in one step."""
     if traffic.block_tokens != BLOCK_TOKENS:
         raise TrafficError(
             f"{path.name}: a Mooncake trace has an id for every {BLOCK_TOKENS} tokens; this "
             f"traffic has one for every {traffic.block_tokens}"
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            write_mooncake(traffic.requests, file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    if traffic.images is not None:
+        raise TrafficError(
+            f"{path.name}: a Mooncake trace has no images; write these requests with --write-aiperf"
+        )
+    with _whole_file(path) as file:
+        write_mooncake(traffic.requests, file)
+    return [path]
+
+
+def _write_aiperf(traffic: Traffic, path: Path) -> list[Path]:
+    """Write an AIPerf dataset, the images first; nothing is held but one of them."""
+    written = [path]
+    places: dict[int, str] = {}
+    if traffic.images is not None:
+        directory = path.with_name(f"{path.stem}-images")
+        directory.mkdir(parents=True, exist_ok=True)
+        for image in sorted({image for request in traffic.requests for image in request.images}):
+            content = traffic.images.encoded(image)
+            ending = media_type(content).removeprefix("image/")
+            name = f"image-{image:04d}.{ending}"
+            places[image] = f"{directory.name}/{name}"
+            write_whole(directory / name, content)
+        written.append(directory)
+    with _whole_file(path) as file:
+        for row in aiperf_rows(traffic, places.__getitem__):
+            file.write(json.dumps(row) + "\n")
+    return written
+
+
+def _lines(name: str, traffic: Traffic) -> TrafficLines:
+    """What a figure shows of a traffic."""
+    seen: set[int] = set()
+    references, repeats, reuse = 0, 0, []
+    for request in traffic.requests:
+        items = request.images if traffic.images is not None else request.hash_ids
+        references += len(items)
+        repeats += sum(item in seen for item in items)
+        seen.update(items)
+        reuse.append(repeats / references if references else 0.0)
+    starts = [r.timestamp_ms / 1000 for r in traffic.requests if r.turn == 0]
+    return TrafficLines(
+        name=name,
+        input_tokens=[r.input_tokens for r in traffic.requests],
+        output_tokens=[r.output_tokens for r in traffic.requests],
+        reuse=reuse,
+        reuse_of="images" if traffic.images is not None else "prompt blocks",
+        starts_seconds=[] if isinstance(traffic.schedule, Concurrency) else starts,
+        turns=list(Counter(r.session_id for r in traffic.requests).values()),
+    )
 
 
 def _figures(
@@ -166,6 +274,13 @@ def _figures(
     if timed:
         row("input tokens/s", lambda t: _per_second(describe(t).input_tokens, t))
         row("output tokens/s", lambda t: _per_second(describe(t).output_tokens, t))
+    if any(traffic.images is not None for traffic in traffics):
+        row("images per request, mean", lambda t: f"{describe(t).images / len(t.requests):.2f}")
+        row("images, all / distinct", _image_counts)
+        row("images seen before, %", lambda t: f"{100 * describe(t).repeated_images_share:.1f}")
+        row("size of images, pixels", _image_sizes)
+        row("distinct images, encoded, MB", lambda t: f"{describe(t).image_bytes / 1e6:,.1f}")
+        row("images sent as base64, MB", _sent_megabytes)
     row("reusable blocks, %", lambda t: f"{100 * describe(t).reusable_share:.1f}")
     row("working set, tokens", lambda t: f"{describe(t).working_set_tokens:,}")
     for configuration in benchmark.configurations if benchmark else ():
@@ -189,6 +304,34 @@ def _figures(
             ),
         )
     return rows
+
+
+def _image_counts(traffic: Traffic) -> str:
+    figures = describe(traffic)
+    return f"{figures.images:,} / {figures.distinct_images:,}"
+
+
+def _image_sizes(traffic: Traffic) -> str:
+    """The size of all, or the range of widths and heights."""
+    if traffic.images is None:
+        return "-"
+    shown = {image for request in traffic.requests for image in request.images}
+    sizes = {traffic.images.size(image) for image in shown}
+    if len(sizes) == 1:
+        width, height = sizes.pop()
+        return f"{width} x {height}"
+    widths, heights = zip(*sizes, strict=True)
+    return f"{min(widths)}–{max(widths)} x {min(heights)}–{max(heights)}"
+
+
+def _sent_megabytes(traffic: Traffic) -> str:
+    """Bytes of all requests' images on the wire: four for every three."""
+    pool = traffic.images
+    if pool is None:
+        return "-"
+    sizes = {i: pool.encoded_bytes(i) for r in traffic.requests for i in r.images}
+    total = sum(-(-sizes[image] // 3) * 4 for r in traffic.requests for image in r.images)
+    return f"{total / 1e6:,.0f}"
 
 
 def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int | None:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_dynamo_bench.load.client import RawResponse
+import msgspec
+import numpy as np
+
+from pytest_dynamo_bench.load.clock import IntArray, ReceiveClock
+from pytest_dynamo_bench.load.connection import (
+    Ancillary,
+    Response,
+    kernel_stamp,
+    kernel_stamps,
+)
+from pytest_dynamo_bench.load.health import Sampler
 from pytest_dynamo_bench.load.sse import parse_events
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import TrafficRequest
-from pytest_dynamo_bench.traffic.prompts import WORDS, prompt_text
+from pytest_dynamo_bench.traffic.prompts import prompt_text
 
 _ERROR_LENGTH = 300
+_EVENTS_A_STEP = 32
+_LAG_EVERY = 8
+_MOST_TOKENS = 2**40
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 @dataclass(frozen=True)
@@ -24,13 +40,14 @@ class Dialect:
         extension: it is Dynamo, and says in ``nvext`` which workers served a request.
         forced_length: it takes ``min_tokens`` and ``ignore_eos``, so that outputs have the
             length that the traffic asks for.
-        words: each one token of the server's tokenizer; prompts are made of them.
+        words: each one token of the server's tokenizer; prompts are made of them. Those of the
+            local target's tokenizer when None.
         template_tokens: tokens that its chat template puts around a message.
     """
 
     extension: bool = True
     forced_length: bool = True
-    words: Sequence[str] = WORDS
+    words: Sequence[str] | None = None
     template_tokens: int = 0
 
 
@@ -62,39 +79,49 @@ def request_body(
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def to_record(
-    request: TrafficRequest, scheduled_ms: float, response: RawResponse, start_ns: int
-) -> RequestRecord:
-    """Interpret a response that has ended.
-
-    Whatever the server sent, this returns a record; what cannot be right is its ``error``.
-    """
-    interpreted = _interpret(response)
-    error = response.error or interpreted.error
-    return RequestRecord(
-        request_id=request.request_id,
-        session_id=request.session_id,
-        turn=request.turn,
-        scheduled_ms=scheduled_ms,
-        sent_ms=(response.sent_ns - start_ns) / 1e6,
-        chunk_ms=tuple((ns - start_ns) / 1e6 for ns in interpreted.chunk_ns),
-        end_ms=(response.end_ns - start_ns) / 1e6,
-        input_tokens=request.input_tokens,
-        output_tokens=request.output_tokens,
-        prompt_tokens=interpreted.prompt_tokens,
-        completion_tokens=interpreted.completion_tokens,
-        cached_tokens=interpreted.cached_tokens,
-        router_hit_rate=interpreted.router_hit_rate,
-        prefill_worker=interpreted.prefill_worker,
-        decode_worker=interpreted.decode_worker,
-        status=response.status or None,
-        error=_one_line(error) if error else None,
-    )
+# Only what a record needs; everything else in an event is skipped while it is read.
 
 
-class _Interpretation:
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    nvext: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class _Reading:
+    """What the events of a response say, taken together."""
+
     def __init__(self) -> None:
-        self.chunk_ns: list[int] = []
+        self.chunk_reads: list[int] = []
+        self.tokens_so_far: list[int] = []
+        self.texts: list[str] = []
+        self.coalesced = 0
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.cached_tokens: int | None = None
@@ -104,60 +131,241 @@ class _Interpretation:
         self.finished = False
         self.error: str | None = None
 
-    def take(self, event: dict[str, Any], arrived_ns: int) -> None:
-        if event.get("error"):
-            raise ValueError(f"the server reported an error in the stream: {event['error']}")
-        for choice in event.get("choices") or ():
-            delta = choice.get("delta") or {}
-            if delta.get("content") or delta.get("reasoning_content") or delta.get("tool_calls"):
-                self.chunk_ns.append(arrived_ns)
-            if choice.get("finish_reason"):
-                self.finished = True
-        usage = event.get("usage")
-        if usage:
-            self.prompt_tokens = usage.get("prompt_tokens")
-            self.completion_tokens = usage.get("completion_tokens")
-            details = usage.get("prompt_tokens_details") or {}
-            self.cached_tokens = details.get("cached_tokens")
-        extension = event.get("nvext") or {}
+
+class RecordMaker:
+    """Interprets responses that have ended.
+
+    Args:
+        clock: converts kernel timestamps; it must have been checked after the last read.
+        fast_forward: modelled time runs so many times faster than the clock.
+        count_tokens: how many tokens each of some texts has; None: only the server says.
+    """
+
+    def __init__(
+        self,
+        clock: ReceiveClock,
+        fast_forward: float = 1.0,
+        count_tokens: Callable[[list[str]], list[int]] | None = None,
+    ) -> None:
+        self.start_ns = 0
+        self.receive_lag = Sampler()
+        self._clock = clock
+        self._scale = fast_forward / 1e6
+        self._count_tokens = count_tokens
+
+    def read(
+        self, request: TrafficRequest, due_ns: int, response: Response
+    ) -> Iterator[RequestRecord | None]:
+        """Interpret a response in small steps: yields None between them, the record at last.
+
+        Whatever the server sent, this ends with a record; what cannot be right is its error.
+        """
+        found = _Reading()
+        yield from self._read(found, response)
+        stamps, from_kernel = self._arrivals(response, found.chunk_reads)
+        end_ns = response.end_ns
+        if response.error is None and response.reads:
+            end_ns, _ = self._arrival(response, len(response.reads) - 1)
+        error = response.error or found.error
+        yield RequestRecord(
+            request_id=request.request_id,
+            session_id=request.session_id,
+            turn=request.turn,
+            scheduled_ms=self._ms(due_ns),
+            sent_ms=self._ms(response.sent_ns),
+            chunk_ms=array("d", ((stamps - self.start_ns) * self._scale).tobytes()),
+            end_ms=self._ms(end_ns),
+            input_tokens=request.input_tokens,
+            output_tokens=request.output_tokens,
+            prompt_tokens=found.prompt_tokens,
+            completion_tokens=found.completion_tokens,
+            cached_tokens=found.cached_tokens,
+            router_hit_rate=found.router_hit_rate,
+            prefill_worker=found.prefill_worker,
+            decode_worker=found.decode_worker,
+            status=response.status or None,
+            error=_one_line(error) if error else None,
+            chunk_tokens=self._chunk_tokens(found),
+            receive_clock=_clock_name(from_kernel, len(stamps)),
+            coalesced_chunks=found.coalesced,
+        )
+
+    def _ms(self, ns: int) -> float:
+        return (ns - self.start_ns) * self._scale
+
+    def _read(self, found: _Reading, response: Response) -> Iterator[None]:
+        if response.status != 200:
+            if response.status:
+                try:
+                    body = b"".join(piece for _, piece in _decompressed(response))
+                except ValueError as error:
+                    body = f"({error})".encode()
+                found.error = f"HTTP {response.status}: {body[:2000].decode('utf-8', 'replace')}"
+            return
+        chunk_reads, texts = found.chunk_reads, found.texts
+        keep_texts = self._count_tokens is not None
+        content_read = -1
+        left = _EVENTS_A_STEP
+        try:
+            for name, data, read in parse_events(_decompressed(response)):
+                left -= 1
+                if not left:
+                    left = _EVENTS_A_STEP
+                    yield
+                if read == content_read:
+                    # What came before in this read has the arrival of what comes now.
+                    found.coalesced += 1
+                    content_read = -1
+                if data == b"[DONE]":
+                    break
+                if name == b"error":
+                    text = data.decode("utf-8", "replace")
+                    found.error = f"the server reported an error in the stream: {text}"
+                    return
+                event = _decode(data)
+                if event.error:
+                    found.error = f"the server reported an error in the stream: {event.error}"
+                    return
+                for choice in event.choices or ():
+                    delta = choice.delta
+                    if delta is not None:
+                        content = delta.content
+                        thought = delta.reasoning_content or delta.reasoning
+                        if content or thought or delta.tool_calls:
+                            chunk_reads.append(read)
+                            content_read = read
+                            if keep_texts:
+                                texts.append(
+                                    (thought or "") + (content or "")
+                                    if not delta.tool_calls
+                                    else "\0"
+                                )
+                            if event.usage is not None and event.usage.completion_tokens:
+                                found.tokens_so_far.append(event.usage.completion_tokens)
+                    if choice.finish_reason:
+                        found.finished = True
+                if event.usage is not None:
+                    self._take_usage(found, event.usage)
+                if event.nvext:
+                    self._take_extension(found, event.nvext)
+        except (
+            msgspec.MsgspecError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            found.error = f"the stream cannot be read: {error}"
+            return
+        if not chunk_reads:
+            found.error = "the response has no content"
+        elif not found.finished:
+            found.error = f"the stream ended after {len(chunk_reads)} chunks, without finish_reason"
+        elif found.completion_tokens is None:
+            found.error = "the server sent no usage, so its tokens cannot be counted"
+
+    def _take_usage(self, found: _Reading, usage: _Usage) -> None:
+        for count in (usage.prompt_tokens, usage.completion_tokens):
+            if count is not None and not 0 <= count <= _MOST_TOKENS:
+                raise ValueError(f"{count} is no number of tokens")
+        found.prompt_tokens = usage.prompt_tokens
+        found.completion_tokens = usage.completion_tokens
+        details = usage.prompt_tokens_details
+        found.cached_tokens = details.cached_tokens if details is not None else None
+
+    def _take_extension(self, found: _Reading, extension: dict[str, Any]) -> None:
         workers = extension.get("worker_id") or {}
         if workers:
-            self.prefill_worker = _text(workers.get("prefill_worker_id"))
-            self.decode_worker = _text(workers.get("decode_worker_id"))
+            found.prefill_worker = _text(workers.get("prefill_worker_id"))
+            found.decode_worker = _text(workers.get("decode_worker_id"))
         timing = extension.get("timing") or {}
         if timing.get("kv_hit_rate") is not None:
-            self.router_hit_rate = float(timing["kv_hit_rate"])
+            found.router_hit_rate = float(timing["kv_hit_rate"])
+
+    def _arrival(self, response: Response, read: int) -> tuple[int, bool]:
+        """When a read's data arrived, monotonic ns, and whether the kernel said so."""
+        ancillary, seen_ns = response.reads[read]
+        real_ns = kernel_stamp(ancillary)
+        if real_ns is not None:
+            stamp_ns = self._clock.monotonic_ns(real_ns, seen_ns)
+            if stamp_ns is not None:
+                return stamp_ns, True
+        return seen_ns, False
+
+    def _arrivals(self, response: Response, reads: list[int]) -> tuple[IntArray, int]:
+        """Arrival of each content chunk, never decreasing, and how many are the kernel's."""
+        entries = [response.reads[read] for read in reads]
+        stamps = self._all_from_kernel(entries) if entries else None
+        if stamps is not None:
+            for index in range(0, len(reads), _LAG_EVERY):
+                self.receive_lag.add(max(entries[index][1] - int(stamps[index]), 0))
+            return np.maximum.accumulate(stamps), len(reads)
+        one_by_one = [self._arrival(response, read) for read in reads]
+        times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
+        return np.maximum.accumulate(times), sum(kernel for _, kernel in one_by_one)
+
+    def _all_from_kernel(self, entries: list[tuple[Ancillary, int]]) -> IntArray | None:
+        """The usual case, many at once: each read has one stamp, and nothing is in doubt."""
+        try:
+            real_ns = kernel_stamps([ancillary for ancillary, _ in entries])
+        except ValueError:
+            return None
+        seen_ns = np.array([seen for _, seen in entries], dtype=np.int64)
+        return self._clock.monotonic_array_ns(real_ns, seen_ns)
+
+    def _chunk_tokens(self, found: _Reading) -> tuple[int, ...] | None:
+        """Tokens of each chunk, where a chunk holds several and somebody knows how many.
+
+        The server may say in each chunk how many there have been; otherwise the texts are
+        counted, and believed only when they add up to what the server says.
+        """
+        chunks, tokens = len(found.chunk_reads), found.completion_tokens
+        if not chunks or tokens is None or tokens == chunks:
+            return None
+        so_far = found.tokens_so_far
+        if len(so_far) == chunks and so_far[-1] == tokens:
+            counts = [b - a for a, b in zip([0, *so_far], so_far, strict=False)]
+            return tuple(counts) if min(counts) >= 0 else None
+        if self._count_tokens is not None:
+            counts = self._count_tokens(found.texts)
+            return tuple(counts) if sum(counts) == tokens else None
+        return None
 
 
-def _interpret(response: RawResponse) -> _Interpretation:
-    found = _Interpretation()
-    if response.status != 200:
-        if response.status:
-            body = b"".join(piece for _, piece in response.body)
-            found.error = f"HTTP {response.status}: {body[:2000].decode('utf-8', 'replace')}"
-        return found
+def _decompressed(response: Response) -> Iterable[tuple[int, bytes]]:
+    """The body as the server meant it.
+
+    Raises:
+        ValueError: it is compressed in a way that was not asked for and is not known.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("identity", ""):
+        return response.body
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return _inflated(encoding, response.body)
+    raise ValueError(f"content-encoding {encoding} is not supported")
+
+
+def _inflated(encoding: str, body: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
-        for event in parse_events(response.body):
-            if event.data == "[DONE]":
-                break
-            if event.event == "error":
-                found.error = f"the server reported an error in the stream: {event.data}"
-                return found
-            parsed = json.loads(event.data)
-            if not isinstance(parsed, dict):
-                found.error = f"an event is not a JSON object: {event.data}"
-                return found
-            found.take(parsed, event.arrived_ns)
-    except (ValueError, TypeError, AttributeError) as error:
-        found.error = f"the stream cannot be read: {error}"
-        return found
-    if not found.chunk_ns:
-        found.error = "the response has no content"
-    elif not found.finished:
-        found.error = f"the stream ended after {len(found.chunk_ns)} chunks, without finish_reason"
-    elif found.completion_tokens is None:
-        found.error = "the server sent no usage, so its tokens cannot be counted"
-    return found
+        for read, piece in body:
+            yield read, decompressor.decompress(piece)
+    except zlib.error as error:
+        raise ValueError(f"{encoding}: {error}") from None
+
+
+def count_words(texts: list[str]) -> list[int]:
+    """Tokens of texts in the language of :mod:`~.traffic.prompts`: one word, one token."""
+    return [len(text.split()) for text in texts]
+
+
+def _clock_name(from_kernel: int, chunks: int) -> str | None:
+    if not chunks:
+        return None
+    if from_kernel == chunks:
+        return "kernel"
+    return "user space" if from_kernel == 0 else "mixed"
 
 
 def _text(value: object) -> str | None:

@@ -3,56 +3,134 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
+import os
+import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from http import HTTPStatus
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 
-from pytest_dynamo_bench.load.chat import DYNAMO, Dialect, request_body, to_record
-from pytest_dynamo_bench.load.client import RawResponse, StreamingClient
+from pytest_dynamo_bench.errors import LoadError
+from pytest_dynamo_bench.load.chat import DYNAMO, Dialect, request_body
+from pytest_dynamo_bench.load.connection import Server
+from pytest_dynamo_bench.load.driver import Driver, Job
+from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
+from pytest_dynamo_bench.load.worker import LENGTH, message
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
 
 Ended = Callable[[bool], None]
-_Keep = Callable[[TrafficRequest, float, RawResponse], None]
+
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+_HEAD_START_NS = 5_000_000
+
+
+class Generator(Protocol):
+    """What sends a traffic, and leaves records."""
+
+    @property
+    def started_at(self) -> str:
+        """Wall-clock start of the run, ISO 8601, UTC."""
+
+    async def send(self, traffic: Traffic, ended: Ended) -> None:
+        """Send everything, and wait until everything has ended."""
+
+    def records(self) -> list[RequestRecord]:
+        """What has ended so far, also after a cancelled :meth:`send`."""
+
+    def health(self) -> dict[str, Any]:
+        """How the load generator itself did, as plain data."""
 
 
 class LoadGenerator:
-    """Sends a traffic through a client.
+    """Sends a traffic to a server.
 
-    Bodies are built before the clock starts and responses are interpreted after it has
-    stopped, so that neither keeps the event loop from noting when bytes arrive.
+    What is measured shares no process, no lock and no garbage collector with the caller: it
+    runs in ``processes`` processes of its own, each on one core, all on one clock.
 
     Args:
-        client: what sends; it is not closed.
+        server: where to.
         model: the name that requests ask for.
         request_timeout_seconds: a request that has not ended by then is recorded as failed.
+        processes: 0 sends from a thread of this process instead, for a few requests whose
+            times do not matter much.
+        connections: opened ahead of time, so that requests need not wait for them.
+        fast_forward: modelled time runs so many times faster than the clock. The traffic's
+            times and those of the records are modelled time.
+        count_tokens: how many tokens each text of a list has, to tell the chunks of several
+            tokens; believed where it adds up to the server's count. None: the server alone says.
         dialect: what a body may say, and of which words prompts are made.
     """
 
     def __init__(
         self,
-        client: StreamingClient,
+        server: Server,
         model: str,
         *,
         request_timeout_seconds: float = 600,
+        processes: int = 1,
+        connections: int = 16,
+        fast_forward: float = 1.0,
+        count_tokens: Callable[[list[str]], list[int]] | None = None,
         dialect: Dialect = DYNAMO,
     ) -> None:
-        self._client = client
-        self._model = model
+        self._count_tokens = count_tokens
         self._dialect = dialect
+        self._server = server
+        self._model = model
         self._timeout_seconds = request_timeout_seconds
-        self._start_ns = 0
+        self._processes = processes
+        self._connections = connections
+        self._fast_forward = fast_forward
         self._started_at = ""
-        self._arrived: list[tuple[TrafficRequest, float, RawResponse]] = []
+        self._records: list[RequestRecord] = []
+        self._drivers: list[DriverHealth] = []
+        self._open_loop = True
+        self._ended: Ended = lambda whole: None
 
     @property
     def started_at(self) -> str:
         """Wall-clock start of the run, ISO 8601, UTC; empty before :meth:`send`."""
         return self._started_at
+
+    def health(self) -> dict[str, Any]:
+        """How the load generator itself did, as plain data for reports and for the gate."""
+        return {"name": "own"} | self.measured.plain()
+
+    @property
+    def measured(self) -> GeneratorHealth:
+        """How the load generator itself did; also after :meth:`send` was cancelled."""
+        delays = [
+            r.sent_ms - r.scheduled_ms
+            for r in self._records
+            if r.sent_ms is not None and (self._open_loop or r.turn)
+        ]
+        return GeneratorHealth.of(
+            self._drivers,
+            self._processes,
+            delays,
+            sum(len(r.chunk_ms) for r in self._records if r.receive_clock == "kernel"),
+            sum(r.coalesced_chunks for r in self._records),
+            sum(len(r.chunk_ms) for r in self._records),
+        )
+
+    def records(self) -> list[RequestRecord]:
+        """What has ended so far, in the order in which it ended.
+
+        Also after :meth:`send` was cancelled: what was measured until then is not lost.
+        """
+        return list(self._records)
+
+    def latest(self, count: int) -> list[RequestRecord]:
+        """The requests that have ended last, so many at most."""
+        return self._records[-count:]
 
     async def send(
         self,
@@ -64,85 +142,192 @@ class LoadGenerator:
         """Send everything, and wait until everything has ended.
 
         Args:
-            ended: called when a request has ended, with whether its response is whole.
-            prepared: awaited when everything is ready to be sent; the run starts when it returns.
+            ended: called when a request has ended, with whether it succeeded; about ten times a
+                second for all that have.
+            prepared: awaited when the processes are ready to send; they start when it returns.
+
+        Raises:
+            LoadError: a process of the load generator died.
         """
+        self._ended = ended
+        self._open_loop = not isinstance(traffic.schedule, Concurrency)
+        jobs = self._jobs(traffic)
+        if self._processes:
+            await self._send_from_processes(jobs, prepared)
+        else:
+            await self._send_from_thread(jobs[0])
+
+    def _jobs(self, traffic: Traffic) -> list[Job]:
+        """One for each process: sessions are dealt out in turns, and so is the concurrency."""
         sessions = _sessions(traffic.requests)
-        bodies = {
-            request.request_id: request_body(
-                self._model, request, traffic.block_tokens, self._dialect
+        schedule = traffic.schedule
+        concurrency = schedule.sessions if isinstance(schedule, Concurrency) else None
+        count = max(min(self._processes, concurrency or self._processes, len(sessions)), 1)
+        body = functools.partial(_body, self._model, traffic.block_tokens, self._dialect)
+        return [
+            Job(
+                server=self._server,
+                sessions=sessions[index::count],
+                concurrency=None if concurrency is None else len(range(index, concurrency, count)),
+                body=body,
+                timeout_seconds=self._timeout_seconds,
+                connections=-(-self._connections // count),
+                fast_forward=self._fast_forward,
+                count_tokens=self._count_tokens,
             )
-            for request in traffic.requests
-        }
+            for index in range(count)
+        ]
 
-        def keep(request: TrafficRequest, due_ms: float, response: RawResponse) -> None:
-            self._arrived.append((request, due_ms, response))
-            ended(response.error is None and response.status == HTTPStatus.OK)
+    def _start(self) -> int:
+        """Fix the start of the run, on both clocks."""
+        start_ns = time.monotonic_ns() + _HEAD_START_NS
+        until = timedelta(microseconds=(start_ns - time.monotonic_ns()) / 1000)
+        self._started_at = (datetime.now(UTC) + until).isoformat(timespec="milliseconds")
+        return start_ns
 
-        if prepared is not None:
-            await prepared()
+    def _take(self, records: Sequence[RequestRecord]) -> None:
+        self._records.extend(records)
+        for record in records:
+            self._ended(record.succeeded)
+
+    async def _send_from_thread(self, job: Job) -> None:
+        mailbox = _ThreadMailbox(asyncio.get_running_loop(), self._take)
+
+        def work() -> DriverHealth:
+            driver = Driver(job, mailbox)
+            driver.prepare()
+            return driver.run(self._start())
+
         with _garbage_collector_away():
-            self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            self._start_ns = time.perf_counter_ns()
-            if isinstance(traffic.schedule, Concurrency):
-                await self._closed_loop(sessions, bodies, traffic.schedule.sessions, keep)
-            else:
-                await self._open_loop(sessions, bodies, keep)
+            working = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                self._drivers = [await asyncio.shield(working)]
+            except asyncio.CancelledError:
+                mailbox.stop()
+                self._drivers = [await working]
+                raise
+            finally:
+                # What the thread reported last may still be on its way.
+                await asyncio.sleep(0)
 
-    def records(self) -> list[RequestRecord]:
-        """What has ended so far, in the order in which it ended.
+    async def _send_from_processes(
+        self, jobs: Sequence[Job], prepared: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            workers = [await stack.enter_async_context(_Worker.started()) for _ in jobs]
+            pairs = list(zip(workers, jobs, strict=True))
+            await asyncio.gather(*(worker.prepare(job) for worker, job in pairs))
+            if prepared is not None:
+                await prepared()
+            start_ns = self._start()
+            for worker in workers:
+                worker.tell(start_ns)
+            collecting = asyncio.gather(*(worker.collect(self._take) for worker in workers))
+            try:
+                self._drivers = await asyncio.shield(collecting)
+            except asyncio.CancelledError:
+                for worker in workers:
+                    worker.stop()
+                with contextlib.suppress(TimeoutError, LoadError):
+                    async with asyncio.timeout(_STOP_SECONDS):
+                        self._drivers = await collecting
+                raise
 
-        Also after :meth:`send` was cancelled: what was measured until then is not lost.
+
+def _body(model: str, block_tokens: int, dialect: Dialect, request: TrafficRequest) -> bytes:
+    return request_body(model, request, block_tokens, dialect)
+
+
+class _ThreadMailbox:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, take: Callable[[Sequence[RequestRecord]], None]
+    ) -> None:
+        self._loop, self._take = loop, take
+        self._stopped = threading.Event()
+
+    def records(self, records: list[RequestRecord]) -> None:
+        self._loop.call_soon_threadsafe(self._take, records)
+
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+class _Worker:
+    """A process that drives one job."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls) -> Any:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pytest_dynamo_bench.load.worker",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            yield cls(process)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+
+    async def prepare(self, job: Job) -> None:
+        """Give it its job, and wait until it is ready to start.
+
+        Raises:
+            LoadError: it died, or takes too long.
         """
-        return [to_record(*item, self._start_ns) for item in self._arrived]
+        self.tell(job)
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await self._read()
+        except TimeoutError:
+            raise LoadError(
+                f"a process of the load generator was not ready after {_READY_SECONDS:g} s"
+            ) from None
 
-    async def _open_loop(
-        self, sessions: Sequence[Sequence[TrafficRequest]], bodies: dict[str, bytes], keep: _Keep
-    ) -> None:
-        async with asyncio.TaskGroup() as group:
-            for turns in sessions:
-                await self._sleep_until(turns[0].timestamp_ms)
-                group.create_task(self._session(turns, bodies, turns[0].timestamp_ms, keep))
+    def tell(self, content: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(message(content))
 
-    async def _closed_loop(
-        self,
-        sessions: Sequence[Sequence[TrafficRequest]],
-        bodies: dict[str, bytes],
-        concurrency: int,
-        keep: _Keep,
-    ) -> None:
-        waiting = iter(sessions)
+    def stop(self) -> None:
+        """Ask it to send nothing more, and to report what has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
-        async def take_turns() -> None:
-            for turns in waiting:
-                await self._session(turns, bodies, self._now_ms(), keep)
+    async def collect(self, take: Callable[[Sequence[RequestRecord]], None]) -> DriverHealth:
+        """Take its records until it is done.
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(take_turns())
+        Raises:
+            LoadError: it died.
+        """
+        while True:
+            kind, content = await self._read()
+            if kind == "health":
+                return content  # type: ignore[no-any-return]
+            take(content)
 
-    async def _session(
-        self,
-        turns: Sequence[TrafficRequest],
-        bodies: dict[str, bytes],
-        due_ms: float,
-        keep: _Keep,
-    ) -> None:
-        for request in turns:
-            if request.turn:
-                due_ms = self._now_ms() + request.delay_ms
-                await self._sleep_until(due_ms)
-            response = await self._client.post(
-                bodies.pop(request.request_id), self._timeout_seconds
-            )
-            keep(request, due_ms, response)
+    async def _read(self) -> tuple[str, Any]:
+        import pickle
 
-    def _now_ms(self) -> float:
-        return (time.perf_counter_ns() - self._start_ns) / 1e6
-
-    async def _sleep_until(self, due_ms: float) -> None:
-        while (remaining_ms := due_ms - self._now_ms()) > 0:
-            await asyncio.sleep(remaining_ms / 1000)
+        stdout = self._process.stdout
+        assert stdout is not None
+        try:
+            head = await stdout.readexactly(LENGTH.size)
+            body = await stdout.readexactly(LENGTH.unpack(head)[0])
+        except asyncio.IncompleteReadError:
+            code = await self._process.wait()
+            raise LoadError(
+                f"a process of the load generator ended in the middle, with code {code}; what it "
+                "wrote is above"
+            ) from None
+        return pickle.loads(body)  # type: ignore[no-any-return] # noqa: S301 from our own child
 
 
 def _sessions(requests: Sequence[TrafficRequest]) -> list[list[TrafficRequest]]:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_dynamo_bench.errors import ReportError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
-from pytest_dynamo_bench.reports.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,6 +237,79 @@ def write_curves(
         if x_ticks:
             axes.set_xticks([x for x, _ in x_ticks], [text for _, text in x_ticks])
         _label_lines(axes, lines)
+
+
+@dataclass(frozen=True)
+class TrafficLines:
+    """What is drawn of one traffic.
+
+    Attributes:
+        name: of it.
+        input_tokens: (n,) length of each request's text.
+        output_tokens: (n,) length of each output.
+        reuse: (n,) share of blocks or images up to each request that an earlier one had.
+        reuse_of: what ``reuse`` counts.
+        starts_seconds: when sessions are due; empty for a closed loop.
+        turns: requests of each session.
+    """
+
+    name: str
+    input_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    reuse: Sequence[float]
+    reuse_of: str
+    starts_seconds: Sequence[float]
+    turns: Sequence[int]
+
+
+def write_traffic(
+    path: Path, traffics: Sequence[TrafficLines], *, title: str, subtitle: str = ""
+) -> None:
+    """Lengths, reuse and schedule of one or more traffics, side by side.
+
+    Lengths are cumulative shares of requests over tokens; the schedule is starts over time, or
+    the turns of sessions for a closed loop.
+
+    Args:
+        path: an ``.svg`` or ``.png`` file, written in one step.
+
+    Raises:
+        ReportError: Matplotlib is missing, the file's ending is unknown, or there is nothing.
+    """
+    if not traffics or not all(one.input_tokens for one in traffics):
+        raise ReportError("figure of a traffic: there are no requests to show")
+    with _figure(path, 10.5, 3.4, title, subtitle, False, columns=3) as (figure, _):
+        lengths, reuse, schedule = figure.axes
+        for index, one in enumerate(traffics):
+            colour = _style_of(index)[0]
+            count = len(one.input_tokens)
+            shares = [100 * (place + 1) / count for place in range(count)]
+            for tokens, style, word in (
+                (one.input_tokens, "-", "input"),
+                (one.output_tokens, "--", "output"),
+            ):
+                lengths.step(
+                    sorted(tokens), shares, style, where="post", color=colour,
+                    label=f"{word}, {one.name}",
+                )  # fmt: skip
+            places = [100 * (place + 1) / count for place in range(count)]
+            reuse.plot(places, [100 * share for share in one.reuse], color=colour, label=one.name)
+            if one.starts_seconds:
+                schedule.hist(one.starts_seconds, bins=60, histtype="step", color=colour)
+            else:
+                most = max(one.turns)
+                edges = [place + 0.5 for place in range(most + 1)]
+                schedule.hist(one.turns, bins=edges, histtype="step", color=colour, linewidth=1.8)
+        lengths.set_xscale("log")
+        lengths.set_xlabel("tokens of text")
+        lengths.set_ylabel("requests up to that length, %")
+        lengths.legend(frameon=False, fontsize=8, loc="upper left")
+        reuse.set_ylim(0, 100)
+        reuse.set_xlabel("requests sent, %")
+        reuse.set_ylabel(f"{traffics[0].reuse_of} seen before, %")
+        timed = bool(traffics[0].starts_seconds)
+        schedule.set_xlabel("seconds" if timed else "turns of a session")
+        schedule.set_ylabel("starts" if timed else "sessions")
 
 
 def write_pareto(
@@ -502,10 +575,21 @@ def _shortened(text: str, longest: int = _LONGEST_NAME) -> str:
 
 
 class _figure:  # noqa: N801
-    """A figure with one pair of axes that is written when the block ends without an error."""
+    """A figure that is written when the block ends without an error.
+
+    It has ``columns`` pairs of axes side by side; the first is what the block gets.
+    """
 
     def __init__(
-        self, path: Path, width: float, height: float, title: str, subtitle: str, simulated: bool
+        self,
+        path: Path,
+        width: float,
+        height: float,
+        title: str,
+        subtitle: str,
+        simulated: bool,
+        *,
+        columns: int = 1,
     ) -> None:
         if path.suffix.lower() not in FORMATS:
             raise ReportError(
@@ -513,7 +597,7 @@ class _figure:  # noqa: N801
                 f"{path.suffix or 'a file without an ending'}"
             )
         self._matplotlib = _matplotlib()
-        self._path, self._size = path, (width, height)
+        self._path, self._size, self._columns = path, (width, height), columns
         self._title = (
             "\n".join(textwrap.wrap(_shortened(title, 240), 72, break_on_hyphens=False)) or " "
         )
@@ -545,7 +629,8 @@ class _figure:  # noqa: N801
             0.02, 1 - (0.12 + 0.21 * lines) / total, self._subtitle, fontsize=9, color=_FAINT,
             va="top", linespacing=1.25, in_layout=False,
         )  # fmt: skip
-        return self._figure, self._figure.subplots()
+        axes = self._figure.subplots(1, self._columns, squeeze=False)
+        return self._figure, axes[0][0]
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+from array import array
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,9 +29,9 @@ import psutil
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import ReportError, ResultsError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
@@ -243,7 +244,7 @@ def read_run(directory: Path) -> Run:
     try:
         details = json.loads((directory / "run.json").read_text(encoding="utf-8"))
         rows = pq.read_table(directory / "requests.parquet").to_pylist()
-        records = [RequestRecord(**{**row, "chunk_ms": tuple(row["chunk_ms"])}) for row in rows]
+        records = [_record(row) for row in rows]
         return Run(
             benchmark=details["benchmark"],
             configuration=details["configuration"]["name"],
@@ -259,6 +260,15 @@ def read_run(directory: Path) -> Run:
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ResultsError(f"{directory}: cannot be read as a run: {error!r}") from None
+
+
+def _record(row: dict[str, Any]) -> RequestRecord:
+    tokens = row.get("chunk_tokens")
+    lists = {
+        "chunk_ms": array("d", row["chunk_ms"]),
+        "chunk_tokens": None if tokens is None else tuple(tokens),
+    }
+    return RequestRecord(**{**row, **lists})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -290,14 +300,14 @@ def write_parquet(path: Path, run: Run) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {
-        str: pa.string(), int: pa.int64(), float: pa.float64(), tuple: pa.list_(pa.float64()),
-    }  # fmt: skip
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     columns = {}
     for name, hint in get_type_hints(RequestRecord).items():
-        kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType]
-        plain = tuple if get_origin(hint) is tuple else kinds[0]
-        columns[name] = pa.array([getattr(r, name) for r in run.records], type=types[plain])
+        optional = [kind for kind in get_args(hint) if kind is not NoneType]
+        kind = optional[0] if NoneType in get_args(hint) else hint
+        plain = get_origin(kind) is None
+        column = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
+        columns[name] = pa.array([getattr(r, name) for r in run.records], type=column)
     content = io.BytesIO()
     pq.write_table(pa.table(columns), content, compression="zstd")
     write_whole(path, content.getvalue())

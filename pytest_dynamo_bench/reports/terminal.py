@@ -15,7 +15,7 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.attribution import shares_table
-from pytest_dynamo_bench.traffic import Traffic, describe
+from pytest_dynamo_bench.traffic import in_words
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
@@ -47,7 +47,7 @@ def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
     where = comparison.target.name + (", simulated time" if simulated else "")
     title = Text(f"{benchmark.name} on {where}", style="bold")
     console.print(title.append(f": {benchmark.question}", style="not bold"))
-    console.print(Text(_traffic_in_words(comparison.traffic), style="dim"))
+    console.print(Text(in_words(comparison.traffic), style="dim"))
     console.print(_table(benchmark, measured))
     console.print(_verdicts(comparison.verdicts))
     if comparison.regressions:
@@ -89,16 +89,6 @@ def _console(width: int, color: bool) -> Console:
 def _written(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
-
-
-def _traffic_in_words(traffic: Traffic) -> str:
-    figures = describe(traffic)
-    return (
-        f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
-        f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
-        f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens; "
-        f"{figures.reusable_share:.1%} of the prompt blocks are reusable"
-    )
 
 
 def _regressions(found: Mapping[tuple[str, str], Regression]) -> Table:

@@ -23,6 +23,16 @@ class Progress(Protocol):
         """So many requests of the measured traffic have ended."""
 
 
+class Unwatched:
+    """A :class:`Progress` that nobody is told of."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        """Nothing."""
+
+
 class Target(Protocol):
     """Where configurations are brought up."""
 

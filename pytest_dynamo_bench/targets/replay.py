@@ -306,17 +306,26 @@ class ReplayTarget:
         worker, profile = self._prefilling(benchmark, configuration)
         common = _pricing(worker, profile, traffic, None).surcharge_ms_per_token
         at_best = _pricing(worker, profile, traffic, ideal_cached_tokens(traffic))
-        share = _priced(at_best, common)["charged_share_of_source"]
-        if _close(share) or not worker.prefix_caching:
-            return common, 0
         part = _pilot(traffic)
-        if not part.requests:
+        if (
+            _close(_priced(at_best, common)["charged_share_of_source"])
+            or not worker.prefix_caching
+            or not part.requests
+        ):
             return common, 0
         progress.stage(f"pilot of {len(part.requests)} requests, to price prefixes")
         done = self._simulated(benchmark, configuration, part, common, directory)
-        if done.charged_rightly and self.prefix_pricing == "traffic":
+        # The caches of a pilot are colder than those of the whole: what an ideal cache would find
+        # in both says by how much.
+        colder = _pricing(worker, profile, part, ideal_cached_tokens(part))
+        if not colder.surcharge_ms_per_token:
             return common, len(part.requests)
-        return done.pricing.surcharge_ms_per_token, len(part.requests)
+        warmer = at_best.surcharge_ms_per_token / colder.surcharge_ms_per_token
+        found = done.pricing
+        charged = warmer * found.surcharge_ms_per_token
+        difference = (common - charged) * found.new_tokens / found.source_ms
+        rightly = self.prefix_pricing == "traffic" and abs(difference) <= _CLOSE_ENOUGH
+        return common if rightly else charged, len(part.requests)
 
     def _simulated(
         self,

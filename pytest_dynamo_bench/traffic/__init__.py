@@ -1,8 +1,15 @@
 """Where requests come from: traces, their schedules, the prompts, and cuts for a small machine."""
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
+from pytest_dynamo_bench.traffic.aiperf import aiperf_rows
 from pytest_dynamo_bench.traffic.cut import cut
-from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe, ideal_cached_tokens
+from pytest_dynamo_bench.traffic.figures import (
+    TrafficFigures,
+    describe,
+    ideal_cached_tokens,
+    in_words,
+)
+from pytest_dynamo_bench.traffic.images import ImageFiles, Images, NoiseImages
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
     FixedSchedule,
@@ -12,6 +19,7 @@ from pytest_dynamo_bench.traffic.model import (
     TrafficSource,
 )
 from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace, read_mooncake, write_mooncake
+from pytest_dynamo_bench.traffic.multimodal import PooledImages, SlidingWindowImages
 from pytest_dynamo_bench.traffic.own import TraceFile, read_traffic
 from pytest_dynamo_bench.traffic.synthesizer import SynthesizedMooncake, synthesize
 from pytest_dynamo_bench.traffic.synthetic import SyntheticTraffic
@@ -21,9 +29,14 @@ __all__ = [
     "AgenticSession",
     "Concurrency",
     "FixedSchedule",
+    "ImageFiles",
+    "Images",
     "Lognormal",
     "MooncakeTrace",
+    "NoiseImages",
+    "PooledImages",
     "Schedule",
+    "SlidingWindowImages",
     "SynthesizedMooncake",
     "SyntheticTraffic",
     "TraceFile",
@@ -31,9 +44,11 @@ __all__ = [
     "TrafficFigures",
     "TrafficRequest",
     "TrafficSource",
+    "aiperf_rows",
     "cut",
     "describe",
     "ideal_cached_tokens",
+    "in_words",
     "read_mooncake",
     "read_traffic",
     "synthesize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pytest_dynamo_bench.traffic.model import Traffic
@@ -13,7 +14,9 @@ class TrafficFigures:
 
     Lengths are in tokens. ``reusable_share`` is the share of prefix blocks that an earlier
     request of the same traffic had already: the hit rate of one cache of infinite size
-    (``1 - distinct ids / ids``). ``working_set_tokens`` is what such a cache would hold.
+    (``1 - distinct ids / ids``), NaN where no ids are known. ``working_set_tokens`` is what such
+    a cache would hold. ``images`` are those of all requests, ``image_bytes`` the encoded bytes
+    of the ``distinct_images``, ``image_pixels`` their pixels; all 0 for text alone.
     """
 
     requests: int
@@ -23,6 +26,10 @@ class TrafficFigures:
     output_tokens: int
     reusable_share: float
     working_set_tokens: int
+    images: int = 0
+    distinct_images: int = 0
+    image_bytes: int = 0
+    image_pixels: int = 0
 
     @property
     def mean_isl(self) -> float:
@@ -33,6 +40,11 @@ class TrafficFigures:
     def mean_osl(self) -> float:
         """Mean output sequence length, tokens."""
         return self.output_tokens / self.requests
+
+    @property
+    def repeated_images_share(self) -> float:
+        """Share of images that an earlier request had already; 0 without images."""
+        return 1 - self.distinct_images / self.images if self.images else 0.0
 
     def load_per_worker(self, prefill_workers: int) -> float:
         """Input tokens per second and prefilling worker."""
@@ -46,18 +58,27 @@ class TrafficFigures:
 def describe(traffic: Traffic) -> TrafficFigures:
     """Count what :class:`TrafficFigures` holds."""
     distinct: set[int] = set()
-    references = 0
+    references = images = 0
+    shown: set[int] = set()
     for request in traffic.requests:
         distinct.update(request.hash_ids)
         references += len(request.hash_ids)
+        shown.update(request.images)
+        images += len(request.images)
+    pool = traffic.images
+    sizes = [pool.size(image) for image in shown] if pool else []
     return TrafficFigures(
         requests=len(traffic.requests),
         sessions=len({request.session_id for request in traffic.requests}),
         duration_seconds=traffic.duration_seconds,
         input_tokens=sum(request.input_tokens for request in traffic.requests),
         output_tokens=sum(request.output_tokens for request in traffic.requests),
-        reusable_share=1 - len(distinct) / references,
+        reusable_share=1 - len(distinct) / references if references else math.nan,
         working_set_tokens=len(distinct) * traffic.block_tokens,
+        images=images,
+        distinct_images=len(shown),
+        image_bytes=sum(pool.encoded_bytes(image) for image in shown) if pool else 0,
+        image_pixels=sum(width * height for width, height in sizes),
     )
 
 
@@ -75,3 +96,16 @@ def ideal_cached_tokens(traffic: Traffic) -> list[int]:
         cached.append(min(known * traffic.block_tokens, request.input_tokens))
         seen.update(request.hash_ids)
     return cached
+
+
+def in_words(traffic: Traffic) -> str:
+    """Where traffic comes from, how much of it there is, and how it is sent; for reports."""
+    figures = describe(traffic)
+    told = (
+        f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
+        f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
+        f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens"
+    )
+    if math.isfinite(figures.reusable_share):
+        told += f"; {figures.reusable_share:.1%} of the prompt blocks are reusable"
+    return told

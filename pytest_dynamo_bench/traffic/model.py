@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.traffic.images import Images
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class TrafficRequest:
     the run. A later turn is due ``delay_ms`` after its predecessor has ended.
     ``hash_ids`` has one id for every ``Traffic.block_tokens`` tokens of the prompt, the last
     one possibly for fewer; equal ids stand for equal text up to and including that block.
+    ``images`` are numbers of ``Traffic.images``; lengths are those of the text without them.
     """
 
     request_id: str
@@ -27,6 +29,7 @@ class TrafficRequest:
     input_tokens: int
     output_tokens: int
     hash_ids: tuple[int, ...]
+    images: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,15 @@ class Traffic:
     """A reproducible stream of requests with its schedule.
 
     ``requests`` are in the order of their timestamps. ``history`` says, one sentence a step,
-    what the stream was made from and what was done to it.
+    what the stream was made from and what was done to it. ``images`` has those that requests
+    name by number; None for text alone.
     """
 
     requests: Sequence[TrafficRequest]
     schedule: Schedule
     block_tokens: int
     history: tuple[str, ...]
+    images: Images | None = None
 
     @property
     def duration_seconds(self) -> float:

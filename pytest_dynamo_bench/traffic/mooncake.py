@@ -181,7 +181,11 @@ def _to_request(
 
 
 def write_mooncake(requests: Iterable[TrafficRequest], file: TextIO) -> None:
-    """Write requests as a Mooncake trace that :func:`read_mooncake` reads back unchanged."""
+    """Write requests as a Mooncake trace that :func:`read_mooncake` reads back unchanged.
+
+    Raises:
+        TrafficError: a request has images, for which the format has no place.
+    """
     file.writelines(json.dumps(row) + "\n" for row in _rows(requests))
 
 
@@ -190,6 +194,10 @@ def _rows(requests: Iterable[TrafficRequest]) -> Iterator[dict[str, Any]]:
     for request in requests:
         previous = latest.get(request.session_id)
         row: dict[str, Any] = {}
+        if request.images:
+            raise TrafficError(
+                "a Mooncake trace has no images; write these requests as an AIPerf dataset"
+            )
         if request.session_id != request.request_id:
             row["session_id"] = request.session_id
         if previous is None:

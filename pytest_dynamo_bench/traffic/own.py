@@ -7,8 +7,9 @@ Told apart by content, never by name:
 * Dynamo's request trace (``DYN_REQUEST_TRACE=1``): JSON lines of the schema
   ``dynamo.request.trace.v1``, as they are or within an ``event``;
 * AIPerf's inputs: the ``inputs.json`` that it writes, or JSON lines with ``text`` or
-  ``turns``. These have text, not tokens: lengths are estimated from characters, and equal
-  beginnings of texts become equal prefix blocks.
+  ``turns``. These have text, not tokens: lengths are estimated from characters where a line
+  has no ``input_length``, and equal beginnings of texts become equal prefix blocks. Images are
+  paths relative to the file, or ``data:`` URLs.
 
 Files may be compressed with gzip or xz.
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.traffic.images import ImageFiles
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
     FixedSchedule,
@@ -100,23 +102,28 @@ def read_traffic(path: Path, schedule: Schedule, output_tokens: int | None = Non
     block_tokens = BLOCK_TOKENS
     timed = True
     notes: tuple[str, ...] = ()
+    images: dict[str, int] = {}
     if kind == "mooncake":
         requests = read_mooncake(_as_additions(text.split("\n"), name), name)
     elif kind == "dynamo":
         requests, block_tokens = _read_dynamo(text.split("\n"), name)
     else:
         rows = _aiperf_rows(text, name, kind, output_tokens)
-        requests, timed = _from_texts(rows, name)
-        notes = (
-            f"lengths estimated from the text at {CHARACTERS_PER_TOKEN} characters a token; "
-            "equal beginnings of texts count as equal prefix blocks",
-        )
+        requests, timed, estimated = _from_texts(rows, name, images)
+        if estimated:
+            notes = (
+                f"lengths estimated from the text at {CHARACTERS_PER_TOKEN} characters a token; "
+                "equal beginnings of texts count as equal prefix blocks",
+            )
     if not timed and not isinstance(schedule, Concurrency):
         raise TrafficError(
             f"{name}: has no times, so that it cannot be sent on a fixed schedule; give it a "
             "concurrency, for example Concurrency(32)"
         )
-    return Traffic(requests, schedule, block_tokens, (f"{FORMATS[kind]} {name!r}", *notes))
+    return Traffic(
+        requests, schedule, block_tokens, (f"{FORMATS[kind]} {name!r}", *notes),
+        ImageFiles(tuple(images), path.parent) if images else None,
+    )  # fmt: skip
 
 
 def tell_format(text: str, name: str) -> Format:
@@ -338,14 +345,24 @@ class _Text:
     output_tokens: int
     timestamp_ms: float | None
     delay_ms: float
+    images: tuple[str, ...] = ()
+    tokens: int | None = None
 
 
 def _aiperf_rows(text: str, name: str, kind: Format, output_tokens: int | None) -> Iterator[_Text]:
     if kind == "aiperf-inputs":
         yield from _inputs_rows(_whole(text, name), name, output_tokens)
     else:
+        lines_of: dict[str, int] = {}
         for number, row in _parsed(io.StringIO(text), name):
-            yield from _dataset_rows(row, f"{name}, line {number}", number, output_tokens)
+            session = str(row.get("session_id", f"line-{number}"))
+            first = lines_of.get(session, 0)
+            lines_of[session] = first + 1
+            where = f"{name}, line {number}"
+            if "turns" in row:
+                yield from _dialogue(row, where, session, output_tokens)
+            else:
+                yield _dataset_row(row, where, session, first, "", output_tokens)
 
 
 def _inputs_rows(document: Any, name: str, output_tokens: int | None) -> Iterator[_Text]:
@@ -360,6 +377,7 @@ def _inputs_rows(document: Any, name: str, output_tokens: int | None) -> Iterato
             yield _Text(
                 where, str(session.get("session_id", index)), turn, _payload_text(payload, where),
                 _output_tokens(payload, where, output_tokens), None, 0.0,
+                tuple(_image(image, where) for image in _payload_images(payload)),
             )  # fmt: skip
 
 
@@ -383,33 +401,82 @@ def _payload_text(payload: Mapping[str, Any], where: str) -> str:
     return "".join(parts)
 
 
-def _dataset_rows(
-    row: Mapping[str, Any], where: str, number: int, output_tokens: int | None
+def _payload_images(payload: Mapping[str, Any]) -> Iterator[object]:
+    """The images of an OpenAI request's messages."""
+    messages = payload.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            image = part.get("image_url") if isinstance(part, dict) else None
+            if image is not None:
+                yield image.get("url") if isinstance(image, dict) else image
+
+
+def _dialogue(
+    row: Mapping[str, Any], where: str, session: str, output_tokens: int | None
 ) -> Iterator[_Text]:
-    turns = row.get("turns", [row])
+    """The turns of one line: each prompt has all that was said before it."""
+    turns = row["turns"]
     if not isinstance(turns, list) or not turns:
         raise TrafficError(f"{where}, field 'turns': must be a list with at least one turn")
-    session = str(row.get("session_id", f"line-{number}"))
-    prompt = ""
+    before = ""
     for turn, item in enumerate(turns):
-        at = where if "turns" not in row else f"{where}, turns[{turn}]"
+        at = f"{where}, turns[{turn}]"
         if not isinstance(item, dict):
             raise TrafficError(f"{at}: must be a JSON object")
-        texts = item.get("texts", [item.get("text")])
-        if not isinstance(texts, list) or not all(isinstance(part, str) for part in texts):
-            raise TrafficError(f"{at}, field 'text': must be a text, got {item.get('text')!r}")
-        asked = _output_tokens(item, at, output_tokens)
-        prompt += "".join(texts)
-        timestamp = item.get("timestamp", row.get("timestamp") if turn == 0 else None)
-        for key, value in (("timestamp", timestamp), ("delay", item.get("delay"))):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise TrafficError(f"{at}, field {key!r}: must be a number, got {value!r}")
-        yield _Text(at, session, turn, prompt, asked, timestamp, float(item.get("delay") or 0))
+        if turn == 0 and item.get("timestamp") is None:
+            item = {**item, "timestamp": row.get("timestamp")}
+        made = _dataset_row(item, at, session, turn, before, output_tokens)
+        yield made
         # What the model will answer isn't known; it takes as much room as was asked for, and
         # no other session has the same.
-        prompt += f"\n{session}/{turn}\n".ljust(asked * CHARACTERS_PER_TOKEN, "\0")
+        answer = f"\n{session}/{turn}\n".ljust(made.output_tokens * CHARACTERS_PER_TOKEN, "\0")
+        before = made.prompt + answer
+
+
+def _dataset_row(
+    row: Mapping[str, Any],
+    where: str,
+    session: str,
+    turn: int,
+    before: str,
+    output_tokens: int | None,
+) -> _Text:
+    """One request of a dataset, after ``before``."""
+    texts = row.get("texts", [row.get("text")])
+    if not isinstance(texts, list) or not all(isinstance(part, str) for part in texts):
+        raise TrafficError(f"{where}, field 'text': must be a text, got {row.get('text')!r}")
+    single = row.get("image")
+    images = row.get("images", [] if single is None else [single])
+    if not isinstance(images, list):
+        raise TrafficError(f"{where}, field 'images': must be a list, got {images!r:.60}")
+    numbers = {key: row.get(key) for key in ("timestamp", "delay", "input_length")}
+    for key, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TrafficError(f"{where}, field {key!r}: must be a number, got {value!r}")
+    prompt = before + "".join(texts)
+    length = numbers["input_length"]
+    return _Text(
+        where, session, turn, prompt, _output_tokens(row, where, output_tokens),
+        numbers["timestamp"], float(numbers["delay"] or 0),
+        tuple(_image(image, where) for image in images),
+        # Only where words and tokens are one, as in what is written here, are blocks known too.
+        int(length) if length is not None and length == prompt.count(" ") + 1 else None,
+    )  # fmt: skip
+
+
+def _image(image: object, where: str) -> str:
+    """A path or a data URL."""
+    if not isinstance(image, str) or not image:
+        raise TrafficError(
+            f"{where}, field 'images': must be paths or data URLs, got {image!r:.60}"
+        )
+    if image.startswith(("http://", "https://")):
+        raise TrafficError(
+            f"{where}, field 'images': {image[:80]!r} would be fetched while it is "
+            "measured; download the images and give their paths"
+        )
+    return image
 
 
 def _output_tokens(row: Mapping[str, Any], where: str, default: int | None) -> int:
@@ -425,19 +492,28 @@ def _output_tokens(row: Mapping[str, Any], where: str, default: int | None) -> i
     return value
 
 
-def _from_texts(rows: Iterable[_Text], name: str) -> tuple[tuple[TrafficRequest, ...], bool]:
-    """Texts as lengths and prefix blocks, and whether all sessions have a time."""
+def _from_texts(
+    rows: Iterable[_Text], name: str, images: dict[str, int]
+) -> tuple[tuple[TrafficRequest, ...], bool, bool]:
+    """Texts as lengths and prefix blocks.
+
+    Args:
+        images: filled with the images and their numbers.
+
+    Returns:
+        The requests, whether all sessions have a time, and whether lengths are estimates.
+    """
     numbers: dict[bytes, int] = {}
     requests: list[TrafficRequest] = []
     starts: dict[str, float] = {}
-    timed = True
-    block = BLOCK_TOKENS * CHARACTERS_PER_TOKEN
+    timed, estimated = True, False
     for index, row in enumerate(rows):
-        tokens = max(1, -(-len(row.prompt) // CHARACTERS_PER_TOKEN))
+        estimated |= row.tokens is None
+        tokens = row.tokens or max(1, -(-len(row.prompt) // CHARACTERS_PER_TOKEN))
         prefix = hashlib.blake2b(digest_size=16)
         ids = []
-        for start in range(0, tokens * CHARACTERS_PER_TOKEN, block):
-            prefix.update(row.prompt[start : start + block].encode())
+        for block in _blocks(row, tokens):
+            prefix.update(block.encode())
             ids.append(numbers.setdefault(prefix.digest(), len(numbers)))
         if row.turn == 0:
             timed &= row.timestamp_ms is not None
@@ -446,6 +522,7 @@ def _from_texts(rows: Iterable[_Text], name: str) -> tuple[tuple[TrafficRequest,
             TrafficRequest(
                 f"{index:06d}", row.session, row.turn, starts.get(row.session, 0.0), row.delay_ms,
                 tokens, row.output_tokens, tuple(ids),
+                tuple(images.setdefault(image, len(images)) for image in row.images),
             )
         )  # fmt: skip
     if not requests:
@@ -463,4 +540,16 @@ def _from_texts(rows: Iterable[_Text], name: str) -> tuple[tuple[TrafficRequest,
     ]
     if doubled:
         raise TrafficError(f"{name}: the session {doubled[0]!r} is there twice")
-    return tuple(shifted), timed
+    return tuple(shifted), timed, estimated
+
+
+def _blocks(row: _Text, tokens: int) -> Iterator[str]:
+    """The prompt in pieces of a prefix block each."""
+    if row.tokens is not None:
+        words = row.prompt.split(" ")
+        for start in range(0, tokens, BLOCK_TOKENS):
+            yield " ".join(words[start : start + BLOCK_TOKENS])
+        return
+    size = BLOCK_TOKENS * CHARACTERS_PER_TOKEN
+    for start in range(0, tokens * CHARACTERS_PER_TOKEN, size):
+        yield row.prompt[start : start + size]

@@ -7,7 +7,10 @@ the degrees of freedom of t come about, step by step:
 1. *Resampling.* Requests are put in the order in which they were due; blocks of consecutive
    requests are drawn with replacement, going round at the end (circular block bootstrap), and
    the metric is computed anew. Where the request ids of the two configurations coincide, both
-   get the same blocks, so that what the traffic does to both cancels.
+   get the same blocks, so that what the traffic does to both cancels. For percentiles of
+   such pairs the variance is computed from the influences instead of drawn: when shared
+   traffic moves both percentiles, a bootstrap adds what the two samples happen to look like
+   on the way (see :class:`~pytest_dynamo_bench.verdicts.statistics.RequestGroup`).
 2. *Block length*, from the data: Politis & White's automatic choice on the series of each
    request's influence on L. For a mean the influence is
    ``(x - mean) / mean``; for a ratio or a rate ``(v - R w) / (R mean w)``; for a percentile it
@@ -16,10 +19,13 @@ the degrees of freedom of t come about, step by step:
    :func:`~pytest_dynamo_bench.verdicts.blocks.block_length` explains.
 3. *Few blocks.* Block variances are too small when blocks are few or correlated across their
    ends: SE is enlarged by ``sqrt(m / (m - 1))`` for m blocks, and is not less than Politis &
-   Romano's flat-top estimate from the influences. t has at most m - 1 degrees of freedom, and
-   fewer when few blocks carry all of the variation (see
+   Romano's flat-top estimate from the influences. A single run with too few requests for long
+   blocks gets what it cannot see added
+   (:func:`~pytest_dynamo_bench.verdicts.blocks.hidden_drift_variance`). t has at most m - 1
+   degrees of freedom, and fewer when few blocks carry all of the variation (see
    :mod:`~pytest_dynamo_bench.verdicts.blocks`); for a percentile without pairs no more than
-   there are clusters of slow requests beyond it.
+   there are clusters of slow requests beyond it. For rates of the same open loop the time is
+   the same but for when the last response came, and that has a variance of its own.
 4. *Repeats.* With more than one run per configuration the variation between runs is added:
    ``V = V_blocks + max(0, V_between - V_within)``, where V_between is what the repeats' values
    show, and V_within what the noise inside single runs already explains of it. Degrees of
@@ -35,35 +41,39 @@ per configuration cannot see what varies from run to run; repeats can.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from scipy import sparse, special
+from scipy import special
 
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
     FloatArray,
-    automatic_block_length,
     block_length,
-    circular_block_sums,
+    hidden_drift_variance,
     resampled_blocks,
     uncertainty_of_mean,
 )
+from pytest_dynamo_bench.verdicts.statistics import (
+    END_DEGREES_OF_FREEDOM,
+    Quantile,
+    RequestGroup,
+    clusters_beyond,
+    picks,
+)
 
-IntArray = npt.NDArray[np.intp]
 Scale = Literal["log ratio", "difference"]
 
 _SAME_TRAFFIC_OVERLAP = 0.5
-_CANDIDATE_VALUES = 128
-_CANDIDATE_WIDTH_SD = 7.0
 _NEGLIGIBLE = 1e-12
 _RULE_OF_THREE = 3.0
 _FEWEST_REQUESTS = 10
+_FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,9 @@ class Effect:
         repeats: runs of the arm with fewer of them.
         resamples: of the bootstrap.
         paired: whether requests of both arms were paired by id.
+        traffic_error: the part of ``standard_error`` that more repeats of the same traffic would
+            not lessen, since the change differs from request to request; 0 where that cannot be
+            told from noise (single runs), or where each repeat has traffic of its own.
     """
 
     metric: str
@@ -110,6 +123,7 @@ class Effect:
     repeats: int
     resamples: int
     paired: bool
+    traffic_error: float = 0.0
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The interval of the change at another confidence, from the same standard error.
@@ -120,6 +134,28 @@ class Effect:
         _check_confidence(confidence)
         return _interval(
             self.scale, self.estimate, self.standard_error, self.degrees_of_freedom, confidence
+        )
+
+    def of_this_traffic(self) -> Effect:
+        """The change under exactly this traffic, not under traffic like it.
+
+        What the traffic does to both sides is then no uncertainty; what is left is what differs
+        between runs of the same. The effect itself where that is hardly known: for fewer than three
+        runs of each, and where the sides had other traffic.
+        """
+        if not self.paired or self.repeats < _FEWEST_RUNS or not math.isfinite(self.standard_error):
+            return self
+        error = math.sqrt(max(self.standard_error**2 - self.traffic_error**2, 0.0))
+        freedom = min(self.degrees_of_freedom, 2.0 * (self.repeats - 1))
+        low, high = _interval(self.scale, self.estimate, error, freedom, self.confidence)
+        return dataclasses.replace(
+            self,
+            low=low,
+            high=high,
+            standard_error=error,
+            degrees_of_freedom=freedom,
+            traffic_error=0.0,
+            method=f"{self.method}, of exactly this traffic",
         )
 
     def on_scale(self, change: float) -> float:
@@ -198,8 +234,10 @@ def estimate_effect(
     if len(metrics) > 1:
         raise ValueError(f"estimate_effect: different metrics: {', '.join(sorted(metrics))}")
     comparison = _Comparison(treatment, baseline)
-    error, freedom, block_length, method = comparison.uncertainty(resamples, seed)
-    low, high = _interval(comparison.scale, comparison.estimate, error, freedom, confidence)
+    found = comparison.uncertainty(resamples, seed)
+    low, high = _interval(
+        comparison.scale, comparison.estimate, found.error, found.freedom, confidence
+    )
     return Effect(
         metric=treatment[0].metric,
         treatment_value=comparison.values[0],
@@ -208,172 +246,29 @@ def estimate_effect(
         low=low,
         high=high,
         confidence=confidence,
-        method=method,
+        method=found.method,
         scale=comparison.scale,
         estimate=comparison.estimate,
-        standard_error=error,
-        degrees_of_freedom=freedom,
-        block_length=block_length,
+        standard_error=found.error,
+        degrees_of_freedom=found.freedom,
+        block_length=found.block_length,
         n_requests=min(len(set(s.request_ids)) for s in (*treatment, *baseline)),
         repeats=min(len(treatment), len(baseline)),
         resamples=resamples,
         paired=comparison.paired,
+        traffic_error=found.traffic_error,
     )
 
 
-# Every statistic but the extremes is one of two things: a ratio of two sums over requests (a
-# mean, a ratio, a rate), or a quantile of values of which a request has one or more.
-
-
 @dataclass(frozen=True)
-class _RatioOfSums:
-    """``scale * sum(numerator) / sum(denominator)``; both (n,), one row per request."""
+class _Uncertainty:
+    """Of an estimate; the fields as in :class:`Effect`. By default there is none to be had."""
 
-    numerator: FloatArray
-    denominator: FloatArray
-    scale: float
-
-    @property
-    def value(self) -> float:
-        total = float(self.denominator.sum())
-        return self.scale * float(self.numerator.sum()) / total if total > 0 else math.nan
-
-    def influence(self) -> FloatArray:
-        """(n,) first-order effect of each request on the value, times n; sums to 0."""
-        mean = float(self.denominator.mean())
-        ratio = float(self.numerator.sum() / self.denominator.sum())
-        return self.scale * (self.numerator - ratio * self.denominator) / mean
-
-    def resampled(self, picks: sparse.csr_array, length: int) -> FloatArray:
-        """(resamples,) values; ``picks`` counts how often each block start was drawn."""
-        columns = np.column_stack([self.numerator, self.denominator])
-        sums = picks @ circular_block_sums(columns, length)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(self.scale * sums[:, 0] / sums[:, 1])
-
-
-@dataclass(frozen=True)
-class _Quantile:
-    """The ``share`` quantile of values, each of which belongs to request ``owner``."""
-
-    values: FloatArray
-    owner: IntArray
-    n: int
-    share: float
-
-    @property
-    def value(self) -> float:
-        return float(np.quantile(self.values, self.share)) if len(self.values) else math.nan
-
-    def _counts(self) -> FloatArray:
-        return np.bincount(self.owner, minlength=self.n).astype(np.float64)
-
-    def _above(self, limit: float) -> FloatArray:
-        return np.bincount(self.owner[self.values > limit], minlength=self.n).astype(np.float64)
-
-    def influence(self) -> FloatArray:
-        """(n,) as for a ratio: ``(above - share above) / density``.
-
-        The density at the quantile is a difference quotient over ``± n^(-1/3) / 2`` in
-        probability, less near the ends.
-        """
-        counts, above = self._counts(), self._above(self.value)
-        total = len(self.values)
-        step = min(0.5 / math.cbrt(total), self.share / 2, (1 - self.share) / 2)
-        low, high = np.quantile(self.values, [self.share - step, self.share + step])
-        spread = float(high - low)
-        if not spread > 0:
-            spread = float(np.ptp(self.values)) or 1.0
-        excess = above - above.sum() / total * counts
-        return np.asarray(excess / counts.mean() * spread / (2 * step))
-
-    def _candidates(self) -> FloatArray:
-        """Values between which every resampled quantile lies, ascending, thinned to a few."""
-        ordered = np.sort(self.values)
-        total = len(ordered)
-        above = self._above(self.value)
-        spread = uncertainty_of_mean(above, block_length([above])).variance
-        spread = spread if math.isfinite(spread) else 1.0
-        ranks = _CANDIDATE_WIDTH_SD * math.sqrt(max(spread, 0.25 / total)) * self.n
-        center = self.share * (total - 1)
-        first = max(0, math.floor(center - max(ranks, 8)))
-        last = min(total - 1, math.ceil(center + max(ranks, 8)))
-        chosen = np.unique(np.linspace(first, last, _CANDIDATE_VALUES).round().astype(int))
-        return np.unique(ordered[chosen])
-
-    def resampled(self, picks: sparse.csr_array, length: int) -> FloatArray:
-        """(resamples,) quantiles, found by counting values up to each candidate."""
-        candidates = self._candidates()
-        at_most = np.zeros((self.n, len(candidates) + 1))
-        position = np.searchsorted(candidates, self.values, side="left")
-        np.add.at(at_most, (self.owner, position), 1.0)
-        np.cumsum(at_most, axis=1, out=at_most)
-        counts = picks @ circular_block_sums(at_most, length)
-        target = self.share * (counts[:, -1] - 1)
-        below = np.floor(target)
-        last = len(candidates) - 1
-        lower = (counts[:, :-1] <= below[:, None]).sum(axis=1).clip(max=last)
-        upper = (counts[:, :-1] <= np.ceil(target)[:, None]).sum(axis=1).clip(max=last)
-        part = target - below
-        return np.asarray(candidates[lower] * (1 - part) + candidates[upper] * part)
-
-
-_Statistic = _RatioOfSums | _Quantile
-
-
-class _Traffic:
-    """Runs that had the same requests, and so are resampled together.
-
-    ``runs`` are (arm, index) with arm 0 for the treatment and 1 for the baseline.
-    """
-
-    def __init__(self, samples: Sequence[Sample], runs: Sequence[tuple[int, int]]) -> None:
-        self.runs = list(runs)
-        first = samples[0].request_ids
-        if all(sample.request_ids == first for sample in samples) and len(set(first)) == len(first):
-            due = np.mean([sample.time_ms for sample in samples], axis=0)
-            order = np.argsort(due, kind="stable")
-            rank = np.empty_like(order)
-            rank[order] = np.arange(len(order))
-            owners = [rank] * len(samples)
-            self.n = len(first)
-        else:
-            times: dict[str, list[float]] = {}
-            for sample in samples:
-                for request_id, time in zip(
-                    sample.request_ids, sample.time_ms.tolist(), strict=True
-                ):
-                    times.setdefault(request_id, []).append(time)
-            in_order = sorted(times, key=lambda key: (sum(times[key]) / len(times[key]), key))
-            place = {request_id: index for index, request_id in enumerate(in_order)}
-            owners = [
-                np.fromiter((place[key] for key in s.request_ids), np.intp, len(s.request_ids))
-                for s in samples
-            ]
-            self.n = len(in_order)
-        self.statistics = [
-            _statistic(sample, owner, self.n) for sample, owner in zip(samples, owners, strict=True)
-        ]
-
-
-def _statistic(sample: Sample, owner: IntArray, n: int) -> _Statistic:
-    if sample.statistic == "percentile":
-        return _Quantile(sample.values, owner, n, sample.percentile / 100)
-
-    def per_request(values: FloatArray) -> FloatArray:
-        return np.bincount(owner, weights=values, minlength=n).astype(np.float64)
-
-    if sample.statistic == "rate":
-        # A rate's denominator is time. Each request gets the time until the next one was due,
-        # the last one the rest of the run, so that resampled requests bring their time along.
-        order = np.argsort(sample.time_ms, kind="stable")
-        due = sample.time_ms[order]
-        rest_ms = max(sample.duration_seconds * 1000 - float(due[-1] - due[0]), 0.0)
-        time_ms = np.empty(len(due))
-        time_ms[order] = np.append(np.diff(due), rest_ms)
-        return _RatioOfSums(per_request(sample.values), per_request(time_ms), sample.factor * 1000)
-    weights = np.ones(len(sample.values)) if sample.weights is None else sample.weights
-    return _RatioOfSums(per_request(sample.values), per_request(weights), 1.0)
+    method: str
+    error: float = math.inf
+    freedom: float = 1.0
+    block_length: int = 1
+    traffic_error: float = 0.0
 
 
 def _same_traffic(a: Sample, b: Sample) -> bool:
@@ -433,75 +328,98 @@ class _Comparison:
         per_run = (1 if arm == 0 else -1) / len(self.arms[arm])
         return per_run if self.scale == "difference" else per_run / self.values[arm]
 
-    def uncertainty(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
-        """Standard error, degrees of freedom, longest block, and the method as a phrase."""
+    def uncertainty(self, resamples: int, seed: int) -> _Uncertainty:
+        """How sure the estimate is."""
         if not all(np.isfinite(values).all() for values in self.run_values):
-            return math.inf, 1.0, 1, "no interval: a run has no value of this metric"
+            return _Uncertainty("no interval: a run has no value of this metric")
         if any(not np.isfinite(sample.values).all() for arm in self.arms for sample in arm):
-            return math.inf, 1.0, 1, "no interval: values that are not finite numbers"
+            return _Uncertainty("no interval: values that are not finite numbers")
         if self.arms[0][0].statistic in ("min", "max"):
             return self._between_runs_only()
         if self.scale == "log ratio" and min(self.values) <= 0:
-            return math.inf, 1.0, 1, "no interval: a relative change needs values above zero"
+            return _Uncertainty("no interval: a relative change needs values above zero")
         return self._blocks(resamples, seed)
 
-    def _blocks(self, resamples: int, seed: int) -> tuple[float, float, int, str]:
+    def _blocks(self, resamples: int, seed: int) -> _Uncertainty:
         drawn = [np.zeros(resamples), np.zeros(resamples)]
         variances, freedoms, longest = [], [], 1
-        raw = unbiased = 0.0
+        raw = unbiased = ends = hidden = 0.0
         within, lengthened = 0.0, 1.0
         repeated = len(self.arms[0]) + len(self.arms[1]) > 2
-        for number, group in enumerate(self.groups):
-            traffic = _Traffic([self._sample(run) for run in group], group)
-            influences = [
-                self._slope(run) * statistic.influence()
-                for run, statistic in zip(group, traffic.statistics, strict=True)
-            ]
+        groups = [RequestGroup([self._sample(r) for r in runs], runs) for runs in self.groups]
+        by_formula = all(group.paired_percentile for group in groups)
+        for number, group in enumerate(groups):
+            slopes = [self._slope(run) for run in group.runs]
+            influences = group.influences(slopes)
             series = np.sum(influences, axis=0)
             if np.abs(series).max() < _NEGLIGIBLE:
-                series = np.zeros(traffic.n)
+                series = np.zeros(group.n)
             by_arm = [
                 np.sum(
-                    [x for run, x in zip(group, influences, strict=True) if run[0] == arm], axis=0
+                    [x for run, x in zip(group.runs, influences, strict=True) if run[0] == arm],
+                    axis=0,
                 )
-                for arm in sorted({arm for arm, _ in group})
+                for arm in sorted({arm for arm, _ in group.runs})
             ]
             length = block_length([series, *by_arm], repeated=repeated)
-            if traffic.n < max(_FEWEST_REQUESTS, 2 * length):
-                return math.inf, 1.0, length, "no interval: too few requests"
+            if group.n < max(_FEWEST_REQUESTS, 2 * length):
+                return _Uncertainty("no interval: too few requests", block_length=length)
             uncertain = uncertainty_of_mean(series, length)
-            freedom = uncertain.degrees_of_freedom
-            if len(by_arm) == 1 and isinstance(traffic.statistics[0], _Quantile):
-                freedom = min(freedom, _clusters_beyond(series) - 1)
+            variance, freedom = uncertain.variance, uncertain.degrees_of_freedom
+            if group.paired_percentile:
+                variance, freedom = group.percentile_variance(uncertain, slopes)
+                if math.isinf(variance):
+                    return _Uncertainty("no interval: too few requests near this percentile")
+            elif isinstance(group.statistics[0], Quantile):
+                freedom = min(freedom, clusters_beyond(series) - 1)
             longest = max(longest, length)
-            variances.append(uncertain.variance)
+            drift = 0.0
+            if not repeated and self.scale == "log ratio":
+                drift = hidden_drift_variance(group.n, length, uncertain.unbiased_variance)
+            hidden += drift
+            variances.append(variance + drift)
+            freedoms.append(max(freedom, 1.0))
             raw += uncertain.block_variance
             unbiased += uncertain.unbiased_variance
-            freedoms.append(max(freedom, 1.0))
-            within += self._within(group, influences, length)
+            within += self._within(group.runs, influences, length)
+            ends += group.end_variance(slopes)
+            if by_formula:
+                continue
             generator = np.random.default_rng([seed, number])
-            starts = resampled_blocks(traffic.n, length, resamples, generator)
+            starts = resampled_blocks(group.n, length, resamples, generator)
             # Whole blocks make a resample a little longer than the run.
-            lengthened = max(lengthened, starts.shape[1] * length / traffic.n)
-            picks = _picks(starts, traffic.n)
-            for (arm, _), statistic in zip(group, traffic.statistics, strict=True):
-                drawn[arm] += statistic.resampled(picks, length) / len(self.arms[arm])
-        bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
-        enlarged = max(bootstrap * (unbiased / raw if raw > 0 else 1.0), sum(variances))
+            lengthened = max(lengthened, starts.shape[1] * length / group.n)
+            counts = picks(starts, group.n)
+            for (arm, _), statistic in zip(group.runs, group.statistics, strict=True):
+                drawn[arm] += statistic.resampled(counts, length) / len(self.arms[arm])
+        enlarged = sum(variances)
+        if not by_formula:
+            bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
+            bootstrap *= unbiased / raw if raw > 0 else 1.0
+            enlarged = max(enlarged, bootstrap + hidden)
         squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
-        freedom = sum(variances) ** 2 / squares if squares > 0 else min(freedoms)
+        squares += ends**2 / END_DEGREES_OF_FREEDOM
+        freedom = (sum(variances) + ends) ** 2 / squares if squares > 0 else min(freedoms)
+        if hidden > 0 and not self.paired:
+            # Blocks that are too short are too short for both.
+            freedom = min(freedoms)
+        enlarged, within = enlarged + ends, within + ends
         paired = "paired by request" if self.paired else "not paired"
-        method = f"circular block bootstrap, blocks of {longest} requests, {paired}, Student's t"
+        how = "variance of circular blocks" if by_formula else "circular block bootstrap"
+        method = f"{how}, blocks of {longest} requests, {paired}, Student's t"
         enlarged = max(enlarged, self._rare_events_variance())
         between, between_freedom = self._between_runs()
+        traffic = 0.0
         if between_freedom > 0:
+            if any(len(runs) > 2 for runs in self.groups):
+                traffic = max(0.0, enlarged - within)
             total = enlarged + max(0.0, between - within)
             squares = enlarged**2 / freedom + between**2 / between_freedom
             freedom = max(total**2 / squares, 1.0) if squares > 0 else freedom
             enlarged = total
             runs = len(self.arms[0]) + len(self.arms[1])
             method += f", with the variation between {runs} runs"
-        return math.sqrt(enlarged), freedom, longest, method
+        return _Uncertainty(method, math.sqrt(enlarged), freedom, longest, math.sqrt(traffic))
 
     def _within(
         self,
@@ -572,38 +490,13 @@ class _Comparison:
             squares += float(np.sum((values / unit - values.mean() / unit) ** 2))
         return squares / freedom * (1 / counts[0] + 1 / counts[1]), float(freedom)
 
-    def _between_runs_only(self) -> tuple[float, float, int, str]:
+    def _between_runs_only(self) -> _Uncertainty:
         """For extremes, which no resampling of one run can judge."""
         usable = self.scale == "difference" or min(self.values) > 0
         variance, freedom = self._between_runs() if usable else (0.0, 0.0)
         if freedom < 1:
-            return math.inf, 1.0, 1, "no interval: an extreme of a single run has none"
-        return math.sqrt(variance), freedom, 1, "variation between runs, Student's t"
-
-
-def _clusters_beyond(series: FloatArray) -> float:
-    """About how many separate clusters of requests beyond a percentile there are.
-
-    Slow requests come together. With k clusters of equal size among m short blocks, the
-    kurtosis of block sums is about m / k. A tail that a few clusters make up is known less
-    well than its bootstrap says, which cannot draw a cluster that did not happen. Pairs are
-    spared this, since both configurations have the same clusters.
-    """
-    length, _ = automatic_block_length(series)
-    sums = circular_block_sums(series - series.mean(), length)
-    second = float(np.mean(sums**2))
-    if not second > 0:
-        return 1.0
-    kurtosis = float(np.mean(sums**4)) / second**2
-    return len(series) / length / max(kurtosis - 1, 1e-9)
-
-
-def _picks(starts: npt.NDArray[np.int64], n: int) -> sparse.csr_array:
-    """(resamples, n) how often each block start was drawn, sparse."""
-    resamples, blocks = starts.shape
-    ones = np.ones(starts.size)
-    offsets = np.arange(resamples + 1) * blocks
-    return sparse.csr_array((ones, starts.ravel(), offsets), shape=(resamples, n))
+            return _Uncertainty("no interval: an extreme of a single run has none")
+        return _Uncertainty("variation between runs, Student's t", math.sqrt(variance), freedom)
 
 
 def _variance(values: FloatArray) -> float:

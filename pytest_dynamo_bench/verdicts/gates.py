@@ -44,6 +44,11 @@ class GateThresholds:
         schedule_delay_ms: 99th percentile of how late requests were sent, open loop only ...
         schedule_delay_share: ... or this share of the median time to first token, whichever
             is larger.
+        generator_cpu_share: share of a core that the load generator's busiest process used.
+        generator_lag_ms: 99th percentile of how late the load generator read what had arrived.
+            Where the kernel notes arrivals, that does no harm unless ...
+        generator_coalesced_share: ... more chunks than this were read together with later
+            ones, beyond one in each response, so that their own arrival is not known.
         fewest_requests: successful requests.
         fewest_beyond_percentile: successful requests beyond the percentile asked for; 5 means
             500 requests for p99.
@@ -61,6 +66,9 @@ class GateThresholds:
     token_tolerance: int = 0
     schedule_delay_ms: float = 10.0
     schedule_delay_share: float = 0.05
+    generator_cpu_share: float = 0.9
+    generator_lag_ms: float = 10.0
+    generator_coalesced_share: float = 0.1
     fewest_requests: int = 30
     fewest_beyond_percentile: float = 5.0
     warm_cache_share: float = 0.01
@@ -129,6 +137,8 @@ def check_run(
         _enough_requests(run, metric, thresholds),
         _cold_cache(run, traffic, thresholds),
     ]
+    if "cpu_share" in run.observed.get("load_generator", {}):
+        results.append(_generator_kept_up(run, thresholds))
     if open_loop:
         if not run.simulated:
             results.append(_on_schedule(run, thresholds))
@@ -336,6 +346,44 @@ def _on_schedule(run: Run, thresholds: GateThresholds) -> GateResult:
         f"{allowed:.1f} ms: the larger of schedule_delay_ms {thresholds.schedule_delay_ms:g} and "
         f"schedule_delay_share {thresholds.schedule_delay_share:g} of the median",
         "give the load generator a core of its own, or lower the request rate",
+        run.configuration,
+    )
+
+
+def _generator_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
+    """Whether what the load generator measured of itself lets its numbers be trusted.
+
+    A process that needs all of a core starts requests late in a closed loop too, where no
+    schedule shows it. How late it reads is an error of the latencies where the kernel does not
+    note arrivals. Where it does, only what is read together gets a wrong time, which a server
+    that writes several chunks at once causes as well: both must be seen to blame the generator.
+    """
+    health = run.observed["load_generator"]
+    cpu, from_kernel = float(health["cpu_share"]), float(health["kernel_timestamp_share"])
+    by_kernel = from_kernel > 0.99
+    lag = float(health["receive_lag_ms" if by_kernel else "loop_busy_ms"]["p99"])
+    chunks = sum(len(record.chunk_ms) for record in run.records)
+    # The last chunk of a response mostly comes together with its end.
+    merged = sum(max(record.coalesced_chunks - 1, 0) for record in run.records)
+    coalesced = merged / max(chunks, 1)
+    late = lag > thresholds.generator_lag_ms and not (
+        by_kernel and coalesced <= thresholds.generator_coalesced_share
+    )
+    saw = (
+        f"{cpu:.0%} of a core, read {lag:.1f} ms late (p99), {coalesced:.1%} of the chunks "
+        f"together with later ones, {from_kernel:.0%} of the arrivals noted by the kernel"
+    )
+    if health["clock_steps"]:
+        saw += f"; the system's clock was set {health['clock_steps']} times"
+    return _result(
+        "load generator kept up",
+        cpu <= thresholds.generator_cpu_share and not late,
+        saw,
+        f"generator_cpu_share {thresholds.generator_cpu_share:g}, generator_lag_ms "
+        f"{thresholds.generator_lag_ms:g}, generator_coalesced_share "
+        f"{thresholds.generator_coalesced_share:g}",
+        "use more processes (--dynamo-load-processes), leave it a core, or lower the load; "
+        "python -m pytest_dynamo_bench check-client says what this machine can do",
         run.configuration,
     )
 

@@ -157,7 +157,10 @@ def compare_with_stored(
     for sample in (*current, *stored):
         if sample.metric != tolerance.metric:
             raise ValueError(f"tolerance for {tolerance.metric}, but samples of {sample.metric}")
-    effect = estimate_effect(current, stored, confidence=confidence, resamples=resamples, seed=seed)
+    # Both had the same requests, and whether these got slower is the question.
+    effect = estimate_effect(
+        current, stored, confidence=confidence, resamples=resamples, seed=seed
+    ).of_this_traffic()
     definition = METRICS[parse_metric(tolerance.metric)[0]]
     # From here on higher is worse.
     worse_low, worse_high = effect.low, effect.high
@@ -208,6 +211,9 @@ def mismatches(current: Run, stored: Run) -> tuple[str, ...]:
 
 def _comparable(run: Run) -> dict[str, Any]:
     observed = {key: run.observed[key] for key in _VERSIONS if key in run.observed}
+    # What another load generator measures is another number.
+    generator = run.observed.get("load_generator") or {}
+    observed["load_generator"] = generator.get("name", "own")
     flat: dict[str, Any] = {}
     for prefix, part in (
         ("deployed", run.deployed),

@@ -181,7 +181,8 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
     """Requests and repeats to add until the interval would no longer contain the limit.
 
     The half-width shrinks with the square root of the number of requests or repeats while
-    the estimate is taken to stay where it is; so this is a guide, not a promise.
+    the estimate is taken to stay where it is; so this is a guide, not a promise. Repeats of the
+    same traffic lessen only what differs between runs.
     """
     margin = abs(effect.estimate - effect.on_scale(bound.limit))
     error, freedom = effect.standard_error, effect.degrees_of_freedom
@@ -198,8 +199,7 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
             more
             for more in range(1, _MOST_REPEATS + 1)
             if float(special.stdtrit(_freedom_with(effect, more), quantile))
-            * error
-            / math.sqrt(1 + more / effect.repeats)
+            * _error_with(effect, more)
             <= margin
         ),
         None,
@@ -217,6 +217,28 @@ def _freedom_with(effect: Effect, more: int) -> float:
     if effect.repeats == 1:
         return 1 / (1 / effect.degrees_of_freedom + 1 / (2 * (runs - 1)))
     return effect.degrees_of_freedom * (runs - 1) / (effect.repeats - 1)
+
+
+def _error_with(effect: Effect, more: float) -> float:
+    """Standard error with more repeats of the same traffic."""
+    lasting = min(effect.traffic_error, effect.standard_error) ** 2
+    return math.sqrt(lasting + (effect.standard_error**2 - lasting) / (1 + more / effect.repeats))
+
+
+def repeats_are_futile(effect: Effect, bound: Bound, confidence: float) -> bool:
+    """Whether no number of repeats of the same traffic can be expected to decide a claim.
+
+    Even if the estimate moved away from the limit by two standard errors of what differs between
+    runs, the part of the uncertainty that is the traffic's would leave the limit inside the
+    interval. To stop for that reason makes no decision, and so no wrong one.
+    """
+    margin = abs(effect.estimate - effect.on_scale(bound.limit))
+    if not (math.isfinite(margin) and math.isfinite(effect.standard_error)):
+        return False
+    lasting = min(effect.traffic_error, effect.standard_error)
+    runs = math.sqrt(effect.standard_error**2 - lasting**2)
+    student = float(special.stdtrit(effect.degrees_of_freedom, (1 + confidence) / 2))
+    return margin + 2 * runs < student * lasting
 
 
 def _smallest(enough: Callable[[float], bool], most: float) -> float | None:

@@ -146,6 +146,47 @@ def test_a_trace_with_a_mistake_names_its_line(tmp_path, monkeypatch, capsys):
 # --- traffic ---------------------------------------------------------------------------
 
 
+IMAGES = """\
+from pytest_dynamo_bench import *
+
+def window(users):
+    return SlidingWindowImages(
+        users=users, turns=3, window=2, text_tokens=600, osl=4, image_width=12, image_height=8,
+        schedule=Concurrency(2),
+    )
+
+benchmark = Benchmark(
+    name="pictures", question="Which?", model="Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
+    hardware=Hardware("GB200", 1), traffic=window(30), scaled={"standard": window(2)},
+    configurations=[Configuration("a", "baseline", [Worker(1)])], claims=[],
+)
+"""
+
+
+def test_traffic_with_images_is_described_written_for_aiperf_and_drawn(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    Path("bench_pictures.py").write_text(IMAGES)
+    code, out, _ = run(
+        capsys, "traffic", "bench_pictures.py", "--write-aiperf-cut", "local.jsonl", "--figure",
+        "t.svg",
+    )  # fmt: skip
+    assert code == 0
+    assert "local, standard" in out and "180 / 120" in out and "12 x 8" in out and "33.3" in out
+    rows = [json.loads(line) for line in Path("local.jsonl").read_text().splitlines()]
+    assert [row["session_id"] for row in rows] == ["user_0", "user_1"] * 3
+    assert rows[2]["images"] == ["local-images/image-0001.png", "local-images/image-0002.png"]
+    assert len(list(Path("local-images").iterdir())) == 8
+    assert "<svg" in Path("t.svg").read_text() and "images seen before" in Path("t.svg").read_text()
+    code, out, _ = run(capsys, "traffic", "local.jsonl", "--concurrency", 2)
+    assert code == 0 and "12 / 8" in out
+    code, _, err = run(capsys, "traffic", "bench_pictures.py", "--write", "w.jsonl")
+    assert code == 2 and "a Mooncake trace has no images" in err and "--write-aiperf" in err
+    assert not Path("w.jsonl").exists()
+
+
 def test_traffic_of_a_benchmark_whole_and_cut(module, capsys):
     code, out, _ = run(
         capsys, "traffic", module, "--seconds", 5, "--write", "w.jsonl", "--write-cut", "c.jsonl"
@@ -343,7 +384,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(tmp_path, how, whole_group, 
 
 
 def test_resamples_are_paired_by_request_and_vary_with_the_seed():
-    from pytest_dynamo_bench.attribution_runs import _resampled
+    from pytest_dynamo_bench.attribution_runs import resample_combinations
     from pytest_dynamo_bench.metrics import Sample
 
     random = np.random.default_rng(3)
@@ -355,10 +396,12 @@ def test_resamples_are_paired_by_request_and_vary_with_the_seed():
 
     nothing, one = frozenset(), frozenset(["x"])
     base = sample(0)
-    draws, length, requests = _resampled({nothing: {0: base}, one: {0: base}}, 300)
+    draws, length, requests = resample_combinations({nothing: {0: base}, one: {0: base}}, 300)
     assert requests == 400 and length >= 20
     # Paired: the same runs differ by nothing in every resample.
     assert np.array_equal(draws[nothing], draws[one])
-    draws, _, _ = _resampled({nothing: {0: base}, one: {0: sample(5), 1: sample(9)}}, 300)
+    draws, _, _ = resample_combinations(
+        {nothing: {0: base}, one: {0: sample(5), 1: sample(9)}}, 300
+    )
     difference = draws[one] - draws[nothing]
     assert np.percentile(difference, 2.5) > 0 and difference.std() > 1.5

@@ -123,9 +123,9 @@ def test_a_tokenizer_with_few_single_words_is_refused(tmp_path):
 
 
 def _english():
-    from pytest_dynamo_bench.targets.service.probe import _ENGLISH
+    from pytest_dynamo_bench.traffic.prompts import COMMON_WORDS
 
-    return _ENGLISH
+    return COMMON_WORDS
 
 
 def test_a_server_without_usage_is_refused(tmp_path):

@@ -23,6 +23,7 @@ def sample(
     weights: np.ndarray[Any, Any] | None = None,
     seconds: float | None = None,
     ids: Sequence[str] | None = None,
+    lasted_ms: np.ndarray[Any, Any] | None = None,
 ) -> Sample:
     """A metric whose n requests are due every 100 ms."""
     array = np.asarray(values, dtype=float)
@@ -40,6 +41,7 @@ def sample(
         due,
         percentile=float(statistic[1:]) if kind == "percentile" else 0.0,
         duration_seconds=seconds if seconds is not None else len(array) / 10,
+        end_ms=None if lasted_ms is None else due + lasted_ms,
     )
 
 

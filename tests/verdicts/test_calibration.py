@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pytest_dynamo_bench.calibration.__main__ import main
+from pytest_dynamo_bench.calibration.attribution_aa import (
+    attribution_scenarios,
+    run_attribution_scenario,
+)
+from pytest_dynamo_bench.calibration.kept import KeptRuns
 from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
 from pytest_dynamo_bench.calibration.replay_aa import (
+    BENCHMARK,
     replay_scenarios,
     run_replay_scenario,
     window,
 )
 from pytest_dynamo_bench.calibration.study import METRICS, Share, run_scenario, scenarios
+from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.traffic import MooncakeTrace
 from pytest_dynamo_bench.verdicts.blocks import automatic_block_length
+from tests.fake_target import FakeTarget
 
 
 def test_queues_are_correlated_and_the_same_seed_gives_the_same_queue():
@@ -107,8 +118,96 @@ def test_without_dynamo_the_replays_parts_say_what_to_install(monkeypatch, capsy
     assert "pip install 'ai-dynamo" in capsys.readouterr().err
 
 
+def local(monkeypatch, tmp_path, *arguments, target=None):
+    """The command's exit code for the part local, with runs that are made up."""
+    made_up = target or FakeTarget()
+    monkeypatch.setattr("pytest_dynamo_bench.calibration.local_aa.LocalTarget", lambda: made_up)
+    monkeypatch.setattr(
+        sys, "argv",
+        ["calibration", "local", "--output", str(tmp_path / "found.json"),
+         "--keep", str(tmp_path / "runs"), "--resamples", "100", *arguments],
+    )  # fmt: skip
+    return main()
+
+
+def test_runs_on_this_machine_are_compared_kept_and_not_made_again(monkeypatch, tmp_path):
+    target = FakeTarget()
+    assert local(monkeypatch, tmp_path, "--pairs", "2", target=target) == 0
+    assert len(target.measured) == 4
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["local"]["scenario"]["comparisons"] == 2
+    assert found["local-all"]["scenario"]["comparisons"] == 6
+    planted = {(row["planted"], row["metric"]): row for row in found["local-all"]["planted"]}
+    assert planted[0.2, "time_to_first_token.mean"]["found"]["count"] == 6
+    assert planted[0.2, "time_to_first_token.p50"]["covered"] is None
+    page = (tmp_path / "found.md").read_text()
+    assert "6 comparisons made of 4 runs, 200 requests a run" in page
+    assert "| 20 % on the mean | time_to_first_token.mean | 100.0 % (54.1–100.0) |" in page
+
+    assert local(monkeypatch, tmp_path, "--pairs", "3", target=target) == 0
+    assert len(target.measured) == 6
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["local-all"]["scenario"]["comparisons"] == 15
+
+
+def test_no_run_is_begun_that_would_end_too_late(monkeypatch, tmp_path, capsys):
+    assert local(monkeypatch, tmp_path, "--pairs", "2", "--minutes", "0") == 0
+    assert "0 of 4 runs are made; the same command goes on" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_the_runs_that_have_ended(monkeypatch, tmp_path, capsys):
+    class Interrupted(FakeTarget):
+        def measure(self, *arguments, **options):
+            if len(self.measured) == 2:
+                raise KeyboardInterrupt
+            return super().measure(*arguments, **options)
+
+    assert local(monkeypatch, tmp_path, "--pairs", "2", target=Interrupted()) == 130
+    assert "finished runs are in" in capsys.readouterr().err
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    goes_on = FakeTarget()
+    assert local(monkeypatch, tmp_path, "--pairs", "2", target=goes_on) == 0
+    assert len(goes_on.measured) == 2
+
+
+def test_a_kept_run_that_is_damaged_is_named(monkeypatch, tmp_path, capsys):
+    assert local(monkeypatch, tmp_path, "--pairs", "1") == 0
+    (tmp_path / "runs" / "local-run-001.json.gz").write_bytes(b"nothing")
+    assert local(monkeypatch, tmp_path, "--pairs", "1") == 1
+    assert "local-run-001.json.gz: cannot be read as a run" in capsys.readouterr().err
+
+
+def test_a_kept_run_is_read_as_it_was():
+    target = FakeTarget()
+    with tempfile.TemporaryDirectory() as directory:
+        kept = KeptRuns(Path(directory) / "runs")
+        assert kept.get("one") is None
+        progress = Unwatched()
+        run = target.measure(
+            BENCHMARK, BENCHMARK.configurations[0], target.traffic(BENCHMARK), Path(), progress
+        )
+        kept.put("one", run)
+        again = kept.get("one")
+    before, after = Metrics(run, BENCHMARK.goodput), Metrics(again, BENCHMARK.goodput)
+    for metric in METRICS:
+        assert after.value(metric) == pytest.approx(before.value(metric))
+
+
+def test_an_attribution_is_covered_where_nothing_is_to_be_found():
+    scenario = dataclasses.replace(
+        attribution_scenarios()["attribution-nothing"],
+        comparisons=20, n=200, repeats=2, metrics=("time_to_first_token.mean",),
+    )  # fmt: skip
+    result = run_attribution_scenario(scenario, resamples=100)
+    assert [row.metric.partition(", ")[2] for row in result.metrics] == [
+        "total", "faster_prefill alone", "faster_prefill on average", "less_delay alone",
+        "less_delay on average",
+    ]  # fmt: skip
+    assert all(row.true_change == 0 and row.covered.value > 0.7 for row in result.metrics)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["aa-same", "aa-different"])
+@pytest.mark.parametrize("part", ["aa-same", "aa-different", "aa-122", "aa-small"])
 def test_few_false_claims(part):
     scenario = dataclasses.replace(
         scenarios(0.15)[part],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
 from pytest_dynamo_bench.verdicts.blocks import (
     automatic_block_length,
     block_length,
     circular_block_sums,
+    hidden_drift_variance,
     uncertainty_of_mean,
 )
 from pytest_dynamo_bench.verdicts.effect import estimate_effect
@@ -58,7 +61,7 @@ class TestWhatHoldsForAllData:
     @few
     @given(seed=seeds, metric=st.sampled_from(METRICS))
     def test_swapping_the_arms_inverts_the_ratio(self, seed, metric):
-        base = correlated(150, seed)
+        base = correlated(400, seed)
         other = noisy(base, seed + 1, 0.2)
         a, b = effect_of(other, base, metric), effect_of(base, other, metric)
         assert 1 + b.change == pytest.approx(1 / (1 + a.change))
@@ -68,7 +71,7 @@ class TestWhatHoldsForAllData:
     @few
     @given(seed=seeds, metric=st.sampled_from(METRICS))
     def test_more_confidence_is_a_wider_interval(self, seed, metric):
-        base = correlated(150, seed)
+        base = correlated(400, seed)
         other = noisy(base, seed + 1, 0.2)
         widths = []
         for confidence in (0.5, 0.8, 0.9, 0.95, 0.99):
@@ -115,6 +118,11 @@ class TestHonestWhereNothingCanBeSaid:
         assert (found.low, found.high) == (-math.inf, math.inf)
         assert found.method.startswith("no interval")
 
+    def test_a_percentile_with_next_to_nothing_around_it_has_no_interval(self):
+        base = correlated(200, 1)
+        found = effect_of(noisy(base, 2), base, "time_to_first_token.p99")
+        assert math.isinf(found.high) and "too few requests near" in found.method
+
     def test_nan_is_not_hidden(self):
         values = correlated(50, 1)
         values[7] = np.nan
@@ -149,6 +157,45 @@ class TestHonestWhereNothingCanBeSaid:
         b = sample(np.ones(300), "request_throughput", seconds=30.2)
         found = estimate_effect([a], [b])
         assert found.change < 0 and found.low < 0 < found.high
+
+    def test_the_end_of_the_run_is_one_of_many_moments(self):
+        # The last response comes 0 ... 400 ms later, as any other one does.
+        outside = 0
+        for seed in range(200):
+            generator = np.random.default_rng(seed)
+            lasted = generator.exponential(300, size=(2, 400))
+            ends = (np.arange(400) * 100 + lasted).max(axis=1)
+            found = estimate_effect(
+                *(
+                    [sample(np.ones(400), "request_throughput", seconds=end / 1000, lasted_ms=late)]
+                    for end, late in zip(ends, lasted, strict=True)
+                ),
+                resamples=100,
+            )
+            outside += not found.low <= 0 <= found.high
+        assert 2 <= outside <= 18  # 10 are expected
+
+    def test_throughput_of_a_closed_loop_is_as_sure_as_it_is(self):
+        model = dataclasses.replace(ORDINARY, closed_loop_sessions=8)
+        generator = np.random.default_rng(3)
+        traffic = make_traffic(80, 400, model, generator)
+        a, b = simulate(traffic, model, generator), simulate(traffic, model, generator)
+        found = [
+            estimate_effect(
+                samples(a, world, ("request_throughput",), ""),
+                samples(b, world, ("request_throughput",), ""),
+                resamples=100,
+            )
+            for world in range(80)
+        ]
+        errors = np.sqrt(np.mean([one.standard_error**2 for one in found]))
+        assert errors == pytest.approx(np.std([one.estimate for one in found]), rel=0.35)
+
+    def test_rates_without_a_schedule_in_common_resample_the_time(self):
+        late = np.full(300, 50.0)
+        a = sample(np.ones(300), "request_throughput", tag="a", lasted_ms=late)
+        b = sample(np.ones(300), "request_throughput", tag="b", lasted_ms=late)
+        assert estimate_effect([a], [b]).standard_error == pytest.approx(0, abs=1e-9)
 
     def test_wrong_arguments_are_named(self):
         one = sample(correlated(20, 1))
@@ -202,6 +249,24 @@ class TestKindsOfMetrics:
         expected = math.sqrt(2 * p * (1 - p) / 4000) / density / (100 + 10 * stats.norm.ppf(p))
         assert found.standard_error == pytest.approx(expected, rel=0.35)
 
+    @pytest.mark.parametrize("share", [50, 90, 99])
+    def test_the_interval_of_a_paired_percentile_is_as_wide_as_it_varies(self, share):
+        # Strong traffic in common and independent noise, so that blocks do not matter.
+        generator = np.random.default_rng(7)
+        metric, changes, errors = f"time_to_first_token.p{share}", [], []
+        for _ in range(60):
+            base = 200 * np.exp(0.8 * generator.normal(size=2000))
+            noise = np.exp(0.1 * generator.normal(size=(2, 2000)))
+            found = effect_of(base * noise[0], base * noise[1], metric)
+            changes.append(found.estimate)
+            errors.append(found.standard_error)
+        assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(changes), rel=0.3)
+
+    def test_a_percentile_of_equal_pairs_may_have_changed_unseen(self):
+        base = correlated(300, 1)
+        found = effect_of(base, base, "time_to_first_token.p90")
+        assert found.change == 0 and 0.001 < found.high < 0.05
+
     def test_requests_that_one_run_lost_do_not_break_the_pairing(self):
         base = correlated(300, 1)
         other = noisy(base, 2)
@@ -244,6 +309,35 @@ class TestRepeats:
         found = estimate_effect(treatment, baseline)
         assert found.paired and found.standard_error < 0.02
 
+    @pytest.mark.parametrize(("spread", "share"), [(0.0, (0.0, 0.7)), (0.5, (0.9, 1.0))])
+    def test_what_repeats_of_the_same_traffic_cannot_lessen(self, spread, share):
+        base = correlated(300, 1)
+        # A change of the same size for all requests, or one that differs between them.
+        factor = np.exp(0.2 + spread * np.random.default_rng(5).normal(size=300))
+        treatment = [sample(noisy(base * factor, 10 + i)) for i in range(4)]
+        baseline = [sample(noisy(base, 20 + i)) for i in range(4)]
+        found = estimate_effect(treatment, baseline)
+        assert share[0] <= found.traffic_error / found.standard_error <= share[1]
+        assert estimate_effect(treatment[:1], baseline[:1]).traffic_error == 0
+
+    def test_of_exactly_this_traffic_what_the_traffic_does_is_no_uncertainty(self):
+        base = correlated(300, 1)
+        factor = np.exp(0.2 + 0.5 * np.random.default_rng(5).normal(size=300))
+        runs = [
+            [sample(noisy(base * f, 10 * arm + i)) for i in range(4)]
+            for arm, f in ((1, factor), (2, 1.0))
+        ]
+        found = estimate_effect(*runs)
+        here = found.of_this_traffic()
+        assert here.change == found.change and here.low < here.change < here.high
+        assert here.high - here.low < 0.5 * (found.high - found.low)
+        assert here.of_this_traffic().high == pytest.approx(here.high)
+        few = estimate_effect(runs[0][:2], runs[1][:2])
+        assert few.of_this_traffic() == few
+        other = [sample(one.values, tag="other") for one in runs[1]]
+        apart = estimate_effect(runs[0], other)
+        assert apart.of_this_traffic() == apart
+
     def test_more_repeats_are_narrower(self):
         widths = []
         for count in (2, 4, 8):
@@ -280,6 +374,18 @@ class TestBlocks:
             for s in range(30)
         ]
         assert np.mean(found) == pytest.approx((1 + keep) / (1 - keep) / n, rel=0.25)
+
+    def test_only_short_runs_hide_a_drift(self):
+        assert hidden_drift_variance(750, 125, 1.0) == 0
+        hidden = [hidden_drift_variance(n, -(-n // 6), 1e-3) for n in (100, 200, 400, 700)]
+        assert hidden == sorted(hidden, reverse=True) and hidden[-1] > 0
+
+    @few
+    @given(n=st.integers(20, 800), blocks=st.floats(2, 20), seen=st.floats(0, 1))
+    def test_no_more_is_hidden_than_a_machine_can_drift(self, n, blocks, seen):
+        hidden = hidden_drift_variance(n, max(1, round(n / blocks)), seen)
+        assert 0 <= hidden <= 2 * 0.06**2
+        assert seen > 0 or hidden == 0
 
     def test_constant_series(self):
         assert automatic_block_length(np.ones(100)) == (1, 0.0)

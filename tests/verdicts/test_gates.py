@@ -195,3 +195,47 @@ class TestPairs:
         assert closed(check_pair(run(good()), run(good(), "rr", target="replay"))) == [
             "same target"
         ]
+
+
+class TestLoadGeneratorKeptUp:
+    """What the load generator measured of itself."""
+
+    @staticmethod
+    def gate(coalesced=1, **health):
+        records = [dataclasses.replace(r, coalesced_chunks=coalesced) for r in good()]
+        measured = {
+            "name": "own", "cpu_share": 0.3, "kernel_timestamp_share": 1.0, "clock_steps": 0,
+            "receive_lag_ms": {"p99": 1.0}, "loop_busy_ms": {"p99": 1.0},
+        } | health  # fmt: skip
+        results = check_run(
+            run(records, observed={"load_generator": measured}), Concurrency(4), MEAN
+        )
+        return next(result for result in results if result.name == "load generator kept up")
+
+    def test_passes(self):
+        assert self.gate().passed
+        assert "30% of a core" in self.gate().saw
+
+    def test_a_core_that_is_full_is_not_enough(self):
+        found = self.gate(cpu_share=0.97)
+        assert not found.passed
+        assert "--dynamo-load-processes" in found.what_to_do
+
+    def test_lateness_does_no_harm_where_the_kernel_notes_arrivals(self):
+        assert self.gate(receive_lag_ms={"p99": 40.0}).passed
+        assert self.gate(coalesced=5).passed
+        assert not self.gate(coalesced=5, receive_lag_ms={"p99": 40.0}).passed
+
+    def test_elsewhere_it_does(self):
+        late = {"kernel_timestamp_share": 0.0, "loop_busy_ms": {"p99": 40.0}}
+        assert not self.gate(**late).passed
+        assert self.gate(kernel_timestamp_share=0.0).passed
+
+    def test_a_clock_that_was_set_is_said(self):
+        assert "was set 2 times" in self.gate(clock_steps=2).saw
+
+    def test_aiperf_does_not_measure_itself(self):
+        results = check_run(
+            run(good(), observed={"load_generator": {"name": "aiperf"}}), Concurrency(4), MEAN
+        )
+        assert "load generator kept up" not in {result.name for result in results}

@@ -118,6 +118,10 @@ class TestMismatches:
             "traffic.requests: 10, stored 20",
         )
 
+    def test_another_load_generator(self):
+        a, b = run([], observed={"load_generator": {"name": "aiperf", "version": "0.13"}}), run([])
+        assert mismatches(a, b) == ("observed.load_generator: 'aiperf', stored 'own'",)
+
     def test_a_field_that_one_of_them_lacks(self):
         a, b = run([], deployed={"router": "kv"}), run([])
         assert mismatches(a, b) == ("deployed.router: 'kv', stored 'nothing'",)

@@ -17,6 +17,7 @@ from pytest_dynamo_bench.verdicts.verdict import (
     control_false_discoveries,
     judge,
     quantity,
+    repeats_are_futile,
     two_sided_p_value,
 )
 
@@ -134,6 +135,22 @@ class TestHowMuchMore:
         # One more run alone never helps much: two runs of each leave two degrees of freedom.
         verdict = judge(claim(), "local", effect(-0.225))
         assert verdict.outcome == "inconclusive" and verdict.more_repeats >= 2
+
+    def test_repeats_of_the_same_traffic_do_not_lessen_what_the_traffic_does(self):
+        known = {"change": -0.21, "error": 0.03, "repeats": 4, "degrees_of_freedom": 20.0}
+        by_runs = judge(claim(), "replay", effect(**known, traffic_error=0.001))
+        by_traffic = judge(claim(), "replay", effect(**known, traffic_error=0.0299))
+        assert by_runs.more_repeats is not None
+        assert by_traffic.more_repeats is None and by_traffic.more_requests is not None
+        assert "more requests of each" in by_traffic.sentence
+        assert "repeat" not in by_traffic.sentence
+
+    def test_repeats_are_futile_only_if_the_traffic_alone_leaves_it_open(self):
+        bound = claim().bound("replay")
+        assert repeats_are_futile(effect(-0.21, 0.03, traffic_error=0.0299), bound, 0.95)
+        assert not repeats_are_futile(effect(-0.21, 0.03, traffic_error=0.02), bound, 0.95)
+        assert not repeats_are_futile(effect(-0.21, 0.03), bound, 0.95)
+        assert not repeats_are_futile(effect(-0.21, math.inf, traffic_error=0.1), bound, 0.95)
 
     def test_nothing_reasonable_decides_a_change_at_the_limit(self):
         verdict = judge(claim(), "local", effect(-0.2))

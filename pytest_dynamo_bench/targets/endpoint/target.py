@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.records import Run
@@ -45,6 +43,7 @@ class EndpointOptions:
         ready_seconds: limit for the server to list the model (after a switch, say).
         seconds: length of the traffic that is cut from the benchmark's; None for all of it.
         seed: chooses among equally good cuts.
+        load_processes: processes that send.
         same_prompts: send the same words in every run.
     """
 
@@ -56,6 +55,7 @@ class EndpointOptions:
     ready_seconds: float = 60
     seconds: float | None = None
     seed: int = 0
+    load_processes: int = 1
     same_prompts: bool = False
 
 
@@ -212,16 +212,17 @@ class EndpointTarget:
             raise TargetError(self._no_address(benchmark, [configuration.name]))
         address = Address(url, self._options.access)
         progress.stage("asking")
-        # Not on uvloop, which cannot close while a refused TLS connection is still closing.
         service = asyncio.run(self._ask(address, benchmark))
         salt = 0 if self._options.same_prompts else measure.new_salt()
         warm_up_requests = max(_WARM_UP_REQUESTS, 2 * configuration.replicas)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            progress.stage("warming")
-            runner.run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
-            progress.stage("measuring")
-            sent = runner.run(_send(service, measure.salted(traffic, salt), progress))
+        progress.stage("warming")
+        asyncio.run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
+        progress.stage("measuring")
+        sent = asyncio.run(
+            _send(service, measure.salted(traffic, salt), progress, self._options.load_processes)
+        )
         observed = asyncio.run(measure.observe(service, directory / "logs"))
+        observed["load_generator"] = sent.health
         warm = measure.warm_tokens(sent.records, traffic)
         if warm is not None:
             observed["cached_tokens_at_start"] = warm
@@ -240,7 +241,6 @@ class EndpointTarget:
             deployed=self._secrets.clean(deployed),
             observed=self._secrets.clean(observed),
             traffic=traffic_facts(traffic),
-            problems=sent.problems,
         )
 
     async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
@@ -279,7 +279,9 @@ class EndpointTarget:
         )
 
 
-async def _send(service: Service, traffic: Traffic, progress: Progress) -> measure.Sent:
+async def _send(
+    service: Service, traffic: Traffic, progress: Progress, processes: int
+) -> measure.Sent:
     total, done, failed = len(traffic.requests), 0, 0
 
     def ended(whole: bool) -> None:
@@ -287,7 +289,7 @@ async def _send(service: Service, traffic: Traffic, progress: Progress) -> measu
         done, failed = done + 1, failed + (not whole)
         progress.requests(done, failed, total)
 
-    return await measure.send(service, traffic, ended)
+    return await measure.send(service, traffic, ended, processes=processes)
 
 
 def traffic_facts(traffic: Traffic) -> dict[str, Any]:

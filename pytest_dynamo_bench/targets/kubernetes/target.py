@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.load.chat import DYNAMO
@@ -62,6 +60,7 @@ class KubernetesOptions:
         access: what is sent along where the service is reached by a URL.
         seconds: length of the traffic that is cut from the benchmark's; None for all of it.
         seed: chooses among equally good cuts.
+        load_processes: processes that send.
     """
 
     settings: ClusterSettings
@@ -70,6 +69,7 @@ class KubernetesOptions:
     access: Access = NO_ACCESS
     seconds: float | None = None
     seed: int = 0
+    load_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -299,14 +299,16 @@ class KubernetesTarget:
             done, failed = done + 1, failed + (not whole)
             progress.requests(done, failed, total)
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            progress.stage("warming")
-            runner.run(measure.warm_up(service, traffic.block_tokens, count))
-            progress.stage("measuring")
-            sent = runner.run(measure.send(service, traffic, ended))
+        progress.stage("warming")
+        asyncio.run(measure.warm_up(service, traffic.block_tokens, count))
+        progress.stage("measuring")
+        sent = asyncio.run(
+            measure.send(service, traffic, ended, processes=self._options.load_processes)
+        )
         observed = asyncio.run(measure.observe(service, directory / "logs"))
+        observed["load_generator"] = sent.health
         source = self._settings.load.source
-        return _Measured(sent.records, sent.started_at, sent.problems, observed, {"source": source})
+        return _Measured(sent.records, sent.started_at, [], observed, {"source": source})
 
     async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
         listed = await wait_for_models(

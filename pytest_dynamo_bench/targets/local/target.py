@@ -27,8 +27,10 @@ import uvloop
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
-from pytest_dynamo_bench.load.client import AsyncioClient
-from pytest_dynamo_bench.load.generator import LoadGenerator
+from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
+from pytest_dynamo_bench.load.chat import count_words
+from pytest_dynamo_bench.load.connection import Server
+from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
@@ -66,11 +68,15 @@ class LocalOptions:
         seconds: length of the traffic that is cut from the benchmark's.
         frontend_port: a port that the frontend must use; a free one when None.
         seed: chooses among equally good cuts.
+        load: the load generator: ``own`` or ``aiperf``.
+        load_processes: that the own load generator runs in.
     """
 
     seconds: float = 35.0
     frontend_port: int | None = None
     seed: int = 0
+    load: str = "own"
+    load_processes: int = 1
 
 
 class LocalTarget:
@@ -97,6 +103,8 @@ class LocalTarget:
             ) from None
         if importlib.util.find_spec("dynamo.mocker") is None:
             raise TargetError(f"ai-dynamo {version} has no dynamo.mocker; {remedy}")
+        if self._options.load == "aiperf":
+            find_aiperf()
         port = self._options.frontend_port
         if port is not None and not _is_free(port):
             raise TargetError(
@@ -271,22 +279,19 @@ class _Measurement:
         model: str,
         scratch: Path,
     ) -> Run:
-        client = AsyncioClient(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
-        try:
-            self._progress.stage("warming")
-            await self._unless_dead(processes, self._warm_up(client, model), "while warming up")
-            await client.connect(16)
-            self._progress.stage("measuring")
-            generator = LoadGenerator(client, model)
-            problems = await self._send(processes, generator)
-            observed: dict[str, Any] = {
-                "dynamo_version": importlib.metadata.version("ai-dynamo"),
-                "machine": _machine(),
-            }
-            if not problems:
-                observed |= await self._observe(frontend, model)
-        finally:
-            await client.close()
+        server = Server(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
+        self._progress.stage("warming")
+        await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
+        self._progress.stage("measuring")
+        generator = self._generator(server, model)
+        problems = await self._send(processes, generator)
+        observed: dict[str, Any] = {
+            "dynamo_version": importlib.metadata.version("ai-dynamo"),
+            "machine": _machine(),
+            "load_generator": generator.health(),
+        }
+        if not problems:
+            observed |= await self._observe(frontend, model)
         records, started_at = generator.records(), generator.started_at
         events = read_events(scratch / "events.jsonl")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
@@ -314,7 +319,14 @@ class _Measurement:
             problems=problems,
         )
 
-    async def _send(self, processes: Processes, generator: LoadGenerator) -> list[str]:
+    def _generator(self, server: Server, model: str) -> Generator:
+        if self._options.load == "aiperf":
+            return AiperfGenerator(server, model, self._logs)
+        return LoadGenerator(
+            server, model, processes=self._options.load_processes, count_tokens=count_words
+        )
+
+    async def _send(self, processes: Processes, generator: Generator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
         total, done, failed = len(self._traffic.requests), 0, 0
 
@@ -332,7 +344,7 @@ class _Measurement:
         self._raise_if_dead(processes, "at the end of the run")
         return []
 
-    async def _warm_up(self, client: AsyncioClient, model: str) -> None:
+    async def _warm_up(self, server: Server, model: str) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""
         count = 2 * self._configuration.replicas
         requests = [
@@ -341,7 +353,7 @@ class _Measurement:
             for i in range(count)
         ]  # fmt: skip
         traffic = Traffic(requests, Concurrency(4), self._traffic.block_tokens, ())
-        generator = LoadGenerator(client, model, request_timeout_seconds=30)
+        generator = LoadGenerator(server, model, request_timeout_seconds=30, processes=0)
         await generator.send(traffic, lambda whole: None)
         for record in generator.records():
             if record.error:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from pytest_dynamo_bench.errors import DeploymentError
-from pytest_dynamo_bench.load.client import AsyncioClient
+from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.service.probe import Service
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic.prompts import WORDS
 
 _WARM_UP_OUTPUT = 4
 _WARM_UP_WORDS = 16
@@ -33,12 +34,12 @@ class Sent:
     Attributes:
         records: of the requests that ended.
         started_at: wall-clock start, ISO 8601, UTC.
-        problems: what ended it early.
+        health: how the load generator itself did.
     """
 
     records: list[RequestRecord]
     started_at: str
-    problems: list[str] = field(default_factory=list)
+    health: dict[str, Any]
 
 
 def new_salt() -> int:
@@ -88,7 +89,9 @@ async def warm_up(service: Service, block_tokens: int, count: int) -> None:
         ids = tuple(first - block for block in range(blocks))
         requests.append(TrafficRequest(name, name, 0, 0.0, 0.0, tokens, _WARM_UP_OUTPUT, ids))
     traffic = Traffic(requests, Concurrency(_WARM_UP_AT_A_TIME), block_tokens, ())
-    sent = await send(service, traffic, lambda whole: None, request_timeout_seconds=300)
+    sent = await send(
+        service, traffic, lambda whole: None, request_timeout_seconds=300, processes=0
+    )
     for record in sent.records:
         if record.error:
             raise DeploymentError(
@@ -103,28 +106,29 @@ async def send(
     *,
     request_timeout_seconds: float = 1200,
     prepared: Callable[[], Awaitable[None]] | None = None,
+    processes: int = 1,
 ) -> Sent:
     """Send a traffic to a service, and wait until everything has ended.
 
     Args:
         ended: called when a request has ended, with whether its response is whole.
         prepared: awaited when everything is ready to be sent.
+        processes: of the load generator; 0 for a few requests whose times do not matter.
+
+    Raises:
+        LoadError: a process of the load generator died.
     """
     access = service.address.access
-    tls = access.tls.context() if service.address.url.startswith("https:") else None
-    client = AsyncioClient(service.address.chat_url, access.headers, tls=tls)
-    try:
-        generator = LoadGenerator(
-            client,
-            service.model,
-            request_timeout_seconds=request_timeout_seconds,
-            dialect=service.dialect,
-        )
-        await generator.send(traffic, ended, prepared=prepared)
-    finally:
-        await client.close()
+    generator = LoadGenerator(
+        Server(service.address.chat_url, access.headers, access.tls.context),
+        service.model,
+        request_timeout_seconds=request_timeout_seconds,
+        processes=processes,
+        dialect=service.dialect,
+    )
+    await generator.send(traffic, ended, prepared=prepared)
     records = [_without_secrets(record, service) for record in generator.records()]
-    return Sent(records, generator.started_at)
+    return Sent(records, generator.started_at, generator.health())
 
 
 def _without_secrets(record: RequestRecord, service: Service) -> RequestRecord:
@@ -163,7 +167,7 @@ async def observe(service: Service, directory: Path) -> dict[str, Any]:
     observed: dict[str, Any] = {
         "model": service.model,
         "is_dynamo": service.is_dynamo,
-        "prompt_words": len(service.dialect.words),
+        "prompt_words": len(service.dialect.words or WORDS),
         "template_tokens": service.dialect.template_tokens,
         "forced_output_length": service.dialect.forced_length,
     }

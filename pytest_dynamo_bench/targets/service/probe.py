@@ -16,15 +16,13 @@ import httpx
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.chat import Dialect
 from pytest_dynamo_bench.targets.service.address import Address
-from pytest_dynamo_bench.targets.service.words import COMMON_WORDS
-from pytest_dynamo_bench.traffic.prompts import WORDS
+from pytest_dynamo_bench.traffic.prompts import COMMON_WORDS, WORDS
 
 _POLL_SECONDS = 1.0
 _FEWEST_WORDS = 32
 _COUNTED = 16
 _AT_A_TIME = 16
 _REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
-_ENGLISH = tuple(dict.fromkeys(COMMON_WORDS))
 
 
 @dataclass(frozen=True)
@@ -153,10 +151,10 @@ class _Asking:
             f"{self._address.url} lists {self._model!r} but does not answer a request: {refused}"
         )
 
-    async def words(self, dialect: Dialect) -> tuple[tuple[str, ...], int]:
-        """Words of one token each, and the tokens of the chat template."""
+    async def words(self, dialect: Dialect) -> tuple[tuple[str, ...] | None, int]:
+        """Words of one token each, None for the local target's, and tokens of the chat template."""
         seen = []
-        for candidates in (WORDS, _ENGLISH):
+        for candidates in (WORDS, COMMON_WORDS):
             word = candidates[1]
             few = await self._tokens([word] * _COUNTED, dialect)
             many = await self._tokens([word] * 2 * _COUNTED, dialect)
@@ -167,7 +165,7 @@ class _Asking:
             if candidates is WORDS:
                 sample = [*candidates[::1024], candidates[-1]]
                 if await self._tokens(sample, dialect) - template == len(sample):
-                    return candidates, template
+                    return None, template
                 seen.append(f"{len(sample)} words w0, w1024, …: not one token each")
                 continue
             found = await self._single(list(candidates), template, dialect)

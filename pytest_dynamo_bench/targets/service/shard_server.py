@@ -21,8 +21,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.probe import Service, probe, wait_for_models
@@ -163,7 +161,7 @@ async def _send(shard: _Shard) -> None:
         metrics = {
             path.name: path.read_text(encoding="utf-8") for path in Path(directory).iterdir()
         }
-    observed["forced_output_length"] = shard.service.dialect.forced_length
+    observed["load_generator"] = sent.health
     shard.results = pack_result(sent.records, started, observed, metrics)
     shard.stage = "done"
 
@@ -193,8 +191,7 @@ def main() -> None:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_send(shard))
+        asyncio.run(_send(shard))
     except Exception as error:
         traceback.print_exc()
         shard.error, shard.stage = f"{type(error).__name__}: {error}", "failed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,12 +168,21 @@ def _moved(record: RequestRecord, by_ms: float) -> RequestRecord:
 
 
 def pack_order(service: Service, traffic: Traffic, settings: dict[str, Any]) -> bytes:
-    """Everything that a shard needs to know, compressed. Keys and headers are not in it."""
+    """Everything that a shard needs to know, compressed. Keys and headers are not in it.
+
+    Raises:
+        TargetError: the traffic has images.
+    """
+    if traffic.images is not None:
+        raise TargetError(
+            "traffic with images cannot be sent from the cluster yet; use load.source: url, or "
+            "api-server"
+        )
     schedule = traffic.schedule
     order = {
         "url": service.address.url,
         "model": service.model,
-        "dialect": {**dataclasses.asdict(service.dialect), "words": list(service.dialect.words)},
+        "dialect": dataclasses.asdict(service.dialect),
         "is_dynamo": service.is_dynamo,
         "concurrency": schedule.sessions if isinstance(schedule, Concurrency) else None,
         "block_tokens": traffic.block_tokens,
@@ -207,19 +217,20 @@ def unpack_order(data: bytes) -> tuple[Service, Traffic, dict[str, Any]]:
     service = Service(
         address,
         order.pop("model"),
-        Dialect(**{**dialect, "words": tuple(dialect["words"])}),
+        Dialect(**{**dialect, "words": tuple(dialect["words"]) if dialect["words"] else None}),
         order.pop("is_dynamo"),
     )
     concurrency = order.pop("concurrency")
     requests = []
     for packed in order.pop("requests"):
         values = dict(zip(_REQUEST_FIELDS, packed, strict=True))
-        runs = values["hash_ids"]
-        values["hash_ids"] = tuple(
-            number
-            for first, length in zip(runs[::2], runs[1::2], strict=True)
-            for number in range(first, first + length)
-        )
+        for name, runs in values.items():
+            if isinstance(runs, list):
+                values[name] = tuple(
+                    number
+                    for first, length in zip(runs[::2], runs[1::2], strict=True)
+                    for number in range(first, first + length)
+                )
         requests.append(TrafficRequest(**values))
     schedule = FixedSchedule() if concurrency is None else Concurrency(concurrency)
     traffic = Traffic(requests, schedule, order.pop("block_tokens"), tuple(order.pop("history")))
@@ -238,12 +249,16 @@ def pack_result(
         observed: what the service said of itself.
         files: texts to be kept with the run, by name.
     """
-    rows = [[getattr(record, name) for name in _RECORD_FIELDS] for record in records]
+    rows = [[_listed(getattr(record, name)) for name in _RECORD_FIELDS] for record in records]
     content = {
         "fields": _RECORD_FIELDS, "rows": rows, "started_unix": started_unix,
         "observed": observed, "files": files,
     }  # fmt: skip
     return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), 6)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | array) else value
 
 
 def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
@@ -261,7 +276,8 @@ def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
     records = []
     for row in content["rows"]:
         values = dict(zip(_RECORD_FIELDS, row, strict=True))
-        values["chunk_ms"] = tuple(values["chunk_ms"])
+        for name in ("chunk_ms", "chunk_tokens"):
+            values[name] = tuple(values[name]) if values[name] is not None else None
         records.append(RequestRecord(**values))
     return ShardResult(
         index, records, content["started_unix"], clock, content["observed"], content["files"]

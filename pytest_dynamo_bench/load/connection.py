@@ -1,0 +1,454 @@
+"""One keep-alive connection that notes when bytes arrived, and reads them later.
+
+While a response streams in, each read costs one system call and one entry in a list: the
+bytes, the kernel's receive timestamp as the system call gave it, and when the event loop
+noticed. What the entry holds is looked into when the response may have ended, and no earlier.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+import numpy as np
+import numpy.typing as npt
+
+READ_BYTES = 16_384
+ANCILLARY_BYTES = 64
+_SO_TIMESTAMPNS = 35
+_TIMESPEC = struct.Struct("@ll")
+KERNEL_TIMESTAMPS = sys.platform == "linux" and hasattr(socket.socket, "recvmsg")
+
+Ancillary = list[tuple[int, int, bytes]]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where requests are posted to.
+
+    Attributes:
+        url: the full address, ``http://`` or ``https://``.
+        headers: sent with every request beside Host, Content-Type and Content-Length.
+        tls: makes the TLS settings, in the process that needs them; the system's when None.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tls: Callable[[], ssl.SSLContext] | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"the measuring client speaks http:// and https://, got {self.url!r}")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def secure(self) -> bool:
+        return urlsplit(self.url).scheme == "https"
+
+    def head(self) -> bytes:
+        """The request line and all headers but Content-Length."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        lines = [f"POST {path} HTTP/1.1", f"Host: {host}"]
+        lines += ["Content-Type: application/json", "Accept: text/event-stream"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join(lines).encode("latin-1")
+
+
+def kernel_stamp(ancillary: Ancillary) -> int | None:
+    """The receive timestamp in ancillary data, in ns since the epoch."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
+            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+            return int(seconds) * 1_000_000_000 + int(nanoseconds)
+    return None
+
+
+def kernel_stamps(ancillaries: list[Ancillary]) -> npt.NDArray[np.int64]:
+    """The receive timestamps of many reads, in ns since the epoch.
+
+    Returns:
+        (n,) stamps.
+
+    Raises:
+        ValueError: a read has no stamp, or other ancillary data as well.
+    """
+    parts = []
+    for ((level, kind, data),) in ancillaries:
+        if level != socket.SOL_SOCKET or kind != _SO_TIMESTAMPNS or len(data) != _TIMESPEC.size:
+            raise ValueError("no stamp")
+        parts.append(data)
+    table = np.frombuffer(b"".join(parts), dtype=np.dtype("l")).reshape(-1, 2)
+    stamps: npt.NDArray[np.int64] = table[:, 0].astype(np.int64) * 1_000_000_000 + table[:, 1]
+    return stamps
+
+
+class Response:
+    """A response as it arrived.
+
+    Attributes:
+        sent_ns: just before the request was handed to the socket, monotonic.
+        end_ns: when the end, or the error, was noticed, monotonic.
+        status: HTTP status, 0 when there was no response.
+        headers: lower-case names.
+        reads: (ancillary data, when it was noticed) of every read, in order.
+        body: pieces of the body with the index of their read.
+        error: why the response is not whole, in one line.
+    """
+
+    __slots__ = ("body", "end_ns", "error", "headers", "reads", "sent_ns", "status")
+
+    def __init__(self) -> None:
+        self.sent_ns = 0
+        self.end_ns = 0
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.reads: list[tuple[Ancillary, int]] = []
+        self.body: list[tuple[int, bytes]] = []
+        self.error: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps in memory, roughly."""
+        return sum(len(piece) for _, piece in self.body) + 300 * len(self.reads)
+
+
+class Connection:
+    """A socket, and at most one request on it.
+
+    Everything is non-blocking; ``wants_write`` tells whether to wait for room as well. It does
+    not know the event loop: the driver calls :meth:`on_readable` and :meth:`on_writable`.
+    """
+
+    __slots__ = (
+        "_before_tls",
+        "_complete",
+        "_fed",
+        "_feeding",
+        "_headers_done",
+        "_incoming",
+        "_keep_alive",
+        "_lazy",
+        "_loaded",
+        "_outgoing",
+        "_parser",
+        "_unsent",
+        "closed",
+        "connected",
+        "deadline_ns",
+        "ended",
+        "fd",
+        "job",
+        "pieces",
+        "response",
+        "sock",
+        "tls",
+        "wants_write",
+        "was_idle",
+    )  # fmt: skip
+
+    def __init__(
+        self, address: tuple[Any, ...], family: int, server: Server, tls: ssl.SSLContext | None
+    ) -> None:
+        self.sock = socket.socket(family, socket.SOCK_STREAM)
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if KERNEL_TIMESTAMPS:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self.fd = self.sock.fileno()
+        self.connected = False
+        self.closed = False
+        self.was_idle = False
+        self.wants_write = True
+        self.job: Any = None
+        self.deadline_ns = 0
+        self.response = Response()
+        self.pieces: list[tuple[Ancillary, int, bytes]] = []
+        self.ended = True
+        self._unsent: list[memoryview] = []
+        self._loaded = (b"", b"")
+        self.tls: ssl.SSLObject | None = None
+        self._before_tls: list[bytes] = []
+        if tls is not None:
+            self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=server.host)
+        code = self.sock.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            self.close()
+            raise OSError(code, f"{errno.errorcode.get(code, code)}")
+
+    def load(self, head: bytes, body: bytes) -> None:
+        """Get everything ready for :meth:`fire`, so that it has little to do."""
+        self.response = Response()
+        self.pieces = []
+        self.ended = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._fed = 0
+        self._feeding = 0
+        self._lazy = False
+        self._complete = self._headers_done = False
+        self._keep_alive = False
+        self._loaded = (head, body)
+
+    def fire(self) -> None:
+        """Hand the loaded request to the socket, or keep it until the connection is up."""
+        head, body = self._loaded
+        self._loaded = (b"", b"")
+        self.response.sent_ns = time.monotonic_ns()
+        if self.tls is not None:
+            if not self.connected:
+                self._before_tls = [head, body]
+                return
+            self.tls.write(head)
+            self.tls.write(body)
+            self._unsent.append(memoryview(self._outgoing.read()))
+            self._transmit()
+            return
+        sent = 0
+        if self.connected:
+            try:
+                sent = self.sock.sendmsg((head, body))
+            except BlockingIOError:
+                pass
+            except OSError:
+                # A connection that the server has closed: reading it tells.
+                return
+        if sent < len(head) + len(body):
+            rest = (memoryview(head)[sent:], memoryview(body)[max(sent - len(head), 0) :])
+            self._unsent = list(rest)
+            self.wants_write = True
+
+    def on_writable(self) -> None:
+        """There is room: finish connecting, send what is left.
+
+        Raises:
+            OSError: it could not connect.
+        """
+        if not self.connected:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, f"{errno.errorcode.get(code, code)}")
+            if self.tls is None:
+                self.connected = True
+            else:
+                self._shake_hands()
+        self._transmit()
+
+    def _shake_hands(self) -> None:
+        assert self.tls is not None
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        else:
+            self.connected = True
+            if self._before_tls:
+                for part in self._before_tls:
+                    self.tls.write(part)
+                self._before_tls = []
+        if self._outgoing.pending:
+            self._unsent.append(memoryview(self._outgoing.read()))
+
+    def _transmit(self) -> None:
+        while self._unsent:
+            part = self._unsent[0]
+            try:
+                sent = self.sock.send(part) if len(part) else 0
+            except BlockingIOError:
+                break
+            except OSError:
+                self._unsent = []
+                break
+            if sent == len(part):
+                self._unsent.pop(0)
+            else:
+                self._unsent[0] = part[sent:]
+        self.wants_write = bool(self._unsent)
+
+    def on_readable(self, seen_ns: int) -> None:
+        """Read once. Afterwards ``ended`` tells whether the response is over.
+
+        Only the driver's slow path: over plain TCP it does the same inline.
+        """
+        ancillary: Ancillary
+        try:
+            if KERNEL_TIMESTAMPS:
+                data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            else:
+                data, ancillary = self.sock.recv(READ_BYTES), []
+                seen_ns = time.monotonic_ns()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.lost(seen_ns, error)
+            return
+        if self.tls is not None and data:
+            self._incoming.write(data)
+            try:
+                if not self.connected:
+                    self._shake_hands()
+                    self._transmit()
+                plain = self._decrypted()
+            except ssl.SSLError as error:
+                self.lost(seen_ns, error)
+                return
+            if plain is None:
+                return
+            data = plain
+        if not data:
+            self.lost(seen_ns, None)
+            return
+        self.pieces.append((ancillary, seen_ns, data))
+        self.read_on(data)
+
+    def _decrypted(self) -> bytes | None:
+        """What can be decrypted by now; None when that is nothing yet."""
+        assert self.tls is not None
+        parts: list[bytes] = []
+        while self.connected:
+            try:
+                part = self.tls.read(65_536)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                part = b""
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+        return b"".join(parts) or None
+
+    def read_on(self, data: bytes) -> None:
+        """Look into what has arrived, if the response may have ended with it.
+
+        A chunked body ends with CR LF CR LF, so that nothing else is worth a look.
+        """
+        if self._lazy and len(data) >= 5 and data[-4:] != b"\r\n\r\n":
+            return
+        if self.ended:
+            # Nobody asked for anything.
+            self.close()
+            return
+        response = self.response
+        pieces = self.pieces
+        feed = self._parser.feed_data
+        try:
+            while self._fed < len(pieces):
+                ancillary, seen_ns, piece = pieces[self._fed]
+                self._feeding = len(response.reads)
+                response.reads.append((ancillary, seen_ns))
+                self._fed += 1
+                feed(piece)
+                if self._complete and self._fed < len(pieces):
+                    self._keep_alive = False
+                    break
+        except httptools.HttpParserError as error:
+            if not self._complete:
+                self._finish(pieces[-1][1], f"not HTTP: {error}")
+                return
+            self._keep_alive = False
+        pieces.clear()
+        self._fed = 0
+        if self._complete:
+            self._finish(response.reads[-1][1], None)
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            # Nobody asked for a second response: that connection is given up.
+            self._keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._complete:
+            return
+        self.response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if 100 <= status < 200 or self._complete:
+            return
+        self._headers_done = True
+        self.response.status = status
+        self._lazy = "chunked" in self.response.headers.get("transfer-encoding", "").lower()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:
+            self.response.body.append((self._feeding, body))
+
+    def on_message_complete(self) -> None:
+        if not self._headers_done:
+            # 100 Continue and its like: the response is still to come.
+            self.response.headers.clear()
+            return
+        if not self._complete:
+            self._keep_alive = self._parser.should_keep_alive()
+            self._complete = True
+
+    def lost(self, seen_ns: int, error: Exception | None) -> None:
+        """The connection is gone, for the better or the worse."""
+        if not self.ended:
+            self._lazy = False
+            if self.pieces:
+                self.read_on(b"")
+            if self.ended:
+                self.close()
+                return
+            response = self.response
+            response.end_ns = seen_ns
+            framed = "content-length" in response.headers or "transfer-encoding" in response.headers
+            if error is None and response.status and not framed:
+                self._finish(seen_ns, None)
+            else:
+                received = sum(len(piece) for _, piece in response.body)
+                self._finish(
+                    seen_ns,
+                    f"connection closed after {received} bytes of the body"
+                    + (f": {error}" if error else ""),
+                )
+        self.close()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether not a byte of a response has come, on a connection that had been idle."""
+        return self.was_idle and not self.response.reads and not self.response.status
+
+    def abandon(self, reason: str) -> None:
+        """Give the response up: its connection cannot be used again."""
+        now_ns = time.monotonic_ns()
+        if self.pieces:
+            self.read_on(b"")
+        if not self.ended:
+            self._finish(now_ns, reason)
+        self.close()
+
+    def _finish(self, end_ns: int, error: str | None) -> None:
+        self.response.end_ns = end_ns
+        self.response.error = error
+        self.ended = True
+        if error is not None or not self._keep_alive:
+            self.close()
+
+    def close(self) -> None:
+        """Close the socket; harmless when it is closed already."""
+        if not self.closed:
+            self.closed = True
+            self.sock.close()

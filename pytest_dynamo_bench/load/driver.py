@@ -1,0 +1,585 @@
+"""The loop that keeps a schedule, sends, and notes what comes back.
+
+One thread, one epoll. What must happen at its time comes first: reading sockets and sending
+what is due. Everything that can wait is done in small steps while nothing is ready: preparing
+the bodies of requests that are due soon, and interpreting responses that have ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import heapq
+import select
+import socket
+import ssl
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pytest_dynamo_bench.load.chat import RecordMaker
+from pytest_dynamo_bench.load.clock import ReceiveClock
+from pytest_dynamo_bench.load.connection import (
+    ANCILLARY_BYTES,
+    KERNEL_TIMESTAMPS,
+    READ_BYTES,
+    Connection,
+    Response,
+    Server,
+)
+from pytest_dynamo_bench.load.health import DriverHealth, Sampler
+from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.traffic import TrafficRequest
+
+_IN, _OUT, _BAD = 1, 4, 8 | 16
+_IDLE_CONNECTIONS = 512
+_BODIES_AHEAD = 64
+_BODY_BYTES_AHEAD = 16_000_000
+_MOST_WAITING_BYTES = 32_000_000
+_CHECK_CLOCK_NS = 100_000_000
+_REPORT_NS = 100_000_000
+_SPIN_NS = 300_000
+_STEP_NS = 300_000
+_COARSE_NS = 3_000_000
+_PROBE_SECONDS = 2.0
+_PR_SET_TIMERSLACK = 29
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a driver has to send. It can be pickled when its parts can.
+
+    Attributes:
+        server: where to.
+        sessions: turns of each session in order; sessions in the order of their first turns.
+        concurrency: sessions in flight at a time, for a closed loop; None for an open one.
+        body: makes the body of a request.
+        timeout_seconds: a request that has not ended by then has failed.
+        connections: opened ahead of time.
+        fast_forward: modelled time runs so many times faster than the clock.
+        count_tokens: how many tokens each text of a list has; None: the server alone says.
+    """
+
+    server: Server
+    sessions: Sequence[Sequence[TrafficRequest]]
+    concurrency: int | None
+    body: Callable[[TrafficRequest], bytes]
+    timeout_seconds: float
+    connections: int = 0
+    fast_forward: float = 1.0
+    count_tokens: Callable[[list[str]], list[int]] | None = None
+
+
+class Mailbox(Protocol):
+    """Where a driver reports to, without ever waiting for it."""
+
+    def records(self, records: list[RequestRecord]) -> None:
+        """Requests that have ended, and have been interpreted."""
+
+    def stopped(self) -> bool:
+        """Whether the driver has been asked to give up."""
+
+
+class _Sending:
+    """A request from being due to being interpreted."""
+
+    __slots__ = ("connection", "due_ns", "position", "request", "retried", "turns")
+
+    def __init__(self, turns: Sequence[TrafficRequest], position: int, due_ns: int) -> None:
+        self.turns = turns
+        self.position = position
+        self.request = turns[position]
+        self.due_ns = due_ns
+        self.retried = False
+        # A connection that holds this request already and only waits for its time.
+        self.connection: Connection | None = None
+
+
+class Driver:
+    """Sends one job.
+
+    Args:
+        job: what to send.
+        mailbox: told what has ended, about ten times a second.
+    """
+
+    def __init__(self, job: Job, mailbox: Mailbox) -> None:
+        self._job = job
+        self._mailbox = mailbox
+        self._head = job.server.head()
+        self._tls = (job.server.tls or ssl.create_default_context)() if job.server.secure else None
+        self._poller = _Poller()
+        self._clock = ReceiveClock()
+        self._connections: dict[int, Connection] = {}
+        self._idle: list[Connection] = []
+        self._deadlines: deque[tuple[int, Connection, _Sending]] = deque()
+        # Due times of turns, a number that keeps equal times in order, the request.
+        self._due: list[tuple[int, int, _Sending]] = []
+        self._sequence = 0
+        self._next_session = 0
+        self._in_flight = 0
+        self._bodies: dict[str, bytes] = {}
+        self._body_bytes = 0
+        self._next_body = self._sessions_sent = 0
+        self._body_ns_per_token = 100.0
+        self._follow_ups: deque[TrafficRequest] = deque()
+        # Later turns that could not wait for their body to be built ahead.
+        self._sent_early: set[str] = set()
+        self._ended: deque[tuple[_Sending, Response]] = deque()
+        self._ended_bytes = 0
+        self._interpreting: Iterator[RequestRecord | None] | None = None
+        self._finished: list[RequestRecord] = []
+        self._address: tuple[int, tuple[Any, ...]] | None = None
+        self._address_error: OSError | None = None
+        self._next_check_ns = self._next_report_ns = 0
+        self._stopping = False
+        self._has_work = True
+        self._start_ns = 0
+        self._maker = RecordMaker(self._clock, job.fast_forward, job.count_tokens)
+        self._loop_busy = Sampler()
+        self._late_bodies = self._reconnects = self._reads = 0
+
+    def prepare(self) -> None:
+        """Resolve the address, open connections, build the first bodies."""
+        try:
+            self._prepare()
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        for connection in list(self._connections.values()):
+            self._forget(connection)
+        self._poller.close()
+
+    def _prepare(self) -> None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+        try:
+            self._address = _reachable_address(self._job.server)
+        except OSError as error:
+            self._address_error = error
+            return
+        wanted = max(self._job.connections, self._job.concurrency or 0)
+        try:
+            for _ in range(min(wanted, len(self._job.sessions), _IDLE_CONNECTIONS)):
+                self._idle.append(self._open())
+        except OSError:
+            pass
+        while self._prepare_body():
+            pass
+        deadline_ns = time.monotonic_ns() + 1_000_000_000
+        while any(not c.connected and not c.closed for c in self._idle):
+            if time.monotonic_ns() > deadline_ns:
+                break
+            for fd, mask in self._poller.wait(10_000_000):
+                self._serve(fd, mask, time.monotonic_ns())
+
+    def run(self, start_ns: int) -> DriverHealth:
+        """Send everything, and return when everything has ended and been reported.
+
+        Args:
+            start_ns: time 0 of the schedule, monotonic.
+        """
+        self._start_ns = start_ns
+        self._maker.start_ns = start_ns
+        cpu_ns, began_ns = time.thread_time_ns(), time.monotonic_ns()
+        try:
+            self._begin(start_ns)
+            self._loop()
+        finally:
+            self._close()
+        self._clock.check()
+        while self._interpret(force=True):
+            pass
+        self._report()
+        wall_ns = time.monotonic_ns() - began_ns
+        return DriverHealth(
+            wall_seconds=wall_ns / 1e9,
+            cpu_seconds=(time.thread_time_ns() - cpu_ns) / 1e9,
+            receive_lag_ms=self._maker.receive_lag.spread_ms(),
+            loop_busy_ms=self._loop_busy.spread_ms(),
+            late_bodies=self._late_bodies,
+            reconnects=self._reconnects,
+            clock_steps=self._clock.steps,
+            clock_uncertainty_ms=self._clock.uncertainty_ns / 1e6,
+            reads=self._reads,
+        )
+
+    def _begin(self, start_ns: int) -> None:
+        if self._job.concurrency is None:
+            for turns in self._job.sessions:
+                self._push(_Sending(turns, 0, self._due_ns(turns[0].timestamp_ms)))
+            self._next_session = len(self._job.sessions)
+        else:
+            for _ in range(min(self._job.concurrency, len(self._job.sessions))):
+                self._start_session(start_ns)
+
+    def _due_ns(self, milliseconds: float) -> int:
+        return self._start_ns + int(milliseconds * 1e6 / self._job.fast_forward)
+
+    def _push(self, sending: _Sending) -> None:
+        self._sequence += 1
+        heapq.heappush(self._due, (sending.due_ns, self._sequence, sending))
+
+    def _start_session(self, due_ns: int) -> None:
+        if self._next_session < len(self._job.sessions) and not self._stopping:
+            turns = self._job.sessions[self._next_session]
+            self._next_session += 1
+            self._push(_Sending(turns, 0, due_ns))
+
+    # The loop.
+
+    def _loop(self) -> None:
+        clock = time.monotonic_ns
+        wait = self._poller.wait
+        connections, due, deadlines = self._connections, self._due, self._deadlines
+        kernel, size, ancillary_size = KERNEL_TIMESTAMPS, READ_BYTES, ANCILLARY_BYTES
+        began = clock()
+        while due or self._in_flight:
+            now = clock()
+            self._loop_busy.add(now - began)
+            if now >= self._next_report_ns:
+                self._report()
+                self._next_report_ns = now + _REPORT_NS
+                if self._mailbox.stopped():
+                    self._stopping = True
+                    break
+            wake = min(
+                due[0][0] if due else now + 50_000_000,
+                deadlines[0][0] if deadlines else now + 50_000_000,
+                self._next_report_ns,
+            )
+            # Looking first costs a system call that is worth it only if there is work to do
+            # while nothing is ready.
+            looking = self._has_work or now >= self._next_check_ns or bool(due)
+            events = wait(0) if looking else wait(wake - now)
+            if looking and not events:
+                if due and 0 < due[0][0] - now < 2 * _SPIN_NS and not due[0][2].connection:
+                    self._load(due[0][2])
+                    continue
+                if wake - now > _STEP_NS and self._work_a_little(now, wake):
+                    # Nobody is served meanwhile, so that this counts as well.
+                    began = now
+                    continue
+                events = wait(wake - clock())
+            began = seen = clock()
+            for fd, mask in events:
+                connection = connections.get(fd)
+                if connection is None:
+                    continue
+                if mask == _IN and kernel and connection.tls is None:
+                    # The hot path, inline: what Connection.on_readable does.
+                    try:
+                        data, ancillary, _, _ = connection.sock.recvmsg(size, ancillary_size)
+                    except (BlockingIOError, InterruptedError):
+                        continue
+                    except OSError as error:
+                        connection.lost(seen, error)
+                    else:
+                        if data:
+                            connection.pieces.append((ancillary, seen, data))
+                            connection.read_on(data)
+                            self._reads += 1
+                        else:
+                            connection.lost(seen, None)
+                    if connection.ended:
+                        self._settle(connection, seen)
+                else:
+                    self._serve(fd, mask, seen)
+            while due and due[0][0] <= seen:
+                self._send(heapq.heappop(due)[2])
+                seen = clock()
+            if deadlines and deadlines[0][0] <= seen:
+                self._expire(seen)
+            if self._ended_bytes > _MOST_WAITING_BYTES:
+                self._interpret(force=True)
+
+    def _serve(self, fd: int, mask: int, seen_ns: int) -> None:
+        """Everything that can happen to a connection."""
+        connection = self._connections.get(fd)
+        if connection is None:
+            return
+        if mask & _OUT or (mask & _BAD and not connection.connected):
+            try:
+                connection.on_writable()
+            except (OSError, ssl.SSLError) as error:
+                self._not_connected(connection, error)
+                return
+        if mask & (_IN | _BAD) and not connection.closed:
+            connection.on_readable(seen_ns)
+            self._reads += 1
+        if connection.closed or connection.ended:
+            self._settle(connection, seen_ns)
+        if not connection.closed:
+            self._poller.modify(fd, _IN | _OUT if connection.wants_write else _IN)
+
+    def _settle(self, connection: Connection, seen_ns: int) -> None:
+        """A response is over, or an idle connection is gone."""
+        sending: _Sending | None = connection.job
+        connection.job = None
+        if sending is None:
+            if connection.closed:
+                self._forget(connection)
+            return
+        if connection.closed:
+            self._forget(connection)
+            if connection.response.error and connection.untouched and not sending.retried:
+                # It was closed while it was idle, and that crossed the request.
+                sending.retried = True
+                self._reconnects += 1
+                self._load(sending)
+                if sending.connection is not None:
+                    self._fire(sending, sending.connection, connection.response.sent_ns)
+                return
+        elif len(self._idle) < _IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            self._forget(connection)
+        self._keep(sending, connection.response, seen_ns)
+
+    def _keep(self, sending: _Sending, response: Response, seen_ns: int) -> None:
+        """Note a response for later, and let its session go on."""
+        self._in_flight -= 1
+        self._has_work = True
+        self._ended.append((sending, response))
+        self._ended_bytes += response.size
+        position = sending.position + 1
+        if position < len(sending.turns) and not self._stopping:
+            delay_ns = int(sending.turns[position].delay_ms * 1e6 / self._job.fast_forward)
+            self._push(_Sending(sending.turns, position, seen_ns + delay_ns))
+        elif self._job.concurrency is not None:
+            self._start_session(seen_ns)
+
+    def _send(self, sending: _Sending) -> None:
+        self._in_flight += 1
+        self._has_work = True
+        if sending.connection is None or sending.connection.closed:
+            self._load(sending)
+        connection = sending.connection
+        if connection is not None:
+            self._fire(sending, connection)
+        self._sessions_sent += sending.position == 0
+        if sending.position + 1 < len(sending.turns):
+            self._follow_ups.append(sending.turns[sending.position + 1])
+
+    def _load(self, sending: _Sending) -> None:
+        """Put a request into an idle connection or a new one, without sending it.
+
+        Where that fails when it is due, the failure is its response.
+        """
+        sending.connection = None
+        try:
+            connection = self._take() or self._open()
+        except OSError as error:
+            if sending.due_ns <= time.monotonic_ns():
+                response = Response()
+                response.sent_ns = response.end_ns = time.monotonic_ns()
+                response.error = f"cannot connect: {error.strerror or error}"
+                self._keep(sending, response, response.end_ns)
+            return
+        body = self._bodies.pop(sending.request.request_id, None)
+        if body is None:
+            body = self._job.body(sending.request)
+            if not sending.retried:
+                self._late_bodies += 1
+                if sending.position:
+                    self._sent_early.add(sending.request.request_id)
+        else:
+            self._body_bytes -= len(body)
+        connection.load(self._head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        sending.connection = connection
+
+    def _fire(self, sending: _Sending, connection: Connection, first_sent_ns: int = 0) -> None:
+        """Send a loaded request.
+
+        Args:
+            first_sent_ns: when it was sent before, on a connection that was lost; or 0.
+        """
+        connection.job = sending
+        connection.fire()
+        sent_ns = connection.response.sent_ns
+        if first_sent_ns:
+            connection.response.sent_ns = first_sent_ns
+        if connection.wants_write:
+            self._poller.modify(connection.fd, _IN | _OUT)
+        deadline_ns = sent_ns + int(self._job.timeout_seconds * 1e9)
+        self._deadlines.append((deadline_ns, connection, sending))
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                connection.was_idle = True
+                return connection
+        return None
+
+    def _open(self) -> Connection:
+        if self._address is None:
+            raise self._address_error or OSError("no address")
+        family, address = self._address
+        connection = Connection(address, family, self._job.server, self._tls)
+        self._connections[connection.fd] = connection
+        self._poller.register(connection.fd, _IN | _OUT)
+        return connection
+
+    def _forget(self, connection: Connection) -> None:
+        # A new connection may have got the number of one that is closed already.
+        if self._connections.get(connection.fd) is connection:
+            del self._connections[connection.fd]
+            self._poller.unregister(connection.fd)
+        connection.close()
+
+    def _not_connected(self, connection: Connection, error: Exception) -> None:
+        sending: _Sending | None = connection.job
+        connection.job = None
+        self._forget(connection)
+        if sending is not None:
+            response = connection.response
+            response.end_ns = time.monotonic_ns()
+            text = error.strerror if isinstance(error, OSError) else None
+            response.error = f"cannot connect: {text or error}"
+            self._keep(sending, response, response.end_ns)
+
+    def _expire(self, now_ns: int) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, connection, sending = self._deadlines.popleft()
+            if connection.job is sending:
+                connection.abandon(f"no end after {self._job.timeout_seconds:g} s")
+                self._settle(connection, now_ns)
+
+    # What can wait.
+
+    def _work_a_little(self, now_ns: int, wake_ns: int) -> bool:
+        """One small step; False when there is nothing to do, or not enough time."""
+        if now_ns >= self._next_check_ns:
+            self._next_check_ns = now_ns + _CHECK_CLOCK_NS
+            self._clock.check()
+            while self._deadlines and self._deadlines[0][1].job is not self._deadlines[0][2]:
+                self._deadlines.popleft()
+        self._has_work = self._prepare_body(wake_ns - now_ns) or self._interpret()
+        return self._has_work
+
+    def _prepare_body(self, time_ns: int | None = None) -> bool:
+        """Build the body that is needed next.
+
+        Args:
+            time_ns: it is put off if it would probably take longer; None: there is no hurry.
+        """
+        request = self._next_to_build()
+        if request is None:
+            return False
+        needs_ns = self._body_ns_per_token * request.input_tokens
+        if time_ns is not None and needs_ns > time_ns and self._bodies:
+            return False
+        if self._follow_ups:
+            self._follow_ups.popleft()
+        else:
+            self._next_body += 1
+        began_ns = time.monotonic_ns()
+        body = self._bodies[request.request_id] = self._job.body(request)
+        took_ns = (time.monotonic_ns() - began_ns) / max(request.input_tokens, 1)
+        self._body_ns_per_token += (took_ns - self._body_ns_per_token) / 8
+        self._body_bytes += len(body)
+        return True
+
+    def _next_to_build(self) -> TrafficRequest | None:
+        """The request whose body is wanted next; bounded by number and by bytes."""
+        while self._follow_ups and self._follow_ups[0].request_id in self._sent_early:
+            self._sent_early.discard(self._follow_ups.popleft().request_id)
+        if self._follow_ups:
+            return self._follow_ups[0]
+        self._next_body = max(self._next_body, self._sessions_sent)
+        ahead = self._next_body - self._sessions_sent
+        if (
+            self._next_body >= len(self._job.sessions)
+            or ahead >= max(_BODIES_AHEAD, self._job.concurrency or 0)
+            or self._body_bytes >= _BODY_BYTES_AHEAD
+        ):
+            return None
+        return self._job.sessions[self._next_body][0]
+
+    def _interpret(self, *, force: bool = False) -> bool:
+        """Read on in a response that has ended, for a fraction of a millisecond."""
+        if self._interpreting is None:
+            if not self._ended:
+                return False
+            sending, response = self._ended.popleft()
+            self._ended_bytes -= response.size
+            self._clock.check()
+            self._interpreting = self._maker.read(sending.request, sending.due_ns, response)
+        for step in self._interpreting:
+            if step is not None:
+                self._finished.append(step)
+                self._interpreting = None
+                return True
+            if not force:
+                return True
+        raise AssertionError("reading ends with a record")
+
+    def _report(self) -> None:
+        if self._finished:
+            self._mailbox.records(self._finished)
+            self._finished = []
+
+
+def _reachable_address(server: Server) -> tuple[int, tuple[Any, ...]]:
+    """Family and address of the first that takes a connection; the first of all if none does.
+
+    A name may stand for several, such as ``localhost`` for ``::1``, where nobody listens.
+
+    Raises:
+        OSError: the name cannot be resolved.
+    """
+    found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        if len(found) == 1:
+            break
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(_PROBE_SECONDS)
+            probe.connect(address)
+            return int(family), address
+    family, _, _, _, address = found[0]
+    return int(family), address
+
+
+class _Poller:
+    """Waits for sockets: epoll with waits of microseconds on Linux, poll elsewhere."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll() if sys.platform == "linux" else None
+        self._poll = self._epoll or select.poll()
+        self.register = self._poll.register
+        self.modify = self._poll.modify
+
+    def unregister(self, fd: int) -> None:
+        # Closing a socket has taken it out already.
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            self._poll.unregister(fd)
+
+    def wait(self, timeout_ns: int) -> list[tuple[int, int]]:
+        """What is ready, after ``timeout_ns`` at the latest and hardly earlier.
+
+        The last fraction of a millisecond is left to the caller, who asks again and again: to
+        be woken takes the kernel longer than a request may be late.
+        """
+        epoll = self._epoll
+        if epoll is None:
+            return self._poll.poll(max(timeout_ns, 0) / 1e6)
+        if timeout_ns > _COARSE_NS:
+            return epoll.poll(timeout_ns // 1_000_000 / 1e3 - 0.001)
+        if timeout_ns > _SPIN_NS:
+            # An epoll is a file that can be waited for, with microseconds instead of
+            # milliseconds. Only the first thousand files can; there is always epoll itself.
+            try:
+                select.select((epoll.fileno(),), (), (), (timeout_ns - _SPIN_NS) / 1e9)
+            except ValueError:
+                return epoll.poll(timeout_ns // 1_000_000 / 1e3)
+        return epoll.poll(0)
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()

@@ -1,0 +1,212 @@
+"""Requests with images that come again: a window that slides over a user's images, and a pool.
+
+The algorithms are those of the two dataset generators of Dynamo's multimodal benchmarks. Images
+are noise (the published pool has photographs; what matters here is their size, that they are
+distinct, and which come again), texts have the published number of words and share no prefix
+with each other, so that only caches of images can hit.
+
+The same seed gives the same requests and the same bytes of images everywhere. Requests are
+made one at a time, and images only when one is asked for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.traffic.fields import check_whole
+from pytest_dynamo_bench.traffic.images import NoiseImages
+from pytest_dynamo_bench.traffic.model import Concurrency, Traffic, TrafficRequest, TrafficSource
+from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class SlidingWindowImages(TrafficSource):
+    """Users in dialogue about a window of images that moves on by one image a turn.
+
+    A user's turn ``t`` has images ``t`` … ``t + window - 1`` of ``window + turns - 1`` of
+    the user's own: after the first turn all but one are repeats. Users share nothing.
+    Requests are in the order of turns, and turn ``t + 1`` of a user is sent when ``t`` has
+    ended. Texts are new in every turn.
+
+    Attributes:
+        users: sessions.
+        turns: requests of each.
+        window: images of each request.
+        schedule: how many users are in flight. There are no arrival times for a fixed
+            schedule.
+        text_tokens: of each request's text, without its images.
+        osl: output length, tokens.
+        image_width: pixels.
+        image_height: pixels.
+        seed: decides the pixels.
+
+    Raises:
+        BenchmarkError: a field cannot be right; the message names it.
+    """
+
+    users: int
+    turns: int
+    window: int
+    schedule: Concurrency
+    text_tokens: int
+    osl: int
+    image_width: int
+    image_height: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, "users", "turns", "window")
+
+    @property
+    def images_per_user(self) -> int:
+        """Distinct images that one user sees."""
+        return self.window + self.turns - 1
+
+    @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
+    def _source(self) -> str:
+        return (
+            f"{self.users} users x {self.turns} turns, a window of {self.window} of "
+            f"{self.images_per_user} images each, {self.image_width} x {self.image_height}; "
+            f"{self.text_tokens:,} text tokens in, {self.osl:,} out; seed {self.seed}"
+        )
+
+    def load(self) -> Traffic:
+        return _traffic(self)
+
+    def generate(self) -> Iterator[TrafficRequest]:
+        """The requests one by one, turn after turn of all users."""
+        for turn in range(self.turns):
+            for user in range(self.users):
+                first = user * self.images_per_user + turn
+                yield _request(
+                    self, f"{user:05d}.{turn:02d}", f"user_{user}", turn,
+                    turn * self.users + user, tuple(range(first, first + self.window)),
+                )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PooledImages(TrafficSource):
+    """Single requests with images from a pool that all share.
+
+    Each image of the pool is in one request at least: the pool is shuffled and dealt out to
+    the requests in turn; what is then still free in a request is drawn from the pool, without
+    repeats within the request, and its images are shuffled.
+
+    Attributes:
+        requests: how many.
+        images_per_request: of each.
+        pool: distinct images.
+        schedule: how many are in flight.
+        text_tokens: of each request's text, without its images.
+        osl: output length, tokens.
+        image_width: pixels.
+        image_height: pixels.
+        seed: decides pixels and draws.
+
+    Raises:
+        BenchmarkError: a field cannot be right; the message names it.
+    """
+
+    requests: int
+    images_per_request: int
+    pool: int
+    schedule: Concurrency
+    text_tokens: int
+    osl: int
+    image_width: int
+    image_height: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, "requests", "images_per_request", "pool")
+        slots = self.requests * self.images_per_request
+        if not self.images_per_request <= self.pool <= slots:
+            raise BenchmarkError(
+                f"{type(self).__name__}: pool: must be between the {self.images_per_request} "
+                f"images of a request and the {slots} of all requests, got {self.pool}"
+            )
+
+    @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
+    def _source(self) -> str:
+        return (
+            f"{self.requests:,} requests with {self.images_per_request} of {self.pool} images, "
+            f"{self.image_width} x {self.image_height}; {self.text_tokens:,} text tokens in, "
+            f"{self.osl:,} out; seed {self.seed}"
+        )
+
+    def load(self) -> Traffic:
+        return _traffic(self)
+
+    def generate(self) -> Iterator[TrafficRequest]:
+        """The requests one by one."""
+        chance = random.Random(f"{self.seed}")
+        dealt = list(range(self.pool))
+        _shuffle(dealt, chance)
+        for index in range(self.requests):
+            images = dealt[index :: self.requests]
+            while len(images) < self.images_per_request:
+                drawn = int(chance.random() * self.pool)
+                if drawn not in images:
+                    images.append(drawn)
+            _shuffle(images, chance)
+            name = f"{index:06d}"
+            yield _request(self, name, name, 0, index, tuple(images))
+
+
+def _shuffle(items: list[int], chance: random.Random) -> None:
+    """Fisher and Yates, from ``random()`` alone, whose values Python keeps between versions."""
+    for last in range(len(items) - 1, 0, -1):
+        other = int(chance.random() * (last + 1))
+        items[last], items[other] = items[other], items[last]
+
+
+def _request(
+    source: SlidingWindowImages | PooledImages,
+    name: str,
+    session: str,
+    turn: int,
+    index: int,
+    images: tuple[int, ...],
+) -> TrafficRequest:
+    blocks = -(-source.text_tokens // BLOCK_TOKENS)
+    return TrafficRequest(
+        request_id=name,
+        session_id=session,
+        turn=turn,
+        timestamp_ms=0.0,
+        delay_ms=0.0,
+        input_tokens=source.text_tokens,
+        output_tokens=source.osl,
+        hash_ids=tuple(range(index * blocks, (index + 1) * blocks)),
+        images=images,
+    )
+
+
+def _traffic(source: SlidingWindowImages | PooledImages) -> Traffic:
+    images = NoiseImages(source.image_width, source.image_height, source.seed)
+    return Traffic(
+        tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,), images
+    )
+
+
+def _check(source: SlidingWindowImages | PooledImages, *names: str) -> None:
+    owner = type(source).__name__
+    for name in (*names, "text_tokens", "osl", "image_width", "image_height"):
+        check_whole(owner, name, getattr(source, name), 1)
+    check_whole(owner, "seed", source.seed, 0)
+    if not isinstance(source.schedule, Concurrency):
+        raise BenchmarkError(
+            f"{owner}: schedule: must be a Concurrency, got {source.schedule!r}; these requests "
+            "have no arrival times"
+        )
