@@ -15,6 +15,7 @@ from pytest_dynamo_bench import (
     Hardware,
     KvOffload,
     PublishedResults,
+    Size,
     SpeculativeDecoding,
     Worker,
 )
@@ -24,52 +25,36 @@ from pytest_dynamo_bench import (
 EAGLE = SpeculativeDecoding(
     3, (1.0, 1.0, 0.0), method="Eagle3", draft_model="nvidia/Kimi-K2.5-Thinking-Eagle3"
 )
-# TEP8 over two nodes of four GPUs.
-TEP8 = {
-    "tp": 8, "moe_ep": 8, "nodes": 2, "memory_fraction": 0.75, "max_num_seqs": 128,
-    "max_num_batched_tokens": 8192,
-}  # fmt: skip
-DEP4 = {
-    "attention_dp": 4, "moe_ep": 4, "memory_fraction": 0.6, "max_num_seqs": 4,
-    "max_num_batched_tokens": 8192,
-}  # fmt: skip
-TEP4 = {
-    "tp": 4, "moe_ep": 4, "memory_fraction": 0.85, "max_num_seqs": 128,
-    "max_num_batched_tokens": 640,
-}  # fmt: skip
-DECODE = Worker(3, mode="decode", prefix_caching=False, speculative=EAGLE, **TEP4)
+OFFLOAD = KvOffload(host_gib=100)
+# fmt: off
+# TEP8 over two nodes of four GPUs; DEP4 and TEP4 on one.
+TEP8 = {"tp": 8, "moe_ep": 8, "nodes": 2, "memory_fraction": 0.75, "max_num_seqs": 128,
+        "max_num_batched_tokens": 8192}
+DEP4 = {"attention_dp": 4, "moe_ep": 4, "memory_fraction": 0.6, "max_num_seqs": 4,
+        "max_num_batched_tokens": 8192, "speculative": EAGLE}
+TEP4 = {"tp": 4, "moe_ep": 4, "memory_fraction": 0.85, "max_num_seqs": 128,
+        "max_num_batched_tokens": 640, "speculative": EAGLE, "prefix_caching": False}
+DECODE = Worker(3, mode="decode", **TEP4)
 
-RUN = "replay, 1,201 sessions, 13,757 requests, router seed 0"
+AGG = Configuration("agg-round-robin", role="baseline", workers=[Worker(3, **TEP8)],
+                    block_size=32, concurrency=8)
+EAGLE_RR = AGG.but(name="agg-eagle-round-robin", role="treatment",
+                   workers=[Worker(3, speculative=EAGLE, **TEP8)], concurrency=24)
+EAGLE_KV = EAGLE_RR.but(name="agg-eagle-kv-router", router="kv")
+STACK = EAGLE_KV.but(name="disagg-eagle-kv-router", role="winner", concurrency=32,
+                     workers=[Worker(3, mode="prefill", kv_offload=OFFLOAD, **DEP4), DECODE])
+# Ours: the same number of sessions in flight, and one feature at a time.
+OURS = {"role": "treatment", "concurrency": 32, "published": False}
+AGG_32 = AGG.but(name="agg-round-robin-c32", **OURS)
+EAGLE_RR_32 = EAGLE_RR.but(name="agg-eagle-round-robin-c32", **OURS)
+EAGLE_KV_32 = EAGLE_KV.but(name="agg-eagle-kv-router-c32", **OURS)
+NO_OFFLOAD = STACK.but(name="disagg-eagle-kv-no-offload", **OURS,
+                       workers=[Worker(3, mode="prefill", **DEP4), DECODE])
+OFFLOAD_32 = EAGLE_KV_32.but(name="agg-eagle-kv-offload-c32",
+                             workers=[Worker(3, speculative=EAGLE, kv_offload=OFFLOAD, **TEP8)])
+
+TTFT, ITL = "time_to_first_token.mean", "inter_token_latency.p90"
 PER_GPU, PER_USER = "output_token_throughput_per_gpu", "output_token_throughput_per_user.mean"
-
-AGG = Configuration(
-    "agg-round-robin", role="baseline", workers=[Worker(3, **TEP8)], block_size=32, concurrency=8
-)
-AGG_EAGLE = AGG.but(
-    name="agg-eagle-round-robin",
-    role="treatment",
-    workers=[Worker(3, speculative=EAGLE, **TEP8)],
-    concurrency=24,
-)
-AGG_EAGLE_KV = AGG_EAGLE.but(name="agg-eagle-kv-router", router="kv")
-STACK = AGG_EAGLE_KV.but(
-    name="disagg-eagle-kv-router",
-    role="winner",
-    workers=[
-        Worker(3, mode="prefill", speculative=EAGLE, kv_offload=KvOffload(host_gib=100), **DEP4),
-        DECODE,
-    ],
-    concurrency=32,
-)
-AGG_32 = AGG.but(name="agg-round-robin-c32", role="treatment", concurrency=32, published=False)
-AGG_EAGLE_32 = AGG_EAGLE.but(name="agg-eagle-round-robin-c32", concurrency=32, published=False)
-AGG_EAGLE_KV_32 = AGG_EAGLE_KV.but(name="agg-eagle-kv-router-c32", concurrency=32, published=False)
-NO_OFFLOAD = STACK.but(
-    name="disagg-eagle-kv-no-offload",
-    role="treatment",
-    workers=[Worker(3, mode="prefill", speculative=EAGLE, **DEP4), DECODE],
-    published=False,
-)
 
 benchmark = Benchmark(
     name="kimi_feature_stack",
@@ -80,79 +65,58 @@ benchmark = Benchmark(
     hardware=Hardware("GB200", count=24, nodes=6, kv_transfer_gb_per_second=900),
     engine="trtllm",
     traffic=AgenticCoding(sessions=1131, seed=42, schedule=Concurrency(8)),
+    sizes={
+        "smoke": Size(seconds=18, sessions=32, turns=2, fast_forward=4, ramp_seconds=20,
+                      configurations=("agg-round-robin-c32", "disagg-eagle-kv-router")),
+        "standard": Size(seconds=35, sessions=40, turns=4, fast_forward=4, ramp_seconds=40),
+    },
     goodput=Goodput(time_to_first_token_ms=5000, inter_token_latency_ms=10),
     held_constant="model, engine, 24 GPUs, sessions, service-level objectives; not the "
     "concurrency of the published arms",
     recipe="recipes/kimi-k2.5/trtllm/disagg-eagle-kv-router",
-    configurations=[
-        AGG,
-        AGG_EAGLE,
-        AGG_EAGLE_KV,
-        STACK,
-        AGG_32,
-        AGG_EAGLE_32,
-        AGG_EAGLE_KV_32,
-        NO_OFFLOAD,
-    ],
+    configurations=[AGG, EAGLE_RR, EAGLE_KV, STACK, AGG_32, EAGLE_RR_32, EAGLE_KV_32, OFFLOAD_32,
+                    NO_OFFLOAD],
+    # Thresholds: replay from one run of 1,201 sessions, router seed 0.
     claims=[
-        Claim(
-            "The full stack raises throughput per GPU",
-            PER_GPU,
-            "disagg-eagle-kv-router",
-            "agg-round-robin",
-            higher_by={"replay": 1.5},
-            evidence=f"{RUN}: 3.47 times (20.5 to 71.2 tokens/s), interval beyond 3.31, at "
-            "four times the concurrency; published 3.2 times, input included",
-        ),
-        Claim(
-            "The full stack raises the speed of each user",
-            PER_USER,
-            "disagg-eagle-kv-router",
-            "agg-round-robin",
-            higher_by={"kubernetes": 0.1},
-            evidence="published: about 130 against 105 tok/s/user, one run each",
-        ),
-        Claim(
-            "Speculative decoding raises the speed of each user at equal load",
-            PER_USER,
-            "agg-eagle-round-robin-c32",
-            "agg-round-robin-c32",
-            higher_by={"replay": 0.25},
-            evidence=f"{RUN}: 43.9 % higher (65.4 to 94.1), interval beyond 41.5",
-        ),
-        Claim(
-            "KV routing lowers TTFT",
-            "time_to_first_token.mean",
-            "agg-eagle-kv-router",
-            "agg-eagle-round-robin",
-            lower_by={"replay": 0.1},
-            evidence=f"{RUN}: 19.3 % lower (1,106 to 892 ms), interval beyond 16.8",
-        ),
-        Claim(
-            "KV routing finds more of a prompt in the cache",
-            "kv_hit_rate",
-            "agg-eagle-kv-router",
-            "agg-eagle-round-robin",
-            higher_by={"replay": 0.02},
-            evidence=f"{RUN}: 4.1 points higher (80.4 to 84.5 %), interval beyond 3.7",
-            kind="mechanism",
-        ),
-        Claim(
-            "The split lowers ITL at equal load",
-            "inter_token_latency.p90",
-            "disagg-eagle-kv-router",
-            "agg-eagle-kv-router-c32",
-            lower_by={"replay": 0.15},
-            evidence=f"{RUN}: 26.5 % lower (15.2 to 11.2 ms), interval beyond 25.0",
-        ),
-        Claim(
-            "The split raises goodput at equal load",
-            "goodput",
-            "disagg-eagle-kv-router",
-            "agg-eagle-kv-router-c32",
-            higher_by={"replay": 0.2},
-            evidence=f"{RUN}: 53 % higher (0.628 to 0.961 requests/s), interval beyond 41",
-        ),
+        Claim.higher("The full stack raises throughput per GPU", PER_GPU, STACK, AGG,
+            local=(0, "?"),
+            replay=(1.5, "3.47 times (20.5 to 71.2), at least 3.31, at 4 times the concurrency"),
+            kubernetes=(1.0, "published about 3.2 times, input included, one run each: half")),
+        Claim.higher("The full stack raises the speed of each user", PER_USER, STACK, AGG,
+            kubernetes=(0.1, "published about 105 to 130 tok/s/user, one run each: half")),
+        Claim.higher("The full stack raises throughput per GPU at equal load", PER_GPU,
+            STACK, AGG_32,
+            local=(0, "?")),
+        Claim.higher("The full stack raises the speed of each user at equal load", PER_USER,
+            STACK, AGG_32,
+            local=(0, "?")),
+        Claim.higher("Speculative decoding raises the speed of each user at equal load", PER_USER,
+            EAGLE_RR_32, AGG_32,
+            local=(0, "?"),
+            replay=(0.25, "43.9 % (65.4 to 94.1 tokens/s), at least 41.5")),
+        Claim.higher("Drafts yield more than one token a step", "tokens_per_step",
+            STACK, AGG_32, kind="mechanism",
+            local=(0, "?")),
+        Claim.lower("KV routing lowers TTFT", TTFT, EAGLE_KV, EAGLE_RR,
+            local=(0, "?"),
+            replay=(0.1, "19.3 % (1,106 to 892 ms), at least 16.8")),
+        Claim.higher("KV routing raises throughput per GPU", PER_GPU, EAGLE_KV, EAGLE_RR,
+            kubernetes=(0.05, "published about 4,000 to 4,400, one run each: half")),
+        Claim.higher("KV routing finds more of a prompt in the cache", "kv_hit_rate",
+            EAGLE_KV, EAGLE_RR, kind="mechanism",
+            local=(0, "?"),
+            replay=(0.02, "4.1 points (80.4 to 84.5 %), at least 3.7")),
+        Claim.lower("The split lowers ITL at equal load", ITL, STACK, EAGLE_KV_32,
+            local=(0, "?"),
+            replay=(0.15, "26.5 % (15.2 to 11.2 ms), at least 25.0")),
+        Claim.higher("The split processes prompts elsewhere", "split_share",
+            STACK, AGG_32, kind="mechanism",
+            local=(0.5, "?")),
+        Claim.higher("The split raises goodput at equal load", "goodput", STACK, EAGLE_KV_32,
+            replay=(0.2, "53 % (0.628 to 0.961 requests/s), at least 41")),
+        Claim.not_higher("KV offload changes nothing while all fits on the GPUs", TTFT,
+            STACK, NO_OFFLOAD, kind="control",
+            local=(0.3, "?")),
     ],
     published=PublishedResults(
         source="Dynamo documentation, Kimi-K2.5 feature stack",

@@ -10,43 +10,31 @@ from pytest_dynamo_bench import (
     Concurrency,
     Configuration,
     Hardware,
+    Size,
     SyntheticTraffic,
     Worker,
 )
 
 SHARED = {"memory_fraction": 0.9, "prefix_caching": False, "max_num_batched_tokens": 8192}
-
-RUN = "replay, all requests of each arm"
-
+# fmt: off
 # 16 requests in flight for each GPU, and ten times as many in all.
-AGG = Configuration(
-    "agg",
-    role="baseline",
-    workers=[Worker(1, tp=4, **SHARED)],
-    block_size=128,
-    concurrency=64,
-    requests=640,
-)
-SINGLE_NODE = AGG.but(
-    name="disagg-single-node",
-    role="treatment",
-    workers=[Worker(2, mode="prefill", tp=2, **SHARED), Worker(1, mode="decode", tp=4, **SHARED)],
-    concurrency=128,
-    requests=1280,
-)
-MULTI_NODE = AGG.but(
-    name="disagg-multi-node",
-    role="treatment",
-    workers=[Worker(1, mode="prefill", tp=8, **SHARED), Worker(1, mode="decode", tp=8, **SHARED)],
-    nodes=2,
-    concurrency=256,
-    requests=2560,
-)
-AGG_8 = SINGLE_NODE.but(
-    name="agg-8-gpus", role="treatment", workers=[Worker(2, tp=4, **SHARED)], published=False
-)
-AGG_16 = MULTI_NODE.but(name="agg-16-gpus", workers=[Worker(4, tp=4, **SHARED)], published=False)
+ON_4, ON_8, ON_16 = ({"concurrency": 16 * gpus, "requests": 160 * gpus} for gpus in (4, 8, 16))
+
+AGG = Configuration("agg", role="baseline", block_size=128, **ON_4,
+                    workers=[Worker(1, tp=4, **SHARED)])
+ONE_NODE = AGG.but(name="disagg-single-node", role="treatment", **ON_8,
+                   workers=[Worker(2, mode="prefill", tp=2, **SHARED),
+                            Worker(1, mode="decode", tp=4, **SHARED)])
+TWO_NODES = AGG.but(name="disagg-multi-node", role="treatment", nodes=2, **ON_16,
+                    workers=[Worker(1, mode="prefill", tp=8, **SHARED),
+                             Worker(1, mode="decode", tp=8, **SHARED)])
+# Ours: aggregated on as many GPUs.
+OURS = {"role": "treatment", "published": False}
+AGG_8 = AGG.but(name="agg-8-gpus", workers=[Worker(2, tp=4, **SHARED)], **ON_8, **OURS)
+AGG_16 = AGG.but(name="agg-16-gpus", nodes=2, workers=[Worker(4, tp=4, **SHARED)], **ON_16, **OURS)
 AGG_16_TP8 = AGG_16.but(name="agg-16-gpus-tp8", workers=[Worker(2, tp=8, **SHARED)])
+
+ITL = "inter_token_latency.mean"
 
 benchmark = Benchmark(
     name="llama_topology",
@@ -57,43 +45,29 @@ benchmark = Benchmark(
     hardware=Hardware("H200", count=16, nodes=2, kv_transfer_gb_per_second=400),
     engine="vllm",
     traffic=SyntheticTraffic(isl=8192, osl=1024, requests=2560, schedule=Concurrency(64)),
+    sizes={
+        "smoke": Size(seconds=16, sessions=256, fast_forward=4,
+                      configurations=("agg", "disagg-single-node")),
+        "standard": Size(seconds=40, sessions=256, fast_forward=1.5),
+    },
     held_constant="model, engine, GPU type, 8192 tokens in, 1024 out, 16 requests in flight per "
     "GPU; the number of GPUs differs by design",
     recipe="recipes/llama-3-70b/vllm/disagg-single-node",
-    configurations=[AGG, AGG_8, SINGLE_NODE, AGG_16, AGG_16_TP8, MULTI_NODE],
+    configurations=[AGG, AGG_8, ONE_NODE, AGG_16, AGG_16_TP8, TWO_NODES],
+    # Thresholds: replay from one run of all requests of each arm.
     claims=[
-        Claim(
-            "A split on one node lowers ITL",
-            "inter_token_latency.mean",
-            "disagg-single-node",
-            "agg",
-            lower_by={"replay": 0.2},
-            evidence=f"{RUN}: 39.7 % lower (43.8 to 26.4 ms), interval beyond 34.7",
-        ),
-        Claim(
-            "A split on one node lowers ITL on the same GPUs",
-            "inter_token_latency.mean",
-            "disagg-single-node",
-            "agg-8-gpus",
-            lower_by={"replay": 0.2},
-            evidence=f"{RUN}: 39.7 % lower (43.8 to 26.4 ms), interval beyond 36.0",
-        ),
-        Claim(
-            "A split on two nodes lowers ITL",
-            "inter_token_latency.mean",
-            "disagg-multi-node",
-            "agg",
-            lower_by={"replay": 0.5},
-            evidence=f"{RUN}: 71.8 % lower (43.8 to 12.4 ms), interval beyond 69.8",
-        ),
-        Claim(
-            "A split on two nodes lowers ITL on the same GPUs",
-            "inter_token_latency.mean",
-            "disagg-multi-node",
-            "agg-16-gpus",
-            lower_by={"replay": 0.5},
-            evidence=f"{RUN}: 71.8 % lower (43.8 to 12.4 ms), interval beyond 70.4",
-        ),
+        Claim.lower("A split on one node lowers ITL", ITL, ONE_NODE, AGG,
+            local=(0, "?"), replay=(0.2, "39.7 % (43.8 to 26.4 ms), at least 34.7")),
+        Claim.lower("A split on one node lowers ITL on the same GPUs", ITL, ONE_NODE, AGG_8,
+            local=(0, "?"), replay=(0.2, "39.7 % (43.8 to 26.4 ms), at least 36.0")),
+        Claim.lower("A split on two nodes lowers ITL", ITL, TWO_NODES, AGG,
+            local=(0, "?"), replay=(0.5, "71.8 % (43.8 to 12.4 ms), at least 69.8")),
+        Claim.lower("A split on two nodes lowers ITL on the same GPUs", ITL, TWO_NODES, AGG_16,
+            local=(0, "?"), replay=(0.5, "71.8 % (43.8 to 12.4 ms), at least 70.4")),
+        Claim.higher("The split processes prompts elsewhere", "split_share", ONE_NODE, AGG,
+            kind="mechanism", local=(0.5, "?")),
+        Claim.not_higher("Twice the GPUs at twice the load change no ITL", ITL, AGG_8, AGG,
+            kind="control", local=(0.2, "?")),
     ],
     notes=[
         "Published: no numbers; the catalog recommends disagg-single-node.",

@@ -8,6 +8,7 @@ from pytest_dynamo_bench.benchmark import (
     Hardware,
     KvOffload,
     PublishedResults,
+    Size,
     SpeculativeDecoding,
     Worker,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "MooncakeTrace",
     "PooledImages",
     "PublishedResults",
+    "Size",
     "SlidingWindowImages",
     "SpeculativeDecoding",
     "SynthesizedMooncake",

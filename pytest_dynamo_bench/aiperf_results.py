@@ -7,6 +7,7 @@ request, and beside it ``profile_export_aiperf.json`` with the aggregates and th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ RECORDS_FILE = "profile_export.jsonl"
 SUMMARY_FILE = "profile_export_aiperf.json"
 _MEASURED_PHASE = "profiling"
 _LONGEST_ERROR = 2000
+_OWN_CONCURRENCY = re.compile(r"concurrency (\d+)")
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ def read_aiperf_results(path: Path) -> AiperfResults:
             records.append(_record(row, request_id, start_ns))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unreadable(records_path, line, error) from None
-    phase = _measured_phase(summary)
+    schedule, concurrency = _schedule(summary)
     return AiperfResults(
         path=records_path,
         records=tuple(sorted(records, key=lambda r: (r.scheduled_ms, r.request_id))),
         started_at=datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
-        schedule="fixed" if phase.get("type") == "fixed_schedule" else "concurrency",
-        concurrency=phase.get("concurrency"),
+        schedule=schedule,
+        concurrency=concurrency,
         summary=summary,
         problems=_problems(summary, len(records)),
     )
@@ -152,6 +154,15 @@ def _measured_phase(summary: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(phase, dict) and phase.get("kind", phase.get("name")) == _MEASURED_PHASE:
             return phase
     return {}
+
+
+def _schedule(summary: Mapping[str, Any]) -> tuple[Literal["fixed", "concurrency"], int | None]:
+    """How requests were sent, by AIPerf's configuration or by what an export of ours says."""
+    phase = _measured_phase(summary)
+    own = _OWN_CONCURRENCY.fullmatch(str(summary.get("schedule")))
+    if phase.get("type") == "fixed_schedule" or summary.get("schedule") == "fixed schedule":
+        return "fixed", None
+    return "concurrency", int(own.group(1)) if own else phase.get("concurrency")
 
 
 def _problems(summary: Mapping[str, Any], records: int) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ WorkerMode = Literal["aggregated", "prefill", "decode"]
 Role = Literal["baseline", "treatment", "winner"]
 ClaimKind = Literal["effect", "mechanism", "control"]
 Engine = Literal["vllm", "sglang", "trtllm"]
-SCALES = ("smoke", "standard")
 TARGET_NAMES = ("local", "replay", "kubernetes", "endpoint")
+ScaleName = Literal["smoke", "standard", "full"]
+SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -87,6 +88,66 @@ class Hardware:
         _check_positive("Hardware", "count", self.count)
         _check_positive("Hardware", "nodes", self.nodes)
         _check_positive("Hardware", "kv_transfer_gb_per_second", self.kv_transfer_gb_per_second)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of its traffic a benchmark sends on ``local`` at one scale.
+
+    Traffic with a fixed schedule is cut to what passes in ``seconds``. Of a closed loop the
+    first ``turns`` of so many ``sessions`` are sent, with as many in flight as ever; ``seconds``
+    then says about how long that takes, so that ``--dynamo-seconds`` can ask for more or fewer
+    sessions.
+
+    Attributes:
+        seconds: length of a configuration's traffic by the clock; None sends all of it.
+        traffic: another, smaller traffic to take in place of the published one; for traffic that
+            cannot be cut, such as images that a real encoder has to work through.
+        sessions: closed loop: how many sessions; None leaves it to the scale.
+        turns: closed loop: first turns of each session; None sends sessions whole.
+        fast_forward: modelled time (steps of the engines, pauses, transfers) runs so many
+            times faster than the clock, and times are reported in modelled time. What is real
+            (HTTP, routing, tokenizing) weighs so many times as much in them.
+        ramp_seconds: closed loop: modelled time over which the first sessions start, one after
+            another, as AIPerf's ``--concurrency-ramp-duration``; 0 starts them all at once.
+        configurations: those that are brought up; claims about others are skipped. None is all.
+    """
+
+    seconds: float | None = None
+    traffic: TrafficSource | None = None
+    sessions: int | None = None
+    turns: int | None = None
+    fast_forward: float = 1.0
+    ramp_seconds: float = 0.0
+    configurations: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.traffic is not None and not isinstance(self.traffic, TrafficSource):
+            _fail("Size", f"traffic: must be a traffic source, got {self.traffic!r}")
+        for name in ("seconds", "sessions", "turns", "fast_forward"):
+            _check_positive("Size", name, getattr(self, name))
+        for name in ("sessions", "turns"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                _fail("Size", f"{name}: must be a whole number, got {value!r}")
+        if not self.ramp_seconds >= 0:
+            _fail("Size", f"ramp_seconds: must be 0 or more, got {self.ramp_seconds!r}")
+        if self.configurations is not None:
+            object.__setattr__(self, "configurations", tuple(self.configurations))
+
+    def lasting(self, seconds: float | None) -> Size:
+        """This size for so many seconds instead; closed loops get sessions in proportion."""
+        if seconds is None or self.seconds is None:
+            return self if seconds is None else dataclasses.replace(self, seconds=seconds)
+        sessions = self.sessions and max(1, round(self.sessions * seconds / self.seconds))
+        return dataclasses.replace(self, seconds=seconds, sessions=sessions)
+
+
+DEFAULT_SIZES: Mapping[ScaleName, Size] = {
+    "smoke": Size(seconds=10),
+    "standard": Size(seconds=35),
+    "full": Size(),
+}
 
 
 @dataclass(frozen=True)
@@ -259,8 +320,9 @@ class Configuration:
     of the question; a replica that spans machines says so itself (``Worker.nodes``).
 
     Where a comparison loads its configurations differently, ``concurrency`` replaces that of
-    the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests;
-    :func:`traffic_for` applies both. They are named as confounds wherever they differ.
+    the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests
+    (of a smaller traffic to as large a part of it); :func:`traffic_for` applies both. They are
+    named as confounds wherever they differ.
     """
 
     name: str
@@ -380,7 +442,8 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
                 f"{schedule.description}",
             )
         schedule = Concurrency(configuration.concurrency)
-    count = configuration.requests
+    asked = configuration.requests
+    count = None if asked is None else max(1, round(asked * traffic.share))
     if count is not None and count < len(requests):
         history = (*history, f"the first {count:,} of {len(requests):,} requests")
         requests = tuple(
@@ -465,6 +528,84 @@ class Claim:
         if self.treatment == self.baseline:
             _fail(owner, f"treatment and baseline are the same configuration: {self.baseline!r}")
 
+    @classmethod
+    def lower(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "effect",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric is lower, with threshold and evidence target by target.
+
+        ::
+
+            Claim.lower("KV routing lowers TTFT", TTFT, AGG_KV, AGG,
+                        local=(0, "29 % lower, at least 2"), replay=(0.1, "17 %, at least 15"))
+
+        Args:
+            targets: target to (at least so much lower, where that is from).
+
+        Raises:
+            BenchmarkError: as for :class:`Claim`.
+        """
+        return cls._by_target("lower_by", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
+    def higher(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "effect",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric is higher; otherwise as :meth:`lower`."""
+        return cls._by_target("higher_by", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
+    def not_higher(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "effect",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric is at most so much higher; otherwise as :meth:`lower`."""
+        return cls._by_target("not_higher_by", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
+    def _by_target(
+        cls,
+        bound: str,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        kind: ClaimKind,
+        targets: Mapping[str, tuple[float, str]],
+    ) -> Claim:
+        for target, given in targets.items():
+            if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str)):
+                _fail(
+                    f"Claim {name!r}",
+                    f"{target}: must be a threshold with its evidence, such as "
+                    f'(0.1, "17 % in a run of …"), got {given!r}',
+                )
+        evidence = "; ".join(f"{target}: {text}" for target, (_, text) in targets.items())
+        limits: dict[str, Any] = {bound: {target: limit for target, (limit, _) in targets.items()}}
+        return cls(
+            name, metric, treatment.name, baseline.name, kind=kind, evidence=evidence, **limits
+        )
+
     def bound(self, target: str) -> Bound | None:
         """What is claimed on ``target``, or None where the claim is not made."""
         for name, (direction, sign) in _BOUND_FIELDS.items():
@@ -529,8 +670,8 @@ class PublishedResults:
 class Benchmark:
     """A question with everything that is needed to answer it.
 
-    ``traffic`` is the published one. ``scaled`` has smaller ones for targets that cannot send it
-    in full and cannot cut it either, by the name of a scale: ``smoke`` or ``standard``.
+    ``sizes`` says how much of the traffic ``local`` sends at each scale, where the default
+    (:data:`DEFAULT_SIZES`: 10 s, 35 s, all) does not do.
 
     Raises:
         BenchmarkError: when a field is wrong; the message names the field.
@@ -549,7 +690,7 @@ class Benchmark:
     recipe: str = ""
     notes: Sequence[str] = field(default=())
     published: PublishedResults | None = None
-    scaled: Mapping[str, TrafficSource] = field(default_factory=dict)
+    sizes: Mapping[ScaleName, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("Benchmark", self.name)
@@ -562,10 +703,6 @@ class Benchmark:
                 owner,
                 f"traffic: must be a traffic source such as MooncakeTrace, got {self.traffic!r}",
             )
-        for scale, source in self.scaled.items():
-            _check_choice(owner, "scaled", scale, SCALES)
-            if not isinstance(source, TrafficSource):
-                _fail(owner, f"scaled[{scale!r}]: must be a traffic source, got {source!r}")
         names = [configuration.name for configuration in self.configurations]
         for what, values in (("configurations", names), ("claims", [c.name for c in self.claims])):
             doubled = sorted({value for value in values if values.count(value) > 1})
@@ -575,6 +712,10 @@ class Benchmark:
             _fail(owner, "configurations: give at least one Configuration")
         for name in self.published.values if self.published else ():
             _check_choice(owner, "published: configuration", name, names)
+        for scale, size in self.sizes.items():
+            _check_choice(owner, "sizes", scale, SCALES)
+            for name in size.configurations or ():
+                _check_choice(owner, f"sizes: {scale}: configuration", name, names)
         fixed = not isinstance(getattr(self.traffic, "schedule", None), Concurrency)
         for configuration in self.configurations:
             if fixed and configuration.concurrency is not None:
@@ -592,9 +733,9 @@ class Benchmark:
                     "metric: goodput needs limits; give the Benchmark goodput=Goodput(...)",
                 )
 
-    def traffic_at(self, scale: str) -> TrafficSource:
-        """The traffic of a scale; where the author gives none for it, the published one."""
-        return self.scaled.get(scale, self.traffic)
+    def size(self, scale: ScaleName) -> Size:
+        """How much of the traffic is sent on ``local`` at a scale."""
+        return self.sizes.get(scale, DEFAULT_SIZES[scale])
 
     def configuration(self, name: str) -> Configuration:
         """The configuration called ``name``.

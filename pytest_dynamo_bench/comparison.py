@@ -122,6 +122,11 @@ class Comparison:
         return {name: runs[0] for name, runs in self._runs.items() if runs}
 
     @property
+    def all_runs(self) -> dict[str, list[Metrics]]:
+        """All runs of each configuration that has been measured so far."""
+        return {name: list(runs) for name, runs in self._runs.items() if runs}
+
+    @property
     def verdicts(self) -> list[Verdict]:
         """The verdicts so far, in the order of the benchmark's claims."""
         names = [claim.name for claim in self.benchmark.claims]
@@ -248,6 +253,7 @@ class Comparison:
             except DynamoBenchError as error:
                 self._errors[name] = error
                 self._runs.pop(name, None)
+                self.store.save_error(self.benchmark, name, str(error))
             else:
                 self._runs.setdefault(name, []).append(metrics)
 
@@ -298,7 +304,7 @@ class Comparison:
             )
         for verdict in verdicts:
             self._verdicts[verdict.claim.name] = verdict
-            self.store.save_verdict(self.benchmark, verdict)
+        self.store.save_verdicts(self.benchmark, verdicts, self.how_judged)
 
     def _possible(self, claims: Iterable[Claim]) -> list[Claim]:
         return [c for c in claims if c.baseline in self._runs and c.treatment in self._runs]

@@ -48,3 +48,7 @@ class ReportError(DynamoBenchError):
 
 class NotMeasuredError(DynamoBenchError):
     """A target has no measurement of this configuration, and cannot make one."""
+
+
+class RegressionError(DynamoBenchError):
+    """Stored results are worse than those they were compared with, and were to be checked."""

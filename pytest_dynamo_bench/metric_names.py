@@ -139,6 +139,47 @@ METRICS: Mapping[str, MetricDefinition] = {
             "prompt tokens found in a worker's KV cache / prompt tokens, as the engines counted",
             is_share=True,
         ),
+        MetricDefinition(
+            "host_hit_rate",
+            "share",
+            "higher",
+            False,
+            "prompt tokens found in the host tier of KV offload / prompt tokens",
+            is_share=True,
+        ),
+        MetricDefinition(
+            "split_share",
+            "share",
+            "higher",
+            False,
+            "requests whose prompt was processed by another worker than generated the tokens",
+            is_share=True,
+        ),
+        MetricDefinition(
+            "kv_transfer_time",
+            "ms",
+            "lower",
+            True,
+            "per request: from the end of the prompt's processing to decoding, Dynamo's own upper "
+            "bound of moving its KV cache",
+        ),
+        MetricDefinition(
+            "tokens_per_step",
+            "tokens/step",
+            "higher",
+            False,
+            "output tokens / forward passes that yielded them: more than 1 with speculative "
+            "decoding",
+        ),
+        MetricDefinition(
+            "other_rank_share",
+            "share",
+            "higher",
+            False,
+            "requests whose prompt was processed by another rank of attention data parallelism "
+            "than the first of its worker",
+            is_share=True,
+        ),
     )
 }
 

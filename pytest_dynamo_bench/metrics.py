@@ -10,6 +10,7 @@ count, except for the benchmark duration.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -124,6 +125,7 @@ class Metrics:
     def __init__(self, run: Run, goodput: Goodput | None = None) -> None:
         self.run = run
         self._goodput = goodput
+        self._known: dict[str, tuple[FloatArray, list[RequestRecord]]] = {}
 
     def __repr__(self) -> str:
         return f"<Metrics of {self.run.configuration} on {self.run.target}>"
@@ -209,23 +211,29 @@ class Metrics:
             ]
             records = [r for r, gap in zip(self._succeeded, gaps, strict=True) for _ in gap]
             return (np.concatenate(gaps) if gaps else np.empty(0)), records
-        pairs = [(per_request(name, record), record) for record in self._succeeded]
-        kept = [(value, record) for value, record in pairs if value is not None]
-        return np.array([value for value, _ in kept]), [record for _, record in kept]
+        # Reports ask for every statistic of these again and again; gaps are too many to keep.
+        if name not in self._known:
+            pairs = [(per_request(name, record), record) for record in self._succeeded]
+            kept = [(value, record) for value, record in pairs if value is not None]
+            values = np.array([value for value, _ in kept])
+            values.flags.writeable = False
+            self._known[name] = values, [record for _, record in kept]
+        return self._known[name]
 
     def _single(self, name: str) -> Sample:
         records = self._succeeded
         ids = tuple(record.request_id for record in records)
         time_ms = np.array([record.scheduled_ms for record in records])
-        if name == "kv_hit_rate":
-            known = [record for record in records if record.cached_tokens is not None]
+        if name in _RATIOS:
+            pairs = [(_RATIOS[name](record), record) for record in records]
+            known = [(pair, record) for pair, record in pairs if pair is not None]
             return Sample(
                 name,
-                np.array([float(record.cached_tokens or 0) for record in known]),
-                np.array([float(record.input_tokens) for record in known]),
+                np.array([float(pair[0]) for pair, _ in known]),
+                np.array([float(pair[1]) for pair, _ in known]),
                 "ratio",
-                tuple(record.request_id for record in known),
-                np.array([record.scheduled_ms for record in known]),
+                tuple(record.request_id for _, record in known),
+                np.array([record.scheduled_ms for _, record in known]),
             )
         values = np.array([self._contribution(name, record) for record in records])
         factor = 1 / self.run.gpus if name.endswith("_per_gpu") else 1.0
@@ -245,6 +253,41 @@ class Metrics:
         return float(is_good(record, self._goodput))
 
 
+def _kv_hits(record: RequestRecord) -> tuple[float, float] | None:
+    return None if record.cached_tokens is None else (record.cached_tokens, record.input_tokens)
+
+
+def _host_hits(record: RequestRecord) -> tuple[float, float] | None:
+    return None if record.host_tokens is None else (record.host_tokens, record.input_tokens)
+
+
+def _split(record: RequestRecord) -> tuple[float, float] | None:
+    if record.prefill_worker is None or record.decode_worker is None:
+        return None
+    return record.prefill_worker != record.decode_worker, 1
+
+
+def _tokens_by_step(record: RequestRecord) -> tuple[float, float] | None:
+    if record.decode_steps is None or not record.completion_tokens:
+        return None
+    # The pass that yields the first token, and with drafts some more, is not among them.
+    return record.completion_tokens, record.decode_steps + 1
+
+
+def _other_rank(record: RequestRecord) -> tuple[float, float] | None:
+    return None if record.prefill_rank is None else (record.prefill_rank > 0, 1)
+
+
+# Ratios of sums: numerator and denominator of a request, None where it does not count.
+_RATIOS: Mapping[str, Callable[[RequestRecord], tuple[float, float] | None]] = {
+    "kv_hit_rate": _kv_hits,
+    "host_hit_rate": _host_hits,
+    "split_share": _split,
+    "tokens_per_step": _tokens_by_step,
+    "other_rank_share": _other_rank,
+}
+
+
 def per_request(name: str, record: RequestRecord) -> float | None:
     """A per-request metric of a successful request, or None where it is not defined.
 
@@ -257,6 +300,8 @@ def per_request(name: str, record: RequestRecord) -> float | None:
             return record.first_token_ms - record.sent_ms
         case "request_latency":
             return record.last_token_ms - record.sent_ms
+        case "kv_transfer_time":
+            return record.kv_transfer_ms
         case "time_to_first_token_from_schedule":
             return record.first_token_ms - record.scheduled_ms
         case "request_latency_from_schedule":

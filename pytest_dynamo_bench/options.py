@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pytest_dynamo_bench.server_options import add_server_options
 
-DEFAULT_SECONDS = 35.0
+_SCALES = ("smoke", "standard", "full")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
     "schedule_delay_share, generator_cpu_share, generator_lag_ms, generator_coalesced_share, "
-    "fewest_requests, fewest_beyond_percentile, warm_cache_share, "
+    "processor_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
 
@@ -48,10 +48,15 @@ def add_options(add: Callable[..., object]) -> None:
         help="directory that a directory of results is made in (default: reports)",
     )  # fmt: skip
     add(
+        "--dynamo-scale", choices=_SCALES, default="standard",
+        help="local: how much of each benchmark's traffic is sent: 'smoke' is all comparisons in "
+        "minutes, where claims that so little cannot decide are skipped; 'standard' (default) is "
+        "enough for the claims; 'full' is the published traffic, which takes hours",
+    )  # fmt: skip
+    add(
         "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
-        help="length of the traffic that is cut from the benchmark's, for each configuration "
-        f"(default: {DEFAULT_SECONDS:g} on local, all of it on a real deployment); longer runs "
-        "give narrower intervals",
+        help="another length of each configuration's traffic, by the clock: local, than that of "
+        "the scale; a real deployment, than all of it; longer runs give narrower intervals",
     )  # fmt: skip
     add(
         "--dynamo-cut-seed", metavar="N", type=int, default=0,
@@ -72,9 +77,9 @@ def add_options(add: Callable[..., object]) -> None:
         "(default: %(default)s); check-client says what one can do",
     )  # fmt: skip
     add(
-        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default="fail",
+        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
         help="outcome of a claim that the measurement neither confirms nor refutes "
-        "(default: %(default)s)",
+        "(default: fail; at --dynamo-scale=smoke skip)",
     )  # fmt: skip
     add(
         "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",

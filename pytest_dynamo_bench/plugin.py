@@ -21,7 +21,8 @@ import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, NotMeasuredError
-from pytest_dynamo_bench.options import DEFAULT_SECONDS, add_options
+from pytest_dynamo_bench.options import add_options
+from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
 from pytest_dynamo_bench.server_options import (
     endpoint_target,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay", "kubernetes", "endpoint")
+_LONGEST_MESSAGE = 20_000
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -54,6 +56,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(group.addoption)
     parser.addini("dynamo_target", "default of --dynamo-target", default="local")
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
+    parser.addini(
+        "dynamo_junit_properties",
+        "where a JUnit file has the properties of a claim: 'case' is its test case (default), "
+        "'suite' the test suite, for readers that validate against junit-10.xsd, which allows them "
+        "there only",
+        default="case",
+    )
 
 
 _SESSION = pytest.StashKey[BenchSession]()
@@ -144,8 +153,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start a session; treat SIGTERM like Ctrl-C, so that a summary is still printed."""
     config.stash[_SESSION] = _new_session(config)
     for feature in ("kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode",
-                    "kv_offload", "frontend_decoding", "multi_node"):  # fmt: skip
-        config.addinivalue_line("markers", f"{feature}: a benchmark of this Dynamo feature")
+                    "kv_offload", "offload", "frontend_decoding", "multi_node"):  # fmt: skip
+        config.addinivalue_line("markers", f"{feature}: a claim about this Dynamo feature")
     if threading.current_thread() is threading.main_thread():
         config.stash[_PREVIOUS_HANDLER] = signal.signal(signal.SIGTERM, _interrupt)
 
@@ -173,7 +182,8 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     if name == "local":
         return LocalTarget(
             LocalOptions(
-                seconds=config.getoption("dynamo_seconds") or DEFAULT_SECONDS,
+                scale=config.getoption("dynamo_scale"),
+                seconds=config.getoption("dynamo_seconds"),
                 frontend_port=config.getoption("dynamo_frontend_port"),
                 seed=config.getoption("dynamo_cut_seed"),
                 load=config.getoption("dynamo_load"),
@@ -214,14 +224,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the regression tests; mark all tests of a benchmark with the features it uses."""
+    """Add the regression tests; mark all tests of a benchmark with the features they are about.
+
+    Those of a claim are what its two configurations use, those of any other test what all do.
+    """
     items.extend([*_regression_items(config, items), *_attribution_items(config, items)])
     for item in items:
         benchmark = _benchmark_of(getattr(item, "module", None))
-        if benchmark is not None and _measures(item):
-            used = {name for item_ in benchmark.configurations for name in item_.features}
-            for feature in sorted(used):
-                item.add_marker(feature)
+        if benchmark is None or not _measures(item):
+            continue
+        claim = _claim_of(item)
+        used = {
+            feature
+            for configuration in benchmark.configurations
+            if claim is None or configuration.name in (claim.treatment, claim.baseline)
+            for feature in configuration.features
+        }
+        if "kv_offload" in used:
+            used.add("offload")
+        for feature in sorted(used):
+            item.add_marker(feature)
+
+
+def _claim_of(item: pytest.Item) -> Claim | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("claim") if callspec is not None else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -236,11 +263,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         benchmark = _benchmark_of(getattr(item, "module", None))
         if benchmark is None or not _measures(item):
             continue
-        callspec = getattr(item, "callspec", None)
-        claim = callspec.params.get("claim") if callspec is not None else None
+        claim = _claim_of(item)
         names = {configuration.name for configuration in benchmark.configurations}
         if claim is not None:
-            if claim.bound(dynamo.target.name) is None:
+            if dynamo.why_not_judged(benchmark, claim):
                 continue
             dynamo.claims.setdefault(benchmark.name, []).append(claim)
             names = {claim.treatment, claim.baseline}
@@ -372,7 +398,7 @@ class AttributionItem(pytest.Item):
                 raise _told(error) from None
         dynamo.studies.append(study)
         dynamo.store.save_attribution(study)
-        self.user_properties += junit.attribution_properties(study)
+        _record(self, junit.attribution_properties(study))
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where the test is: the module of its benchmark."""
@@ -413,8 +439,9 @@ class RegressionItem(pytest.Item):
     def runtest(self) -> None:
         """Fail on a regression; an undecided one is the user's choice."""
         found = self._regression
-        self.user_properties += junit.regression_properties(
-            self._benchmark.name, self._configuration, found
+        _record(
+            self,
+            junit.regression_properties(self._benchmark.name, self._configuration, found),
         )
         message = f"{found.outcome}: {self._configuration}: {found.sentence}"
         if found.outcome == "regression":
@@ -427,10 +454,25 @@ class RegressionItem(pytest.Item):
         return self.path, None, self.name
 
 
+def _record(item: pytest.Item, properties: junit.Properties) -> None:
+    """Give the JUnit file properties, where the schema of its readers allows them."""
+    if item.config.getini("dynamo_junit_properties") != "suite":
+        item.user_properties += properties
+        return
+    plugins: Any = item.config.pluginmanager.get_plugins()
+    for plugin in plugins:
+        if hasattr(plugin, "add_global_property"):
+            for name, value in properties:
+                plugin.add_global_property(f"{item.name}.{name}", str(value))
+
+
 def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
     """Give a test the outcome that the user chose for what is undecided."""
     __tracebackhide__ = True
-    outcome = config.getoption("dynamo_inconclusive")
+    smoke = config.stash[_SESSION].smoke
+    outcome = config.getoption("dynamo_inconclusive") or ("skip" if smoke else "fail")
+    if smoke:
+        message = f"at scale smoke {message}"
     if outcome == "skip":
         pytest.skip(message)
     if outcome == "xfail":
@@ -519,9 +561,7 @@ class MeasuredComparison:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
             raise _told(error) from None
-        self._request.node.user_properties.extend(
-            junit.verdict_properties(self._comparison, verdict)
-        )
+        _record(self._request.node, junit.verdict_properties(self._comparison, verdict))
         if verdict.outcome == "holds":
             return verdict
         message = junit.explain(verdict, self._comparison.store.directory)
@@ -532,7 +572,7 @@ class MeasuredComparison:
 
 def _told(error: DynamoBenchError) -> BaseException:
     """The error as pytest shows it without a traceback."""
-    return pytest.fail.Exception(str(error), pytrace=False)
+    return pytest.fail.Exception(printable(str(error), _LONGEST_MESSAGE), pytrace=False)
 
 
 @pytest.fixture
@@ -551,10 +591,9 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
             "'benchmark' in the module"
         )
     dynamo = request.config.stash[_SESSION]
-    callspec = getattr(request.node, "callspec", None)
-    claim = callspec.params.get("claim") if callspec is not None else None
-    if claim is not None and claim.bound(dynamo.target.name) is None:
-        pytest.skip(f"not claimed on {dynamo.target.name}")
+    claim = _claim_of(request.node)
+    if claim is not None and (reason := dynamo.why_not_judged(benchmark, claim)):
+        pytest.skip(reason)
     wanted = (
         [claim.baseline, claim.treatment]
         if claim is not None
@@ -566,13 +605,13 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
         for configuration in wanted:
             measured.runs(configuration)
     except InvalidRunError as error:
-        _end_invalid(request.config, str(error))
+        _end_invalid(request.config, printable(str(error), _LONGEST_MESSAGE))
     except NotMeasuredError as error:
         pytest.skip(str(error))
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
-        request.node.user_properties.extend(junit.verdict_properties(measured, verdict))
+        _record(request.node, junit.verdict_properties(measured, verdict))
         _end_invalid(request.config, junit.explain(verdict, measured.store.directory))
     return MeasuredComparison(measured, request)
 
@@ -589,39 +628,43 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """A table per comparison, a line per verdict, and where the results are."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the reports, and the baseline; also without a terminal, and after Ctrl-C."""
+    dynamo = session.config.stash.get(_SESSION, None)
+    if dynamo is None or dynamo.report_directory is None:
+        return
+    saved = session.config.getoption("dynamo_save_baseline")
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and dynamo.has_much_to_report:
+        terminal.ensure_newline()
+        terminal.write_line("writing the reports")
+    try:
+        dynamo.write_reports(os.environ)
+        if saved:
+            dynamo.save_baseline(Path(saved), passed=exitstatus == pytest.ExitCode.OK)
+    except DynamoBenchError as error:
+        dynamo.remarks.append(f"error: {error}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tables and verdicts of each comparison, and where the results are."""
     dynamo = terminalreporter.config.stash.get(_SESSION, None)
     if dynamo is None or dynamo.report_directory is None:
         return
-    from pytest_dynamo_bench.reports.terminal import render_attribution, render_comparison
-
     terminalreporter.section("dynamo benchmarks")
-    for item in dynamo.comparisons.values():
-        if item.measured:
-            text = render_comparison(
-                item, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
-            )
-            for line in text.splitlines():
+    writer = terminalreporter._tw
+    try:
+        for text in dynamo.render(writer.fullwidth, writer.hasmarkup):
+            for line in [*text.splitlines(), ""]:
                 terminalreporter.write_line(line)
-            terminalreporter.write_line("")
-    for study in dynamo.studies:
-        text = render_attribution(
-            study, terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
-        )
-        for line in text.splitlines():
-            terminalreporter.write_line(line)
-        terminalreporter.write_line("")
+    except DynamoBenchError as error:
+        terminalreporter.write_line(f"error: {error}")
+    for written in dynamo.written:
+        terminalreporter.write_line(f"report: {_relative(written)}")
     terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")
-    saved = terminalreporter.config.getoption("dynamo_save_baseline")
-    if saved and dynamo.report_directory is not None:
-        from pytest_dynamo_bench.reports.store import StoredResults
-
-        if exitstatus == pytest.ExitCode.OK:
-            StoredResults(dynamo.report_directory).copy_to(Path(saved))
-            terminalreporter.write_line(f"baseline: {saved}")
-        else:
-            terminalreporter.write_line("baseline: not saved, since not all tests passed")
+    for remark in dynamo.remarks:
+        terminalreporter.write_line(remark)
 
 
 def _relative(path: Path | None) -> str:

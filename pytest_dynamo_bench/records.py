@@ -32,6 +32,11 @@ class RequestRecord:
         router_hit_rate: share of the prompt that the router expected in the cache.
         prefill_worker: the worker that processed the prompt.
         decode_worker: the worker that generated the tokens.
+        prefill_rank: the rank of attention data parallelism that did, where there are several.
+        decode_rank: likewise.
+        kv_transfer_ms: time that moving the prompt's KV cache between the two took.
+        decode_steps: forward passes that the tokens after the first took.
+        host_tokens: of ``cached_tokens``, those that a host tier of KV offload held.
         status: HTTP status.
         error: why the request does not count, in one line.
         chunk_tokens: tokens of each chunk, where they are known and not one each.
@@ -57,6 +62,11 @@ class RequestRecord:
     router_hit_rate: float | None = None
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    prefill_rank: int | None = None
+    decode_rank: int | None = None
+    kv_transfer_ms: float | None = None
+    decode_steps: int | None = None
+    host_tokens: int | None = None
     status: int | None = None
     error: str | None = None
     chunk_tokens: tuple[int, ...] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,12 @@ from pytest_dynamo_bench.errors import BenchmarkError, ReportError
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
     from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
+    from pytest_dynamo_bench.reports.model import SessionReport
     from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
+
+
+_MANY_REQUESTS = 10_000
 
 
 class ShowAnyProgress(Protocol):
@@ -59,6 +63,9 @@ class BenchSession:
         self.claims: dict[str, list[Claim]] = {}
         self.studies: list[AttributionStudy] = []
         self.stored: StoredResults | None = None
+        self.written: list[Path] = []
+        self.remarks: list[str] = []
+        self._loaded: SessionReport | None = None
         self._make_target = make_target
         self._reports = reports
         self._command = command
@@ -103,6 +110,21 @@ class BenchSession:
         schedule = benchmark.traffic.load().schedule
         return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
 
+    def why_not_judged(self, benchmark: Benchmark, claim: Claim) -> str:
+        """Why a claim is neither measured nor judged in this session; empty when it is."""
+        if claim.bound(self.target.name) is None:
+            return f"not claimed on {self.target.name}"
+        from pytest_dynamo_bench.targets.base import ScalingTarget
+
+        if not isinstance(self.target, ScalingTarget):
+            return ""
+        return self.target.not_measured(benchmark, (claim.baseline, claim.treatment))
+
+    @property
+    def smoke(self) -> bool:
+        """Whether so little is measured that what it cannot decide is no failure."""
+        return self.target_name == "local" and self._option("dynamo_scale") == "smoke"
+
     def comparison(self, benchmark: Benchmark) -> Comparison:
         """The comparison of a benchmark; always the same one.
 
@@ -125,6 +147,62 @@ class BenchSession:
         if self._benchmarks[benchmark.name] != benchmark:
             raise BenchmarkError(f"two benchmarks are called {benchmark.name!r}")
         return self.comparisons[benchmark.name]
+
+    @property
+    def has_much_to_report(self) -> bool:
+        """Whether making the reports will take more than a moment."""
+        runs = [
+            metrics.run
+            for comparison in self.comparisons.values()
+            for repeats in comparison.all_runs.values()
+            for metrics in repeats
+        ]
+        return sum(len(run.records) for run in runs) > _MANY_REQUESTS
+
+    def write_reports(self, environment: Mapping[str, str]) -> None:
+        """Write the reports of what was measured.
+
+        Raises:
+            ResultsError, ReportError: a file cannot be read or written.
+        """
+        from pytest_dynamo_bench.reports.write import write_reports
+
+        self.written = write_reports(self._report(), environment)
+
+    def save_baseline(self, directory: Path, *, passed: bool) -> None:
+        """Copy the results to a directory that a later session can compare with.
+
+        Raises:
+            ResultsError: the directory holds something else.
+        """
+        from pytest_dynamo_bench.reports.store import StoredResults
+
+        assert self.report_directory is not None
+        if not passed:
+            self.remarks.append("baseline: not saved, since not all tests passed")
+            return
+        StoredResults(self.report_directory).copy_to(directory)
+        self.remarks.append(f"baseline: {directory}")
+
+    def render(self, width: int, color: bool) -> Iterator[str]:
+        """A text for each comparison and each attribution, for a terminal."""
+        from pytest_dynamo_bench.reports.terminal import render_attribution, render_comparison
+
+        for report in self._report().comparisons:
+            if report.measured or any(item.error for item in report.configurations):
+                yield render_comparison(report, width, color)
+        for study in self.studies:
+            yield render_attribution(study, width, color)
+
+    def _report(self) -> SessionReport:
+        from pytest_dynamo_bench.reports.model import load_session
+        from pytest_dynamo_bench.reports.store import StoredResults
+
+        if self._loaded is None:
+            assert self.report_directory is not None
+            measured = {name: item.all_runs for name, item in self.comparisons.items()}
+            self._loaded = load_session(StoredResults(self.report_directory), measured)
+        return self._loaded
 
     def _plan(self) -> MeasuringPlan:
         from pytest_dynamo_bench.comparison import MeasuringPlan

@@ -10,6 +10,7 @@ import pytest
 # cannot be imported twice: what an inner session imports late is imported here.
 import pytest_dynamo_bench.comparison
 import pytest_dynamo_bench.reports.terminal
+import pytest_dynamo_bench.reports.write
 import pytest_dynamo_bench.targets.local  # noqa: F401
 
 pytest_plugins = ["pytester"]

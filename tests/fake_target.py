@@ -18,14 +18,16 @@ class FakeTarget:
         factors: configuration to factor.
         broken: configurations that do not come up.
         failing: configurations of which every tenth request fails.
+        error: what every configuration's bringing up ends with.
         noise: relative standard deviation of the time to first token.
     """
 
     name = "local"
 
-    def __init__(self, factors=None, broken=(), failing=(), noise=0.05):
+    def __init__(self, factors=None, broken=(), failing=(), noise=0.05, error=None):
         self.factors = factors or {}
         self.broken, self.failing, self.noise = broken, failing, noise
+        self.error = error
         self.measured = []
 
     def check(self, benchmark):
@@ -45,6 +47,8 @@ class FakeTarget:
         self.measured.append(configuration.name)
         print(f"MEASURED {configuration.name}")  # noqa: T201
         progress.stage("bringing up")
+        if self.error is not None:
+            raise DeploymentError(self.error)
         if configuration.name in self.broken:
             raise DeploymentError(f"{configuration.name} did not come up: no such model")
         progress.stage("measuring")

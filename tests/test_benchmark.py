@@ -144,3 +144,23 @@ def test_a_claim_is_made_only_on_the_targets_that_it_names():
     claim = Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by={"replay": 0.1})
     assert claim.bound("local") is None
     assert claim.statement("local") == "not claimed on local"
+
+
+def test_a_claim_by_target_is_the_claim_written_out():
+    agg = Configuration("agg", "baseline", [Worker(8, tp=2)])
+    kv = agg.but(name="kv", role="treatment", router="kv")
+    short = Claim.lower(
+        "KV is faster", "time_to_first_token.mean", kv, agg,
+        local=(0, "29 %"), replay=(0.1, "17 %"),
+    )  # fmt: skip
+    assert short == Claim(
+        "KV is faster", "time_to_first_token.mean", "kv", "agg",
+        lower_by={"local": 0, "replay": 0.1}, evidence="local: 29 %; replay: 17 %",
+    )  # fmt: skip
+    higher = Claim.higher("more", "kv_hit_rate", kv, agg, kind="mechanism", local=(0.1, "?"))
+    assert (higher.kind, higher.higher_by) == ("mechanism", {"local": 0.1})
+    assert Claim.not_higher("no", "kv_hit_rate", kv, agg, local=(0.1, "?")).not_higher_by
+    with pytest.raises(BenchmarkError, match="local: must be a threshold with its evidence"):
+        Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, local=0.1)
+    with pytest.raises(BenchmarkError, match="'nowhere' is not one of"):
+        Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, nowhere=(0, "?"))

@@ -126,6 +126,9 @@ def test_resampling_the_identity_gives_the_value(latencies, percentile):
     for name, definition in METRICS.items():
         full = f"{name}.p{percentile:.2f}" if definition.distribution else name
         sample = found.sample(full)
+        if len(sample.values) == 0:
+            assert np.isnan(sample.value)
+            continue
         weights = None if sample.weights is None else np.tile(sample.weights, (2, 1))
         both = evaluate(sample, np.tile(sample.values, (2, 1)), weights)
         assert both == pytest.approx([sample.value] * 2, nan_ok=True)

@@ -112,8 +112,10 @@ def test_only_what_a_selected_claim_needs_is_measured(project):
 
 def test_features_are_markers(project):
     pytester = project()
-    result = pytester.runpytest("-m", "kv_routing and pd_split", "--collect-only", "-q")
-    result.stdout.fnmatch_lines(["3 tests collected*"])
+    result = pytester.runpytest("-m", "kv_routing and not pd_split", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["*kv-routing-is-faster*", "*only-elsewhere*", "2/3 tests*"])
+    result = pytester.runpytest("-m", "pd_split", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["*split-is-faster*", "1/3 tests collected*"])
     result = pytester.runpytest("-m", "wideep", "--collect-only", "-q")
     result.stdout.fnmatch_lines(["*3 deselected*"])
 
@@ -333,6 +335,16 @@ def test_a_module_without_a_benchmark_is_told_so(pytester):
     pytester.makepyfile("def test_it(comparison): pass")
     result = pytester.runpytest()
     result.stdout.fnmatch_lines(["*needs a Benchmark called 'benchmark' in the module*"])
+
+
+def test_at_scale_smoke_what_is_undecided_is_skipped_and_says_so(project):
+    claim = BENCHMARK.replace("lower_by=0.2)", "lower_by=0.5)", 1)
+    arguments = ("--dynamo-scale=smoke", "-rs", "-k", "kv-routing-is")
+    result = project(claim, noise=0.3).runpytest(*arguments)
+    result.assert_outcomes(skipped=1, deselected=2)
+    result.stdout.fnmatch_lines(["SKIPPED*at scale smoke inconclusive: KV routing is faster*"])
+    result = project(claim, noise=0.3).runpytest(*arguments, "--dynamo-inconclusive=fail")
+    result.assert_outcomes(failed=1, deselected=2)
 
 
 def test_a_session_without_benchmarks_does_not_pay_for_them():

@@ -1,6 +1,7 @@
 """Arguments, errors and exit codes of the command line.
 
-Exit codes: 0 done, 1 a simulation failed, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 a simulation failed or a check found something worse, 2 wrong usage or
+input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,15 +17,31 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from pytest_dynamo_bench.cli import attribution, check_client, cleanup, show, sweep, traffic
-from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, LoadError
+from pytest_dynamo_bench.cli import (
+    attribution,
+    check_client,
+    cleanup,
+    compare,
+    report,
+    show,
+    sweep,
+    traffic,
+)
+from pytest_dynamo_bench.errors import (
+    DeploymentError,
+    DynamoBenchError,
+    LoadError,
+    RegressionError,
+)
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 _DESCRIPTION = """\
 Questions about a benchmark beside its claims: how its configurations do over a
-range of load, KV capacity or split, which feature brings what, and what its
-traffic is like. Numbers are simulated by Dynamo's replay; no GPU is needed."""
+range of load, KV capacity or split, which feature brings what, what its traffic
+is like, and what would be deployed; and stored results: reports made again,
+comparisons, history. sweep and attribution simulate by Dynamo's replay, the
+others run nothing; no GPU is needed."""
 _EPILOG = """\
 examples:
   python -m pytest_dynamo_bench sweep benchmarks/qwen3_32b_kv_routing.py
@@ -33,12 +50,18 @@ examples:
   python -m pytest_dynamo_bench attribution benchmarks/qwen3_32b_kv_routing.py \\
       --baseline agg-round-robin --treatment disagg-kv-router
   python -m pytest_dynamo_bench traffic my-trace.jsonl --write-cut short.jsonl
-  python -m pytest_dynamo_bench show benchmarks/kimi_feature_stack.py --target kubernetes
+  python -m pytest_dynamo_bench show benchmarks/qwen3_32b_kv_routing.py --target kubernetes
+  python -m pytest_dynamo_bench report reports/2026-11-24T21-06-10Z-local
+  python -m pytest_dynamo_bench compare reports/new reports/old --tolerance ttft:10%
+  python -m pytest_dynamo_bench history reports/* --output history.html
   python -m pytest_dynamo_bench check-client
 
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
-_COMMANDS = ("sweep", "attribution", "traffic", "show", "cleanup", "check-client")
+_COMMANDS = (
+    "sweep", "attribution", "traffic", "show", "report", "compare", "history", "cleanup",
+    "check-client",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     traffic.add_arguments(commands)
     show.add_arguments(commands)
     cleanup.add_arguments(commands)
+    report.add_arguments(commands)
+    compare.add_arguments(commands)
     check_client.add_arguments(commands)
     return top
 
@@ -80,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         options.run(options)
-    except (DeploymentError, LoadError) as error:
+    except (DeploymentError, LoadError, RegressionError) as error:
         errors.print(Text(f"error: {error}"))
         return EXIT_FAILED
     except DynamoBenchError as error:

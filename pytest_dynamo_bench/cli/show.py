@@ -1,56 +1,102 @@
-"""``show``: what a target would bring up, printed and not done."""
+"""``show``: what a benchmark would deploy on a target, without deploying it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_dynamo_bench.benchmark import Benchmark
-from pytest_dynamo_bench.cli.common import choose, load_benchmark, output_console
-from pytest_dynamo_bench.errors import BenchmarkError
+from rich.text import Text
 
-_TARGETS = ("kubernetes",)
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.cli import common
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.targets.local.commands import Ports, environment, process_specs
+from pytest_dynamo_bench.targets.replay import ReplayTarget, describe
+
+Describe = Callable[[Benchmark, Configuration], str]
 _RUN = "show"
+_SCRATCH, _LOGS = Path("$SCRATCH"), Path("$LOGS")
+_PORTS = Ports(frontend=8000, event_publishers=8001, event_subscribers=8002)
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the command and its options."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    """Add the command to the parser."""
+    parser = commands.add_parser(
         "show",
-        help="print what a target would bring up",
-        description="Print what a target would bring up for each configuration. Nothing is done, "
-        "and nothing but the files is looked at.",
+        help="what a benchmark would deploy on a target",
+        description="Prints what would be brought up for each configuration: command lines with "
+        "their environment for local, the simulation's arguments for replay, manifests for "
+        "kubernetes. Nothing is started, and no cluster is asked.",
     )
-    parser.add_argument("benchmark", type=Path, metavar="BENCHMARK.py", help="a benchmark module")
-    parser.add_argument("--target", choices=_TARGETS, default="kubernetes", help="%(choices)s")
+    parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     parser.add_argument(
-        "--configuration", action="append", metavar="NAME",
-        help="only this one; can be given several times (default: all)",
+        "--target",
+        default="local",
+        choices=(*DESCRIBE, "kubernetes"),
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--configuration", action="append", default=[], metavar="NAME",
+        help="only this one; may be given more than once",
     )  # fmt: skip
     parser.add_argument(
         "--dynamo-cluster", type=Path, metavar="FILE",
-        help="settings of the cluster (default: none, with namespace 'default')",
+        help="kubernetes: settings of the cluster (default: none, with namespace 'default')",
     )  # fmt: skip
     parser.add_argument(
         "--with-claims", action="store_true",
-        help="also print the PersistentVolumeClaims that have to exist",
+        help="kubernetes: also print the PersistentVolumeClaims that have to exist",
     )  # fmt: skip
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(options: argparse.Namespace) -> None:
-    benchmark = load_benchmark(options.benchmark)
-    names = [item.name for item in benchmark.configurations]
-    for name in options.configuration or ():
-        choose("configuration", name, names)
-    text = render_kubernetes(
-        benchmark,
-        options.configuration or names,
-        options.dynamo_cluster,
-        with_claims=options.with_claims,
-    )
-    output_console().out(text, end="", highlight=False)
+def run(options: argparse.Namespace) -> None:
+    """Print what would be deployed.
+
+    Raises:
+        DynamoBenchError: the benchmark cannot be loaded, or not be expressed on the target.
+    """
+    benchmark = common.load_benchmark(options.module)
+    known = [configuration.name for configuration in benchmark.configurations]
+    names = [common.choose("configuration", name, known) for name in options.configuration]
+    console = common.output_console()
+    if options.target == "kubernetes":
+        text = render_kubernetes(
+            benchmark, names or known, options.dynamo_cluster, with_claims=options.with_claims
+        )
+        console.out(text, end="", highlight=False)
+        return
+    for name in names or known:
+        configuration = benchmark.configuration(name)
+        text = DESCRIBE[options.target](benchmark, configuration)
+        console.print(Text(f"# {benchmark.name}: {name} on {options.target}", style="bold"))
+        console.print(Text(text), soft_wrap=True)
+        console.print()
+
+
+def describe_local(benchmark: Benchmark, configuration: Configuration) -> str:
+    """The processes of a local deployment as shell commands, in starting order."""
+    lines = ["# ports are chosen when it is brought up; $SCRATCH is a temporary directory"]
+    variables = environment(_SCRATCH, _PORTS)
+    lines += [f"export {name}={_quoted(value)}" for name, value in variables.items()]
+    for spec in process_specs(benchmark, configuration, _SCRATCH, _LOGS, _PORTS):
+        command = " ".join(_quoted(part) for part in ["python", *spec.argv[1:]])
+        lines += [f"# {spec.name}", command]
+    return "\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    """For a shell, which is to put the directory in."""
+    return f'"{word}"' if word.startswith(f"{_SCRATCH}/") else shlex.quote(word)
+
+
+def describe_replay(benchmark: Benchmark, configuration: Configuration) -> str:
+    """The arguments of Dynamo's replay as JSON; the traffic's are added when it is simulated."""
+    return json.dumps(describe(ReplayTarget(), benchmark, configuration), indent=2, default=str)
 
 
 def render_kubernetes(
@@ -81,3 +127,7 @@ def render_kubernetes(
         documents = render(benchmark, benchmark.configuration(name), settings, _RUN)
         parts.append(f"# {benchmark.name}: {name}\n" + dump_all(documents))
     return "---\n".join(parts)
+
+
+# A target that renders something else (manifests, say) is one more entry here.
+DESCRIBE: Mapping[str, Describe] = {"local": describe_local, "replay": describe_replay}

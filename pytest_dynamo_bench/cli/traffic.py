@@ -18,12 +18,12 @@ from typing import Any, TextIO
 import numpy as np
 from rich.text import Text
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName, traffic_for
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.reports.figures import TrafficLines, write_traffic
-from pytest_dynamo_bench.reports.files import write_whole
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     TraceFile,
@@ -38,7 +38,7 @@ from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 _WINDOW_SECONDS = 10.0
 _PERCENTILES = (50, 90, 99)
-_SCALE = "standard"
+_SCALE: ScaleName = "standard"
 
 
 def add_arguments(commands: Any) -> None:
@@ -155,8 +155,11 @@ def _short(
     benchmark: Benchmark | None, whole: Traffic, options: argparse.Namespace
 ) -> tuple[str, Traffic | None, str]:
     """What the local target sends: its name, the traffic if it is another, and why it isn't."""
-    if benchmark is not None and benchmark.scaled:
-        return f"local, {_SCALE}", benchmark.traffic_at(_SCALE).load(), ""
+    size = None if benchmark is None else benchmark.sizes.get(_SCALE)
+    if benchmark is not None and size is not None:
+        from pytest_dynamo_bench.targets.local.scaling import sized
+
+        return f"local, {_SCALE}", sized(benchmark, _SCALE, size, options.seed), ""
     label = f"cut to {options.seconds:g} s"
     try:
         short = cut(whole, options.seconds, seed=options.seed)

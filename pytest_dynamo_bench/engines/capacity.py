@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_dynamo_bench.benchmark import Engine, Worker
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Engine, Worker
 from pytest_dynamo_bench.engines.dimensions import gpu_memory_bytes, model_dimensions
 from pytest_dynamo_bench.errors import TargetError
 
@@ -72,3 +72,27 @@ def weights_bytes_per_gpu(model: str, worker: Worker) -> float:
         + dimensions.embedding_bytes
     )
     return divided_by_tp / worker.tp + dimensions.expert_weights_bytes / worker.gpus_per_replica
+
+
+def device_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int:
+    """Blocks of KV cache in GPU memory, per replica or rank: as given, or as computed.
+
+    Raises:
+        TargetError: as for :func:`kv_capacity_tokens`.
+    """
+    if worker.kv_blocks is not None:
+        return worker.kv_blocks
+    tokens = kv_capacity_tokens(benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine)
+    return tokens // configuration.block_size
+
+
+def host_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int:
+    """Blocks of KV cache that KV offload keeps in host memory, per replica or rank; 0 without.
+
+    Raises:
+        TargetError: the model's dimensions are not known.
+    """
+    if worker.kv_offload is None:
+        return 0
+    block_bytes = model_dimensions(benchmark.model).kv_bytes_per_token * configuration.block_size
+    return int(worker.kv_offload.host_gib * _GIB / worker.attention_dp / block_bytes)

@@ -199,6 +199,10 @@ class AiperfGenerator:
         self._started_at = started.isoformat(timespec="milliseconds")
         return records
 
+    def latest(self, count: int) -> list[RequestRecord]:
+        """The requests that ended last; none while AIPerf runs, which tells at its end only."""
+        return (self._records or [])[-count:]
+
     def health(self) -> dict[str, Any]:
         """What is known of AIPerf itself: its version and how late it sent."""
         records = self.records()

@@ -128,6 +128,9 @@ class _Reading:
         self.router_hit_rate: float | None = None
         self.prefill_worker: str | None = None
         self.decode_worker: str | None = None
+        self.prefill_rank: int | None = None
+        self.decode_rank: int | None = None
+        self.kv_transfer_ms: float | None = None
         self.finished = False
         self.error: str | None = None
 
@@ -150,6 +153,7 @@ class RecordMaker:
         self.start_ns = 0
         self.receive_lag = Sampler()
         self._clock = clock
+        self._fast_forward = fast_forward
         self._scale = fast_forward / 1e6
         self._count_tokens = count_tokens
 
@@ -183,6 +187,11 @@ class RecordMaker:
             router_hit_rate=found.router_hit_rate,
             prefill_worker=found.prefill_worker,
             decode_worker=found.decode_worker,
+            prefill_rank=found.prefill_rank,
+            decode_rank=found.decode_rank,
+            kv_transfer_ms=(
+                None if found.kv_transfer_ms is None else found.kv_transfer_ms * self._fast_forward
+            ),
             status=response.status or None,
             error=_one_line(error) if error else None,
             chunk_tokens=self._chunk_tokens(found),
@@ -278,9 +287,13 @@ class RecordMaker:
         if workers:
             found.prefill_worker = _text(workers.get("prefill_worker_id"))
             found.decode_worker = _text(workers.get("decode_worker_id"))
+            found.prefill_rank = workers.get("prefill_dp_rank")
+            found.decode_rank = workers.get("decode_dp_rank")
         timing = extension.get("timing") or {}
         if timing.get("kv_hit_rate") is not None:
             found.router_hit_rate = float(timing["kv_hit_rate"])
+        if timing.get("kv_transfer_estimated_latency_ms") is not None:
+            found.kv_transfer_ms = float(timing["kv_transfer_estimated_latency_ms"])
 
     def _arrival(self, response: Response, read: int) -> tuple[int, bool]:
         """When a read's data arrived, monotonic ns, and whether the kernel said so."""

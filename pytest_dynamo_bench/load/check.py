@@ -65,7 +65,8 @@ class Step:
     def name(self) -> str:
         if self.rate is not None:
             return f"{self.rate:g} requests/s of {self.input_tokens:,} tokens"
-        return f"{self.streams} streams of {1000 / _ITL_MS:g} tokens/s"
+        plural = "s" if self.streams != 1 else ""
+        return f"{self.streams} stream{plural} of {1000 / _ITL_MS:g} tokens/s"
 
 
 STEPS = (
@@ -236,7 +237,7 @@ def _judge(
         "cpu_share": health.cpu_share,
     }
     reasons = tuple(
-        f"{name} {value:.2f} above {getattr(limits, name):g}"
+        f"{name} {value:.2f} is above {getattr(limits, name):g}"
         for name, value in found.items()
         if value > getattr(limits, name)
     )

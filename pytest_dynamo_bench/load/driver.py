@@ -61,6 +61,7 @@ class Job:
         connections: opened ahead of time.
         fast_forward: modelled time runs so many times faster than the clock.
         count_tokens: how many tokens each text of a list has; None: the server alone says.
+        ramp_seconds: of a closed loop, modelled time over which its places start one by one.
     """
 
     server: Server
@@ -71,6 +72,7 @@ class Job:
     connections: int = 0
     fast_forward: float = 1.0
     count_tokens: Callable[[list[str]], list[int]] | None = None
+    ramp_seconds: float = 0.0
 
 
 class Mailbox(Protocol):
@@ -188,7 +190,7 @@ class Driver:
         self._maker.start_ns = start_ns
         cpu_ns, began_ns = time.thread_time_ns(), time.monotonic_ns()
         try:
-            self._begin(start_ns)
+            self._begin()
             self._loop()
         finally:
             self._close()
@@ -209,14 +211,16 @@ class Driver:
             reads=self._reads,
         )
 
-    def _begin(self, start_ns: int) -> None:
+    def _begin(self) -> None:
         if self._job.concurrency is None:
             for turns in self._job.sessions:
                 self._push(_Sending(turns, 0, self._due_ns(turns[0].timestamp_ms)))
             self._next_session = len(self._job.sessions)
         else:
-            for _ in range(min(self._job.concurrency, len(self._job.sessions))):
-                self._start_session(start_ns)
+            places = min(self._job.concurrency, len(self._job.sessions))
+            ramp_ms = 1000 * self._job.ramp_seconds
+            for place in range(places):
+                self._start_session(self._due_ns(ramp_ms * place / places))
 
     def _due_ns(self, milliseconds: float) -> int:
         return self._start_ns + int(milliseconds * 1e6 / self._job.fast_forward)

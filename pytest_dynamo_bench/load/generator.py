@@ -45,6 +45,9 @@ class Generator(Protocol):
     def records(self) -> list[RequestRecord]:
         """What has ended so far, also after a cancelled :meth:`send`."""
 
+    def latest(self, count: int) -> list[RequestRecord]:
+        """The requests that have ended last, so many at most; empty where that is not known."""
+
     def health(self) -> dict[str, Any]:
         """How the load generator itself did, as plain data."""
 
@@ -64,6 +67,7 @@ class LoadGenerator:
         connections: opened ahead of time, so that requests need not wait for them.
         fast_forward: modelled time runs so many times faster than the clock. The traffic's
             times and those of the records are modelled time.
+        ramp_seconds: of a closed loop, modelled time over which its places start one by one.
         count_tokens: how many tokens each text of a list has, to tell the chunks of several
             tokens; believed where it adds up to the server's count. None: the server alone says.
         dialect: what a body may say, and of which words prompts are made.
@@ -78,6 +82,7 @@ class LoadGenerator:
         processes: int = 1,
         connections: int = 16,
         fast_forward: float = 1.0,
+        ramp_seconds: float = 0.0,
         count_tokens: Callable[[list[str]], list[int]] | None = None,
         dialect: Dialect = DYNAMO,
     ) -> None:
@@ -89,6 +94,7 @@ class LoadGenerator:
         self._processes = processes
         self._connections = connections
         self._fast_forward = fast_forward
+        self._ramp_seconds = ramp_seconds
         self._started_at = ""
         self._records: list[RequestRecord] = []
         self._drivers: list[DriverHealth] = []
@@ -174,6 +180,7 @@ class LoadGenerator:
                 connections=-(-self._connections // count),
                 fast_forward=self._fast_forward,
                 count_tokens=self._count_tokens,
+                ramp_seconds=self._ramp_seconds,
             )
             for index in range(count)
         ]

@@ -2,7 +2,8 @@
 
 Names, units and structure are those of AIPerf 0.13 (schema 1.4): ``profile_export.jsonl`` with a
 line per request and ``profile_export_aiperf.json`` with the aggregates. What only AIPerf itself
-can know (its workers, HTTP timings, telemetry) is left out.
+can know (its configuration and workers, HTTP timings, telemetry) is left out; ``slos``,
+``schedule``, ``simulated`` and ``written_by`` are ours.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 
 from pytest_dynamo_bench.aiperf_results import RECORDS_FILE, SUMMARY_FILE
 from pytest_dynamo_bench.benchmark import Goodput
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics, is_good, per_request
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.reports.files import write_whole
 
 _SCHEMA_VERSION = "1.4"
 _FORMAT_OF = "0.13.0"
@@ -141,7 +142,8 @@ def aiperf_summary(run: Run, goodput: Goodput | None = None) -> dict[str, Any]:
         "error_summary": _errors(run.records),
         "was_cancelled": bool(run.problems),
         "is_complete": not run.problems,
-        "input_config": {"slos": _slos(goodput)},
+        "slos": _slos(goodput),
+        "schedule": run.traffic.get("schedule"),
         "start_time": _local_time(run, 0.0),
         "end_time": _local_time(run, metrics.duration_seconds),
     }

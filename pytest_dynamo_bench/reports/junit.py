@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_dynamo_bench.metric_names import METRICS
+from pytest_dynamo_bench.plain_text import printable
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts import Verdict
     from pytest_dynamo_bench.verdicts.regression import Regression
 
+_LONGEST_LINE = 2000
 Properties = list[tuple[str, object]]
 
 
@@ -22,8 +24,9 @@ def explain(verdict: Verdict, results: Path) -> str:
     lines += [f"- {gate.sentence}" for gate in verdict.gates if not gate.passed]
     if verdict.confounds:
         lines.append(f"what differs: {'; '.join(map(str, verdict.confounds))}")
+    lines.append(f"target: {verdict.target}")
     lines.append(f"records and logs: {results}")
-    return "\n".join(lines)
+    return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
 
 def verdict_properties(comparison: Comparison, verdict: Verdict) -> Properties:
@@ -49,6 +52,7 @@ def verdict_properties(comparison: Comparison, verdict: Verdict) -> Properties:
             ("dynamo.change", effect.change),
             ("dynamo.change_low", effect.low),
             ("dynamo.change_high", effect.high),
+            ("dynamo.confidence", effect.confidence),
             ("dynamo.threshold", verdict.bound.limit),
         ]
     for configuration in (claim.treatment, claim.baseline):
@@ -81,8 +85,9 @@ def regression_properties(benchmark: str, configuration: str, found: Regression)
 def attribution_properties(study: AttributionStudy) -> Properties:
     """What each feature brings."""
     return [
-        (f"dynamo.attribution.{row['feature']}.{key}", value)
+        (f"dynamo.attribution.{row['feature']}.{view}.{key}", estimate[key])
         for row in study.attribution.as_rows()
-        for key, value in row.items()
-        if key != "feature"
+        for view, estimate in row.items()
+        if view != "feature"
+        for key in ("value", "low", "high")
     ]

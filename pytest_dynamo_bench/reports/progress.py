@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,7 +16,11 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
+
+from pytest_dynamo_bench.metrics import per_request
+from pytest_dynamo_bench.records import RequestRecord
 
 _QUIET_SECONDS = 10.0
 # The display shares a process with the load generator: each refresh delays what is measured.
@@ -43,6 +48,30 @@ def show_progress(
         return
     with live_progress(label, Console(file=live_on, force_terminal=True)) as live:
         yield live
+    write(f"{label}: {live.summary}" if live.summary else label)
+
+
+class _Latencies:
+    """Means over the requests that ended last, computed no more often than they are shown."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+        self.text = ""
+
+    def update(self, records: Sequence[RequestRecord]) -> None:
+        """Take the latest requests into account, if it is time again."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + 1 / _REFRESHES_PER_SECOND
+        good = [record for record in records if record.succeeded and record.chunk_ms]
+        parts = []
+        for name, short in (("time_to_first_token", "TTFT"), ("inter_token_latency", "ITL")):
+            values = [value for r in good if (value := per_request(name, r)) is not None]
+            if values:
+                mean = sum(values) / len(values)
+                parts.append(f"{short} {mean:,.0f} ms" if mean >= 100 else f"{short} {mean:.1f} ms")
+        self.text = ", ".join(parts)
 
 
 class LineProgress:
@@ -53,16 +82,29 @@ class LineProgress:
         self._noun = noun
         self._write = write
         self._last = time.monotonic()
+        self._began = self._last
+        self._latencies = _Latencies()
 
     def stage(self, name: str) -> None:
-        self._last = time.monotonic()
+        self._last = self._began = time.monotonic()
         self._write(f"{self._label}: {name}")
 
     def requests(self, done: int, failed: int, total: int) -> None:
-        if time.monotonic() - self._last >= _QUIET_SECONDS or done == total:
-            self._last = time.monotonic()
-            trouble = f", {failed} failed" if failed else ""
-            self._write(f"{self._label}: {done} of {total} {self._noun}{trouble}")
+        now = time.monotonic()
+        if now - self._last >= _QUIET_SECONDS or done == total:
+            self._last = now
+            parts = [f"{done:,} of {total:,} {self._noun}"]
+            if failed:
+                parts.append(f"{failed:,} failed")
+            if self._latencies.text:
+                parts.append(self._latencies.text)
+            if 0 < done < total:
+                left = (now - self._began) / done * (total - done)
+                parts.append(f"about {_duration(left)} left")
+            self._write(f"{self._label}: {', '.join(parts)}")
+
+    def latency(self, records: Sequence[RequestRecord]) -> None:
+        self._latencies.update(records)
 
 
 class LiveProgress:
@@ -70,14 +112,50 @@ class LiveProgress:
 
     def __init__(self, label: str, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task(label, total=None, stage="")
+        self._task = progress.add_task(escape(label), total=None, stage="", latency="")
+        self._stage = ""
+        self._latencies = _Latencies()
+        self.done, self.failed, self.total = 0, 0, 0
 
     def stage(self, name: str) -> None:
-        self._progress.update(self._task, stage=name)
+        self._stage = name
+        if self.done:
+            self._progress.update(self._task, stage=escape(name))
+        else:
+            # Time left is told from how fast requests end, not from when the stage before began.
+            self._progress.reset(self._task, stage=escape(name), latency="")
 
     def requests(self, done: int, failed: int, total: int) -> None:
-        trouble = f", [red]{failed} failed[/]" if failed else ""
-        self._progress.update(self._task, completed=done, total=total, stage=f"measuring{trouble}")
+        self.done, self.failed, self.total = done, failed, total
+        trouble = f", [red]{failed:,} failed[/]" if failed else ""
+        self._progress.update(
+            self._task,
+            completed=done,
+            total=total,
+            stage=f"{escape(self._stage)}{trouble}",
+            latency=self._latencies.text,
+        )
+
+    def latency(self, records: Sequence[RequestRecord]) -> None:
+        self._latencies.update(records)
+
+    @property
+    def summary(self) -> str:
+        """What is left of the line when it has gone."""
+        if not self.total:
+            return ""
+        parts = [f"{self.done:,} of {self.total:,}"]
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        if self._latencies.text:
+            parts.append(self._latencies.text)
+        return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -86,10 +164,13 @@ def live_progress(label: str, console: Console) -> Iterator[LiveProgress]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
         TextColumn("{task.fields[stage]}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[latency]}"),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
     with Progress(
         *columns, console=console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND

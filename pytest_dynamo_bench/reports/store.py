@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,11 +31,14 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
 SUMMARY_VERSION = 1
+_LONGEST_ERROR = 4000
 _IN_SUMMARY = (
     "gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics",
 )  # fmt: skip
@@ -94,6 +97,12 @@ class ResultStore:
             "failed": sum(not record.succeeded for record in run.records),
             "problems": list(run.problems),
             "limitations": list(limitations),
+            "features": [
+                dataclasses.asdict(item)
+                for item in features_at_work(
+                    benchmark, benchmark.configuration(run.configuration), metrics
+                )
+            ],
             "traffic": dict(run.traffic),
             "deployed": dict(run.deployed),
             "observed": dict(run.observed),
@@ -129,9 +138,23 @@ class ResultStore:
                 metric=study.metric,
             )
 
-    def save_verdict(self, benchmark: Benchmark, verdict: Verdict) -> None:
-        """Add a verdict to the summary; a later one for the same claim takes its place."""
-        self._entry(benchmark)["verdicts"][verdict.claim.name] = dataclasses.asdict(verdict)
+    def save_error(self, benchmark: Benchmark, configuration: str, error: str) -> None:
+        """Add why a configuration has no result: it did not come up, or its run is invalid."""
+        self._entry(benchmark)["errors"][configuration] = printable(error, _LONGEST_ERROR)
+        self._write_summary()
+
+    def save_verdicts(
+        self, benchmark: Benchmark, verdicts: Iterable[Verdict], how_judged: str
+    ) -> None:
+        """Add verdicts to the summary; a later one for the same claim takes an earlier's place.
+
+        Args:
+            how_judged: how they were decided together, in one sentence; may be empty.
+        """
+        entry = self._entry(benchmark)
+        for verdict in verdicts:
+            entry["verdicts"][verdict.claim.name] = dataclasses.asdict(verdict)
+        entry["how_judged"] = how_judged
         self._write_summary()
 
     def _entry(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -140,12 +163,27 @@ class ResultStore:
             entries[benchmark.name] = {
                 "question": benchmark.question,
                 "model": benchmark.model,
+                "engine": benchmark.engine,
                 "hardware": dataclasses.asdict(benchmark.hardware),
                 "traffic": benchmark.traffic.description,
+                "held_constant": benchmark.held_constant,
                 "goodput": dataclasses.asdict(benchmark.goodput) if benchmark.goodput else None,
                 "recipe": benchmark.recipe,
+                "notes": list(benchmark.notes),
+                "published": _published(benchmark),
+                "configurations": {
+                    item.name: {
+                        "role": item.role,
+                        "gpus": item.gpus,
+                        "features": sorted(item.features),
+                        "deployment": dataclasses.asdict(item),
+                    }
+                    for item in benchmark.configurations
+                },
                 "runs": {},
+                "errors": {},
                 "verdicts": {},
+                "how_judged": "",
                 "regressions": {},
             }
         entry: dict[str, Any] = entries[benchmark.name]
@@ -153,6 +191,11 @@ class ResultStore:
 
     def _write_summary(self) -> None:
         write_json(self.directory / "summary.json", self._summary)
+
+
+def _published(benchmark: Benchmark) -> dict[str, Any] | None:
+    published = benchmark.published
+    return dataclasses.asdict(published) if published else None
 
 
 class StoredResults:
@@ -187,6 +230,35 @@ class StoredResults:
         """The configurations of a benchmark that there are runs of."""
         entry = self.summary.get("benchmarks", {}).get(benchmark, {})
         return list(entry.get("runs", {}))
+
+    def environment(self) -> dict[str, Any]:
+        """The machine and the versions; empty where they were not stored."""
+        return self._json(self.directory / "environment.json") or {}
+
+    def attribution(self, benchmark: str) -> dict[str, Any] | None:
+        """The attribution of a benchmark, where one was made."""
+        return self._json(self.directory / benchmark / "attribution.json")
+
+    @staticmethod
+    def _json(path: Path) -> dict[str, Any] | None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def details(self, benchmark: str, configuration: str) -> dict[str, Any]:
+        """What ``run.json`` says of a configuration's first run.
+
+        Raises:
+            ResultsError: there is none, or it cannot be read.
+        """
+        path = _run_directory(self.directory / benchmark / configuration, 0) / "run.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{path}: cannot be read: {error}") from None
+        return found if isinstance(found, dict) else {}
 
     def runs(self, benchmark: str, configuration: str) -> list[Run]:
         """All repeats of a configuration.

@@ -1,70 +1,79 @@
-"""What a terminal shows: progress while it runs, a table and the verdicts at the end."""
+"""What a terminal shows when everything has been measured: tables and verdicts."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pytest_dynamo_bench.benchmark import Benchmark
-from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
-from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.attribution import shares_table
-from pytest_dynamo_bench.traffic import in_words
-from pytest_dynamo_bench.verdicts import Verdict
-from pytest_dynamo_bench.verdicts.regression import Regression
+from pytest_dynamo_bench.reports.model import (
+    Column,
+    ComparisonReport,
+    RegressionReport,
+    VerdictReport,
+)
+from pytest_dynamo_bench.verdicts import Effect
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
-    from pytest_dynamo_bench.comparison import Comparison
 
-_QUIET_SECONDS = 10.0
-# The display shares a process with the load generator: each refresh delays what is measured.
-_REFRESHES_PER_SECOND = 2
-_COLUMNS = (
-    ("TTFT\nmean", "time_to_first_token.mean"),
-    ("TTFT\np50", "time_to_first_token.p50"),
-    ("TTFT\np99", "time_to_first_token.p99"),
-    ("ITL\nmean", "inter_token_latency.mean"),
-    ("ITL\np99", "inter_token_latency.p99"),
-    ("good-\nput", "goodput"),
-    ("KV\nhits", "kv_hit_rate"),
-)
-_SHORT_UNITS = {"requests/s": "req/s", "tokens/s": "tok/s"}
+_LONGEST_ERROR = 1500
+# What fits into 80 columns; the other reports have all of them.
+_SHOWN = (
+    "time_to_first_token.mean", "time_to_first_token.p50", "time_to_first_token.p99",
+    "inter_token_latency.mean", "inter_token_latency.p99", "goodput", "kv_hit_rate",
+)  # fmt: skip
+_CHANGES = (
+    "time_to_first_token.mean", "inter_token_latency.mean", "goodput", "request_latency.mean",
+    "kv_hit_rate", "time_to_first_token.p99", "inter_token_latency.p99",
+    "output_token_throughput_per_gpu",
+)  # fmt: skip
 _MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid": "magenta"}
 
 
-def render_comparison(comparison: Comparison, width: int, color: bool) -> str:
-    """The table of a comparison, its verdicts and regressions, as text for a terminal."""
+def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
+    """The tables of a comparison, its verdicts and regressions, as text for a terminal."""
     console = _console(width, color)
-    benchmark, measured = comparison.benchmark, comparison.measured
-    simulated = any(metrics.run.simulated for metrics in measured.values())
-    where = comparison.target.name + (", simulated time" if simulated else "")
-    title = Text(f"{benchmark.name} on {where}", style="bold")
-    console.print(title.append(f": {benchmark.question}", style="not bold"))
-    console.print(Text(in_words(comparison.traffic), style="dim"))
-    console.print(_table(benchmark, measured))
-    console.print(_verdicts(comparison.verdicts))
-    if comparison.regressions:
-        console.print(_regressions(comparison.regressions))
-    if comparison.how_judged:
-        console.print(Text(comparison.how_judged, style="dim"))
-    repeats = max(len(comparison.runs(name)) for name in measured)
-    if repeats > 1:
-        console.print(Text(f"{repeats} runs of each; the table shows the first", style="dim"))
-    limits = {
-        limit: None
-        for name in measured
-        for limit in comparison.target.limitations(benchmark, benchmark.configuration(name))
-    }
+    title = Text(f"{report.name} on {report.where}", style="bold")
+    console.print(title.append(f": {printable(report.question)}", style="not bold"))
+    console.print(Text(printable(report.traffic_in_words), style="dim"))
+    if report.scaling_in_words:
+        console.print(Text(printable(report.scaling_in_words), style="dim"))
+    if report.measured:
+        console.print(_values(report))
+        console.print(Text("* best of the configurations", style="dim"))
+        changes = _changes(report, console.width)
+        if changes is not None:
+            assert report.baseline is not None
+            told = f"change from {report.baseline.name}, with 95 % intervals"
+            console.print(Text(told, style="dim"))
+            console.print(changes)
+        if any(item.features_at_work for item in report.measured):
+            console.print(Text("features at work", style="dim"))
+            console.print(_features(report))
+    if report.published:
+        console.print(_published(report.published))
+    for item in report.configurations:
+        if item.error:
+            lines = Text(f"no result of {item.name}: ", style="red")
+            console.print(lines.append(printable(item.error, _LONGEST_ERROR), style="not red"))
+    console.print(_verdicts(report.verdicts))
+    if report.regressions:
+        console.print(_regressions(report.regressions))
+    if report.entry.get("how_judged"):
+        console.print(Text(str(report.entry["how_judged"]), style="dim"))
+    if report.repeats > 1:
+        console.print(Text(f"{report.repeats} runs of each; tables show their means", style="dim"))
     listed = Table.grid(padding=(0, 1))
-    for limit in limits:
-        listed.add_row(Text("-", style="dim"), Text(limit, style="dim"))
+    for limit in report.limitations:
+        listed.add_row(Text("-", style="dim"), Text(printable(limit), style="dim"))
     console.print(listed)
     return _written(console)
 
@@ -91,70 +100,115 @@ def _written(console: Console) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
 
 
-def _regressions(found: Mapping[tuple[str, str], Regression]) -> Table:
+def _values(report: ComparisonReport) -> Table:
+    """A row per configuration, a column per metric."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("configuration", overflow="fold")
+    table.add_column("GPUs", justify="right")
+    columns = [column for column in report.columns if column.metric in _SHOWN]
+    for column in columns:
+        table.add_column(f"{column.short}\n{column.unit}", justify="right", no_wrap=True)
+    for item in report.measured:
+        cells = []
+        for column in columns:
+            best = report.best(column) is item
+            text = column.text(item.value(column.metric))
+            cells.append(Text(f"{text}*" if best else text, style="bold" if best else ""))
+        table.add_row(printable(item.name), str(item.gpus), *cells)
+    return table
+
+
+def _changes(report: ComparisonReport, width: int) -> Table | None:
+    """Changes from the baseline with intervals, of as many metrics as there is room for."""
+    others = [item for item in report.measured if item is not report.baseline]
+    if not others:
+        return None
+    by_metric = {column.metric: column for column in report.columns}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("configuration", overflow="fold")
+    room = width - max(len(item.name) for item in others)
+    shown: list[list[Text]] = []
+    for metric in _CHANGES:
+        column = by_metric.get(metric)
+        if column is None:
+            continue
+        cells = [_change(report.effect(item, metric), column) for item in others]
+        needed = max([len(column.title), *(cell.cell_len for cell in cells)]) + 2
+        if needed > room:
+            break
+        room -= needed
+        unit = "points" if column.definition.is_share else "%"
+        table.add_column(f"{column.title}\n{unit}", justify="right", no_wrap=True)
+        shown.append(cells)
+    for index, item in enumerate(others):
+        table.add_row(printable(item.name), *(cells[index] for cells in shown))
+    return table if shown else None
+
+
+def _change(effect: Effect | None, column: Column) -> Text:
+    if effect is None or not math.isfinite(effect.change):
+        return Text("-")
+    text = f"{100 * effect.change:+.1f}"
+    if math.isfinite(effect.low) and math.isfinite(effect.high):
+        text += f" [{100 * effect.low:+.1f}, {100 * effect.high:+.1f}]"
+    if effect.low > 0 or effect.high < 0:
+        better = (effect.high < 0) == (column.definition.better == "lower")
+        return Text(text, style="green" if better else "red")
+    return Text(text)
+
+
+def _published(published: Mapping[str, Any]) -> Group:
+    """What somebody else measured, under its source and hardware."""
+    values = published.get("values", {})
+    columns = list(dict.fromkeys(what for row in values.values() for what in row))
+    source, hardware = published.get("source"), published.get("hardware")
+    told = f"published, not measured here: {source}; on {hardware}"
+    if published.get("note"):
+        told += f"; {published['note']}"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("configuration", overflow="fold")
+    for what in columns:
+        table.add_column(Text(printable(what)), justify="right")
+    for name, row in values.items():
+        cells = [f"{row[what]:,g}" if what in row else "-" for what in columns]
+        table.add_row(printable(name), *cells)
+    return Group(Text(printable(told), style="dim"), table)
+
+
+def _regressions(found: Iterable[RegressionReport]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
     marks = {"regression": "red", "improvement": "green", "unchanged": "green"}
-    for (configuration, _), regression in found.items():
-        outcome = Text(regression.outcome, style=marks.get(regression.outcome, "yellow"))
-        told = Text(f"{configuration}\n", style="bold")
-        grid.add_row(outcome, told.append(regression.sentence, style="not bold"))
+    for item in found:
+        told = Text(f"{printable(item.configuration)}\n", style="bold")
+        told.append(printable(item.sentence), style="not bold")
+        grid.add_row(Text(item.outcome, style=marks.get(item.outcome, "yellow")), told)
     return grid
 
 
-def _verdicts(verdicts: Iterable[Verdict]) -> Table:
+def _features(report: ComparisonReport) -> Table:
+    """What each feature did, configuration by configuration."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for item in report.measured:
+        for index, (feature, told) in enumerate(item.features_at_work):
+            grid.add_row("" if index else item.name, feature, Text(printable(told)))
+    return grid
+
+
+def _verdicts(verdicts: Iterable[VerdictReport]) -> Table:
     """A block per claim: outcome, claim, what was measured, what else differs."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
     for verdict in verdicts:
-        told = Text(f"{verdict.claim.name}\n", style="bold")
+        told = Text(f"{printable(verdict.name)}\n", style="bold")
         told.append(verdict.sentence, style="not bold")
         if verdict.confounds:
-            told.append(f"\nwhat differs: {'; '.join(verdict.confounds)}", style="dim not bold")
-        grid.add_row(Text(verdict.outcome, style=_MARKS[verdict.outcome]), told)
+            differs = printable("; ".join(verdict.confounds))
+            told.append(f"\nwhat differs: {differs}", style="dim not bold")
+        grid.add_row(Text(verdict.outcome, style=_MARKS.get(verdict.outcome, "")), told)
     return grid
-
-
-def _table(benchmark: Benchmark, measured: Mapping[str, Metrics]) -> Table:
-    rows = [item for item in benchmark.configurations if item.name in measured]
-    shown = [item for item in _COLUMNS if item[1] != "goodput" or benchmark.goodput is not None]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("configuration")
-    table.add_column("GPUs", justify="right")
-    cells: list[list[Text]] = []
-    for title, metric in shown:
-        definition = METRICS[parse_metric(metric)[0]]
-        table.add_column(f"{title}\n{_unit(definition)}", justify="right", no_wrap=True)
-        values = [measured[row.name].value(metric) for row in rows]
-        best = _best(values, metric)
-        cells.append(
-            [
-                Text(_format(value, definition), style="bold" if index == best else "")
-                for index, value in enumerate(values)
-            ]
-        )
-    for index, row in enumerate(rows):
-        table.add_row(row.name, str(row.gpus), *(column[index] for column in cells))
-    return table
-
-
-def _unit(definition: MetricDefinition) -> str:
-    return "%" if definition.is_share else _SHORT_UNITS.get(definition.unit, definition.unit)
-
-
-def _best(values: list[float], metric: str) -> int | None:
-    finite = [(value, index) for index, value in enumerate(values) if math.isfinite(value)]
-    if len(finite) < 2:
-        return None
-    better = METRICS[parse_metric(metric)[0]].better
-    return (min(finite) if better == "lower" else max(finite))[1]
-
-
-def _format(value: float, definition: MetricDefinition) -> str:
-    if not math.isfinite(value):
-        return "-"
-    if definition.is_share:
-        return f"{value * 100:.1f}"
-    return f"{value:,.{1 if definition.unit == 'ms' else 2}f}" if value < 100 else f"{value:,.0f}"

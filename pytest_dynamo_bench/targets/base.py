@@ -5,11 +5,12 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
-from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Traffic
 
 
@@ -21,6 +22,20 @@ class Progress(Protocol):
 
     def requests(self, done: int, failed: int, total: int) -> None:
         """So many requests of the measured traffic have ended."""
+
+
+@runtime_checkable
+class ShowsLatency(Protocol):
+    """A display that also shows what latencies are like at the moment."""
+
+    def latency(self, records: Sequence[RequestRecord]) -> None:
+        """These requests have ended last."""
+
+
+def show_latency(progress: Progress, records: Sequence[RequestRecord]) -> None:
+    """Show what latencies are like at the moment, where the display can."""
+    if isinstance(progress, ShowsLatency):
+        progress.latency(records)
 
 
 class Unwatched:
@@ -77,3 +92,11 @@ class Target(Protocol):
         Raises:
             DeploymentError: the configuration did not come up, or died in the middle.
         """
+
+
+@runtime_checkable
+class ScalingTarget(Protocol):
+    """A target that sends less than the published traffic, as a benchmark's ``sizes`` say."""
+
+    def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
+        """Why claims about these configurations cannot be judged; empty when they can."""

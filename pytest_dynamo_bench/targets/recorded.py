@@ -123,7 +123,7 @@ class RecordedTarget:
             started_at=results.started_at,
             deployed={"note": _NOT_DEPLOYED},
             observed={
-                "load_generator": "aiperf",
+                "sent_by": "aiperf",
                 "aiperf_version": results.summary.get("aiperf_version"),
                 "aiperf_command": one_line(str(command)) if command else None,
                 "aiperf_records": str(results.path),

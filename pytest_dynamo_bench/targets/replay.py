@@ -29,8 +29,8 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traf
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
+    device_blocks,
     find_profile,
-    kv_capacity_tokens,
     price_prefills,
     with_surcharge,
 )
@@ -470,6 +470,21 @@ def _has_replay() -> bool:
         return False
 
 
+def describe(
+    target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
+) -> dict[str, Any]:
+    """What a simulation of this configuration is given, traffic aside, as plain data.
+
+    Raises:
+        TargetError: it cannot be expressed.
+    """
+    return {
+        **engine_arguments(target, benchmark, configuration),
+        "profiles": [profile.name for profile in target.profiles(benchmark, configuration)],
+        "limitations": list(target.limitations(benchmark, configuration)),
+    }
+
+
 def engine_arguments(
     target: ReplayTarget, benchmark: Benchmark, configuration: Configuration
 ) -> dict[str, Any]:
@@ -527,16 +542,10 @@ def _engine(
     benchmark: Benchmark, configuration: Configuration, worker: Worker, profile: EngineProfile
 ) -> dict[str, Any]:
     """Engine arguments of one role; per rank under attention data parallelism."""
-    blocks = worker.kv_blocks
-    if blocks is None:
-        tokens = kv_capacity_tokens(
-            benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine
-        )
-        blocks = tokens // configuration.block_size
     engine: dict[str, Any] = {
         "engine_type": _engine_type(benchmark),
         "block_size": configuration.block_size,
-        "num_gpu_blocks": blocks,
+        "num_gpu_blocks": device_blocks(benchmark, configuration, worker),
         "enable_prefix_caching": worker.prefix_caching,
         "planner_profile_data": str(profile.path),
         "worker_type": worker.mode,

@@ -2,7 +2,7 @@
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
 from pytest_dynamo_bench.traffic.aiperf import aiperf_rows
-from pytest_dynamo_bench.traffic.cut import cut
+from pytest_dynamo_bench.traffic.cut import cut, first_turns
 from pytest_dynamo_bench.traffic.figures import (
     TrafficFigures,
     describe,
@@ -47,6 +47,7 @@ __all__ = [
     "aiperf_rows",
     "cut",
     "describe",
+    "first_turns",
     "ideal_cached_tokens",
     "in_words",
     "read_mooncake",

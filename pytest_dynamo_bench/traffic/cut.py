@@ -63,7 +63,49 @@ def cut(traffic: Traffic, seconds: float, *, seed: int = 0) -> Traffic:
         f"cut to {seconds:g} s: time compressed {compression:.1f} times, {len(requests)} of "
         f"{len(traffic.requests)} requests kept, whole conversations, prompts at full length"
     )
-    return dataclasses.replace(traffic, requests=requests, history=(*traffic.history, step))
+    return dataclasses.replace(
+        traffic,
+        requests=requests,
+        history=(*traffic.history, step),
+        share=traffic.share * len(requests) / len(traffic.requests),
+    )
+
+
+def first_turns(traffic: Traffic, sessions: int | None, turns: int | None = None) -> Traffic:
+    """A closed loop that ends sooner: the first turns of the first sessions.
+
+    As many sessions are in flight as before and nothing is compressed, so that the load of
+    every worker and what the sessions in flight need of its cache stay as they were. What
+    changes is that contexts are those of the beginning of a session, with shorter prompts.
+
+    Args:
+        traffic: the whole traffic; returned unchanged when it is no larger.
+        sessions: how many sessions to keep; None keeps all.
+        turns: how many turns of each to keep; None keeps all.
+
+    Returns:
+        Traffic whose requests keep their ids.
+    """
+    kept = set(list(dict.fromkeys(r.session_id for r in traffic.requests))[:sessions])
+    requests = tuple(
+        request
+        for request in traffic.requests
+        if request.session_id in kept and (turns is None or request.turn < turns)
+    )
+    if len(requests) == len(traffic.requests):
+        return traffic
+    all_sessions = len({request.session_id for request in traffic.requests})
+    of_each = f"the first {turns} turns of " if turns else ""
+    step = (
+        f"cut to {of_each}{len(kept):,} of {all_sessions:,} sessions: {len(requests):,} of "
+        f"{len(traffic.requests):,} requests, lengths, pauses and concurrency as they are"
+    )
+    return dataclasses.replace(
+        traffic,
+        requests=requests,
+        history=(*traffic.history, step),
+        share=traffic.share * len(requests) / len(traffic.requests),
+    )
 
 
 def _prefix_trees(traffic: Traffic) -> list[list[TrafficRequest]]:

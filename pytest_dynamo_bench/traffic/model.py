@@ -65,7 +65,8 @@ class Traffic:
 
     ``requests`` are in the order of their timestamps. ``history`` says, one sentence a step,
     what the stream was made from and what was done to it. ``images`` has those that requests
-    name by number; None for text alone.
+    name by number; None for text alone. ``share`` is how large a part of the requests of its
+    source it has.
     """
 
     requests: Sequence[TrafficRequest]
@@ -73,6 +74,7 @@ class Traffic:
     block_tokens: int
     history: tuple[str, ...]
     images: Images | None = None
+    share: float = 1.0
 
     @property
     def duration_seconds(self) -> float:

@@ -12,7 +12,14 @@ from pytest_dynamo_bench.traffic import Concurrency, Schedule
 
 # What a configuration is called and what is said about it does not change what it does.
 _LABELS = ("name", "role", "published", "note")
-FEATURE_NAMES = {"kv_routing": "KV routing", "pd_split": "prefill/decode split"}
+FEATURE_NAMES = {
+    "kv_routing": "KV routing",
+    "pd_split": "prefill/decode split",
+    "spec_decode": "speculative decoding",
+    "kv_offload": "KV offload",
+    "wideep": "WideEP",
+    "multi_node": "multi-node",
+}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pytest_dynamo_bench.metric_names import parse_metric, percentile_of
+from pytest_dynamo_bench.plain_text import one_line
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Concurrency, Schedule, Traffic
 
@@ -49,6 +50,8 @@ class GateThresholds:
             Where the kernel notes arrivals, that does no harm unless ...
         generator_coalesced_share: ... more chunks than this were read together with later
             ones, beyond one in each response, so that their own arrival is not known.
+        processor_share: median share of this machine's processors in use while the engines
+            are modelled on it.
         fewest_requests: successful requests.
         fewest_beyond_percentile: successful requests beyond the percentile asked for; 5 means
             500 requests for p99.
@@ -69,6 +72,7 @@ class GateThresholds:
     generator_cpu_share: float = 0.9
     generator_lag_ms: float = 10.0
     generator_coalesced_share: float = 0.1
+    processor_share: float = 0.95
     fewest_requests: int = 30
     fewest_beyond_percentile: float = 5.0
     warm_cache_share: float = 0.01
@@ -139,6 +143,8 @@ def check_run(
     ]
     if "cpu_share" in run.observed.get("load_generator", {}):
         results.append(_generator_kept_up(run, thresholds))
+    if run.observed.get("processor_use"):
+        results.append(_machine_kept_up(run, thresholds))
     if open_loop:
         if not run.simulated:
             results.append(_on_schedule(run, thresholds))
@@ -260,7 +266,7 @@ def _failures(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -> 
     failed = [r for r in run.records if not r.succeeded or not r.chunk_ms]
     missing = _missing(run, traffic)
     expected = max(len(run.records) + len(missing), 1)
-    reasons = sorted({r.error or "no content" for r in failed})
+    reasons = sorted({one_line(r.error or "no content") for r in failed})
     saw = f"{len(failed)} failed and {len(missing)} missing of {expected} requests"
     if reasons:
         saw += f": {reasons[0]}" + (f" and {len(reasons) - 1} other errors" * (len(reasons) > 1))
@@ -289,7 +295,7 @@ def _rejections(run: Run, thresholds: GateThresholds) -> GateResult:
     ]
     saw = f"{len(rejected)} of {len(run.records)} requests timed out or were turned away"
     if rejected:
-        saw += f" (first: {rejected[0].error or rejected[0].status})"
+        saw += f" (first: {one_line(rejected[0].error or str(rejected[0].status))})"
     return _result(
         "no time-outs or rejections",
         len(rejected) <= thresholds.rejected_share * max(len(run.records), 1),
@@ -346,6 +352,19 @@ def _on_schedule(run: Run, thresholds: GateThresholds) -> GateResult:
         f"{allowed:.1f} ms: the larger of schedule_delay_ms {thresholds.schedule_delay_ms:g} and "
         f"schedule_delay_share {thresholds.schedule_delay_share:g} of the median",
         "give the load generator a core of its own, or lower the request rate",
+        run.configuration,
+    )
+
+
+def _machine_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
+    """A machine with nothing left delays the steps that it models, and that looks like load."""
+    used = float(np.median(run.observed["processor_use"]))
+    return _result(
+        "machine kept up",
+        used <= thresholds.processor_share,
+        f"{100 * used:.0f} % of the processors in use (median)",
+        f"processor_share {thresholds.processor_share:g}",
+        "run nothing else beside it, or let modelled time run slower (Size.fast_forward)",
         run.configuration,
     )
 

@@ -157,7 +157,8 @@ def window(users):
 
 benchmark = Benchmark(
     name="pictures", question="Which?", model="Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
-    hardware=Hardware("GB200", 1), traffic=window(30), scaled={"standard": window(2)},
+    hardware=Hardware("GB200", 1), traffic=window(30),
+    sizes={"standard": Size(traffic=window(2))},
     configurations=[Configuration("a", "baseline", [Worker(1)])], claims=[],
 )
 """

@@ -163,7 +163,7 @@ def show(*arguments):
 
 def test_show_prints_what_would_be_deployed(tmp_path):
     path = settings_file(tmp_path, WHOLE)
-    done = show("benchmarks/kimi_feature_stack.py", "--dynamo-cluster", str(path),
+    done = show("benchmarks/kimi_feature_stack.py", "--target", "kubernetes", "--dynamo-cluster", str(path),
                 "--configuration", "disagg-eagle-kv-router", "--with-claims")  # fmt: skip
     assert done.returncode == 0, done.stderr
     claim, config, graph = yaml.safe_load_all(done.stdout)
@@ -174,10 +174,18 @@ def test_show_prints_what_would_be_deployed(tmp_path):
 
 
 def test_show_says_what_is_wrong(tmp_path):
-    done = show("benchmarks/kimi_feature_stack.py", "--configuration", "disagg-eagle")
+    done = show(
+        "benchmarks/kimi_feature_stack.py",
+        "--target",
+        "kubernetes",
+        "--configuration",
+        "disagg-eagle",
+    )
     assert done.returncode == 2
     assert "there is no configuration 'disagg-eagle'; did you mean" in done.stderr
     path = settings_file(tmp_path, "namespace: a\nload: {shards: x}\n")
-    done = show("benchmarks/kimi_feature_stack.py", "--dynamo-cluster", str(path))
+    done = show(
+        "benchmarks/kimi_feature_stack.py", "--target", "kubernetes", "--dynamo-cluster", str(path)
+    )
     assert done.returncode == 2
     assert f"{path}, line 2: load.shards: must be a number" in done.stderr

@@ -63,7 +63,7 @@ def test_the_command_prints_a_table_or_json(monkeypatch, capsys):
     assert main(["check-client"]) == 0
     text = capsys.readouterr().out
     assert "can be trusted up to 10 streams" in text
-    assert "cpu_share 0.95 above 0.9" in text
+    assert "not trusted, 20 streams of 100 tokens/s: cpu_share 0.95 above 0.9" in text
     assert main(["check-client", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["most_streams"] == 10

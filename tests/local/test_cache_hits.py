@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-from pytest_dynamo_bench.targets.local.cache_hits import read_events, with_cached_tokens
+import pytest
+
+from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
+from pytest_dynamo_bench.targets.local.engine_events import read_events, with_decode_steps
 from tests.test_metrics import record
 
 START_MS = 1_000_000.0
@@ -21,7 +24,7 @@ def test_a_block_is_charged_to_the_first_request_that_had_it_computed(tmp_path):
     lines = [
         {"at_ms": START_MS + 400, "kind": "stored", "worker": "a", "blocks": [11, 12]},
         {"at_ms": START_MS + 800, "kind": "stored", "worker": "a", "blocks": [13]},
-        {"at_ms": START_MS + 810, "kind": "prefill", "worker": "a", "tokens": 64, "queued": 0},
+        {"at_ms": START_MS + 810, "kind": "pass", "worker": "a", "prefill": 64, "decode": 2},
         {"at_ms": START_MS + 900, "kind": "stored", "worker": "b", "blocks": [11, 12]},
         {"at_ms": START_MS + 950, "kind": "stored", "worker": "a", "blocks": [99]},
         {"at_ms": START_MS + 960, "kind": "removed", "worker": "a", "count": 3},
@@ -29,7 +32,8 @@ def test_a_block_is_charged_to_the_first_request_that_had_it_computed(tmp_path):
     ]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"at_ms": 1, "ki')
     events = read_events(path)
-    assert (events.removed_blocks, events.prefill_tokens, events.unreadable) == (3, 64, 1)
+    assert (events.removed_blocks, events.prefill_tokens, events.unreadable) == (3, {"a": 64}, 1)
+    assert (events.decode_steps, events.decode_passes) == (2, {("a", 0): [START_MS + 810]})
     found = with_cached_tokens(records, prompts, events, START_MS, 64)
     assert [item.cached_tokens for item in found] == [0, 128, 0]
 
@@ -53,3 +57,54 @@ def test_requests_without_a_worker_or_a_token_are_left_alone(tmp_path):
         records, {"1": [1], "2": [1]}, read_events(tmp_path / "missing"), START_MS, 64
     )
     assert [item.cached_tokens for item in found] == [None, None]
+
+
+def test_ranks_of_a_worker_have_caches_of_their_own(tmp_path):
+    records = [
+        record(i, chunks=(100.0 * i, 100.0 * i + 10), prefill_worker="a", prefill_rank=i % 2)
+        for i in (1, 2, 3)
+    ]
+    path = tmp_path / "events.jsonl"
+    lines = [
+        {"at_ms": START_MS + 100 * i, "kind": "stored", "worker": "a", "rank": i % 2, "blocks": [7]}
+        for i in (1, 2)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    prompts = {"1": [7], "2": [7], "3": [7]}
+    found = with_cached_tokens(records, prompts, read_events(path), START_MS, 64)
+    assert [item.cached_tokens for item in found] == [0, 0, 64]
+
+
+@pytest.mark.parametrize("fast_forward", [1.0, 4.0])
+def test_decode_steps_are_the_passes_between_first_and_last_token(tmp_path, fast_forward):
+    path = tmp_path / "events.jsonl"
+    lines = [
+        {
+            "at_ms": START_MS + at,
+            "kind": "pass",
+            "worker": "d",
+            "rank": 0,
+            "prefill": 0,
+            "decode": n,
+        }
+        for at, n in ((10, 1), (20, 1), (30, 0), (40, 2), (50, 2), (60, 1))
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    chunks = tuple(fast_forward * at for at in (12.0, 22.0, 43.0, 53.0))
+    records = [record(1, chunks=chunks, decode_worker="d"), record(2, chunks=chunks)]
+    found = with_decode_steps(records, read_events(path), START_MS, fast_forward)
+    assert [item.decode_steps for item in found] == [3, None]
+
+
+def test_blocks_that_left_the_gpu_since_are_the_hosts():
+    """Device of three blocks: of 1 2 | 3 4 | 1 2 the second use of 1 and 2 is too late for it."""
+    prompts = {"1": [1, 2], "2": [3, 4], "3": [1, 2], "4": [1, 2]}
+    cached = {1: 0, 2: 0, 3: 128, 4: 128}
+    records = [
+        record(i, chunks=(100.0 * i, 100.0 * i + 10), prefill_worker="a", cached_tokens=cached[i])
+        for i in cached
+    ]
+    found = with_host_tokens(records, prompts, 64, 3)
+    assert [item.host_tokens for item in found] == [0, 0, 64, 0]
+    found = with_host_tokens(records, prompts, 64, 4)
+    assert [item.host_tokens for item in found] == [0, 0, 0, 0]

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_dynamo_bench import Benchmark, Configuration, Hardware, MooncakeTrace, Worker
+from pytest_dynamo_bench import (
+    Benchmark,
+    Configuration,
+    Hardware,
+    KvOffload,
+    MooncakeTrace,
+    SpeculativeDecoding,
+    Worker,
+)
 from pytest_dynamo_bench.targets.local.commands import (
     Ports,
     environment,
@@ -22,13 +30,15 @@ SPLIT = Configuration(
 )  # fmt: skip
 
 
-def commands(configuration):
+def commands(configuration, fast_forward=1.0):
     benchmark = Benchmark(
         name="b", question="?", model="Qwen/Qwen3-32B", engine="vllm",
         hardware=Hardware("H200", 16, kv_transfer_gb_per_second=50),
         traffic=MooncakeTrace("conversation"), configurations=[configuration], claims=[],
     )  # fmt: skip
-    specs = process_specs(benchmark, configuration, Path("/scratch"), Path("/logs"), PORTS)
+    specs = process_specs(
+        benchmark, configuration, Path("/scratch"), Path("/logs"), PORTS, fast_forward
+    )
     return {spec.name: spec for spec in specs}
 
 
@@ -52,9 +62,9 @@ def test_roles_become_processes_with_their_own_options():
     assert value(prefill, "--disaggregation-mode") == "prefill"
     assert value(decode, "--disaggregation-mode") == "decode"
     assert value(prefill, "--num-gpu-blocks-override") == "100"
-    assert "--num-gpu-blocks-override" not in decode
+    assert int(value(decode, "--num-gpu-blocks-override")) > 100
     assert value(prefill, "--max-num-seqs") == "9"
-    assert value(decode, "--max-num-batched-tokens") == "4096"
+    assert "--max-num-batched-tokens" not in decode
     assert value(prefill, "--block-size") == "32"
     assert "--enable-prefix-caching" in prefill
     assert "--no-enable-prefix-caching" in decode
@@ -78,3 +88,30 @@ def test_nothing_of_the_users_environment_steers_dynamo():
     source = {"DYN_ROUTER_MODE": "random", "PATH": "/bin", "PYTEST_CURRENT_TEST": "x"}
     assert inherited_environment(source) == {"PATH": "/bin"}
     assert "DYN_ROUTER_MODE" not in environment(Path("/scratch"), PORTS)
+
+
+def test_drafts_ranks_and_a_host_tier_reach_the_workers():
+    drafts = SpeculativeDecoding(2, (0.8, 0.5))
+    offload = KvOffload(host_gib=1)
+    split = SPLIT.but(
+        workers=[
+            Worker(1, mode="prefill", attention_dp=4, kv_blocks=100, kv_offload=offload,
+                   speculative=drafts),
+            Worker(1, mode="decode", tp=4, kv_blocks=100, speculative=drafts),
+        ]
+    )  # fmt: skip
+    specs = commands(split)
+    prefill, decode = specs["prefill"].argv, specs["decode"].argv
+    assert value(prefill, "--data-parallel-size") == "4"
+    # A rank's quarter of a GiB, in blocks of 32 tokens of 256 KiB.
+    assert value(prefill, "--num-gpu-blocks-override") == str(100 + 32)
+    assert "--aic-nextn" not in prefill and "--data-parallel-size" not in decode
+    assert value(decode, "--aic-nextn") == "2"
+    assert value(decode, "--aic-nextn-accept-rates") == "0.8,0.5"
+
+
+def test_all_of_modelled_time_runs_faster():
+    """The mocker's speed-up leaves KV transfers as they are."""
+    prefill = commands(SPLIT, fast_forward=4)["prefill"].argv
+    assert value(prefill, "--speedup-ratio") == "4"
+    assert value(prefill, "--kv-transfer-bandwidth") == "200"

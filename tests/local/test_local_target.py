@@ -19,11 +19,15 @@ from pytest_dynamo_bench import (
     Configuration,
     Goodput,
     Hardware,
+    KvOffload,
     MooncakeTrace,
+    Size,
+    SpeculativeDecoding,
     Worker,
 )
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local import target as local_target
 from pytest_dynamo_bench.traffic import Traffic
@@ -171,6 +175,60 @@ def test_round_robin_finds_less_in_the_cache_than_kv_routing(tmp_path):
     round_robin = Metrics(measure(AGG, tmp_path / "a", traffic)).kv_hit_rate
     kv = Metrics(measure(AGG_KV, tmp_path / "b", traffic)).kv_hit_rate
     assert kv > round_robin + 0.2
+
+
+def test_a_host_tier_finds_what_the_gpu_had_to_give_up(tmp_path):
+    """Two prompts of 33 blocks in turn, on a GPU that holds 50: each evicts the other."""
+    small = AGG_KV.but(name="small", workers=[Worker(1, tp=2, kv_blocks=50)])
+    # 64 tokens of Qwen3-32B are 16 MiB, so that 2 GiB are 128 blocks.
+    offload = small.but(
+        name="offload",
+        workers=[Worker(1, tp=2, kv_blocks=50, kv_offload=KvOffload(host_gib=2))],
+    )
+    traffic = dataclasses.replace(conversation(count=8), schedule=Concurrency(1))
+    without = Metrics(measure(small, tmp_path / "a", traffic))
+    run = measure(offload, tmp_path / "b", traffic)
+    assert without.kv_hit_rate < 0.5 and without.run.observed["evicted_blocks"] > 100
+    assert run.observed["evicted_blocks"] == 0
+    assert Metrics(run).kv_hit_rate > 0.6
+    assert Metrics(run).host_hit_rate > 0.3
+    (work,) = [
+        w for w in features_at_work(BENCHMARK, offload, Metrics(run)) if w.feature == "kv_offload"
+    ]
+    assert "came from host memory" in str(work) and "(modelled: " in str(work)
+
+
+def test_drafts_ranks_and_the_split_are_seen_at_work(tmp_path):
+    kimi = Benchmark(
+        name="kimi", question="?", model="nvidia/Kimi-K2.5-NVFP4", engine="trtllm",
+        hardware=Hardware("GB200", 24, kv_transfer_gb_per_second=900),
+        traffic=MooncakeTrace("conversation"), configurations=[AGG], claims=[],
+        sizes={"standard": Size(fast_forward=4)},
+    )  # fmt: skip
+    drafts = SpeculativeDecoding(3, (1.0, 1.0, 0.0))
+    split = SPLIT_KV.but(
+        name="split",
+        workers=[
+            Worker(1, mode="prefill", attention_dp=4, moe_ep=4, speculative=drafts),
+            Worker(1, mode="decode", tp=4, moe_ep=4, speculative=drafts),
+        ],
+    )
+    traffic = dataclasses.replace(
+        conversation(count=12),
+        requests=[dataclasses.replace(r, output_tokens=300) for r in conversation(12).requests],
+    )
+    run = LocalTarget().measure(kimi, split, traffic, tmp_path, Watch())
+    metrics = Metrics(run)
+    assert [record.error for record in run.records] == [None] * 12
+    exact = sum(r.completion_tokens for r in run.records) / run.observed["engine_decode_steps"]
+    assert exact == pytest.approx(3, rel=0.05)
+    # Tokens that arrive late on a busy machine hide a few steps.
+    assert metrics.tokens_per_step == pytest.approx(exact, rel=0.2)
+    assert metrics.split_share == 1 and metrics.kv_transfer_time.mean > 0
+    assert {record.prefill_rank for record in run.records} <= {0, 1, 2, 3}
+    seen = {item.feature: str(item) for item in features_at_work(kimi, split, metrics)}
+    assert set(seen) == {"kv_routing", "pd_split", "spec_decode", "attention_dp"}
+    assert "of 4 prefill ranks served requests" in seen["attention_dp"]
 
 
 def test_a_closed_loop_works_too(tmp_path):

@@ -26,8 +26,11 @@ LIMITS = Goodput(time_to_first_token_ms=60, inter_token_latency_ms=25)
 NAMES = ("agg", "kv", "broken")
 
 
-def as_run(results, configuration="agg"):
-    return Run("example", configuration, "endpoint", 1, results.records, results.started_at)
+def as_run(results, schedule="fixed schedule"):
+    return Run(
+        "example", "agg", "endpoint", 1, results.records, results.started_at,
+        traffic={"schedule": schedule},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,6 +72,9 @@ def test_round_trip(tmp_path, name):
     write_aiperf_results(tmp_path, as_run(results), LIMITS)
     again = read_aiperf_results(tmp_path)
     assert len(again.records) == len(results.records)
+    assert again.schedule == "fixed"
+    write_aiperf_results(tmp_path, as_run(results, "concurrency 12"), LIMITS)
+    assert read_aiperf_results(tmp_path).concurrency == 12
     for before, after in zip(results.records, again.records, strict=True):
         for field in dataclasses.fields(before):
             old, new = getattr(before, field.name), getattr(after, field.name)

@@ -6,8 +6,19 @@ import dataclasses
 
 import pytest
 
+from pytest_dynamo_bench import Configuration, SyntheticTraffic, Worker
+from pytest_dynamo_bench.benchmark import traffic_for
 from pytest_dynamo_bench.errors import TrafficError
-from pytest_dynamo_bench.traffic import FixedSchedule, MooncakeTrace, Traffic, cut, describe
+from pytest_dynamo_bench.traffic import (
+    AgenticCoding,
+    Concurrency,
+    FixedSchedule,
+    MooncakeTrace,
+    Traffic,
+    cut,
+    describe,
+    first_turns,
+)
 from pytest_dynamo_bench.traffic.model import TrafficRequest
 
 WHOLE = MooncakeTrace("conversation").load()
@@ -75,3 +86,27 @@ def test_a_cut_that_leaves_next_to_nothing_is_refused():
     requests = [TrafficRequest(f"{i}", f"{i}", 0, 1000.0 * i, 0.0, 512, 4, (i,)) for i in range(30)]
     with pytest.raises(TrafficError, match="leaves 1; give the run more seconds"):
         cut(Traffic(requests, FixedSchedule(), 512, ()), 0.5)
+
+
+def closed_loop():
+    return SyntheticTraffic(isl=1000, osl=10, requests=40, schedule=Concurrency(8)).load()
+
+
+def test_a_closed_loop_is_cut_to_first_turns_of_first_sessions_as_they_are():
+    whole = AgenticCoding(sessions=40, seed=1, schedule=Concurrency(8)).load()
+    part = first_turns(whole, 10, 3)
+    kept = list(dict.fromkeys(request.session_id for request in whole.requests))[:10]
+    expected = tuple(r for r in whole.requests if r.session_id in kept and r.turn < 3)
+    assert part.requests == expected and len(expected) < 31
+    assert part.schedule == whole.schedule
+    assert part.share == pytest.approx(len(expected) / len(whole.requests))
+    assert "first 3 turns of 10 of" in part.history[-1]
+    assert first_turns(whole, None) is whole
+
+
+def test_an_arm_with_fewer_requests_gets_as_large_a_part_of_a_cut():
+    shorter = Configuration("c", "baseline", [Worker(1)], requests=20)
+    part = traffic_for(first_turns(closed_loop(), 10), shorter)
+    assert len(part.requests) == 5
+    assert len(traffic_for(part, shorter).requests) == 5
+    assert len(traffic_for(closed_loop(), shorter).requests) == 20

@@ -9,57 +9,22 @@ blocks less those stored for it. This counts in the same way for every router mo
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.local.engine_events import EngineEvents, Place
 
 # Events carry wall-clock milliseconds of another process; a request's own blocks are stored
 # before its first token, give or take that much.
 _CLOCK_SLACK_MS = 100.0
 
 
-@dataclass(frozen=True)
-class EngineEvents:
-    """What the event tap wrote.
-
-    Attributes:
-        stored: worker to [(wall-clock ms, block hash)], in order.
-        removed_blocks: blocks that all workers evicted.
-        prefill_tokens: prompt tokens that all workers computed, by forward pass.
-        unreadable: events that could not be read.
-    """
-
-    stored: Mapping[str, Sequence[tuple[float, int]]]
-    removed_blocks: int
-    prefill_tokens: int
-    unreadable: int
-
-
-def read_events(path: Path) -> EngineEvents:
-    """Read the file of an event tap; a last line that is cut off is left out."""
-    stored: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    removed = prefill = unreadable = 0
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line in text.splitlines():
-        try:
-            event: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        match event["kind"]:
-            case "stored":
-                stored[event["worker"]] += [(event["at_ms"], block) for block in event["blocks"]]
-            case "removed":
-                removed += event["count"]
-            case "prefill":
-                prefill += event["tokens"]
-            case _:
-                unreadable += 1
-    return EngineEvents(stored, removed, prefill, unreadable)
+def _place(record: RequestRecord) -> Place | None:
+    """Where the prompt was processed; None where that is not known, or nothing came of it."""
+    if record.prefill_worker is None or record.first_token_ms is None:
+        return None
+    return record.prefill_worker, record.prefill_rank or 0
 
 
 def with_cached_tokens(
@@ -68,33 +33,35 @@ def with_cached_tokens(
     events: EngineEvents,
     start_wall_ms: float,
     block_size: int,
+    fast_forward: float = 1.0,
 ) -> list[RequestRecord]:
     """The records with ``cached_tokens`` filled in.
 
     A stored block is charged to the request that it was stored for: of those on its worker
-    whose prompt has the block, the first whose first token came after the event.
+    and rank whose prompt has the block, the first whose first token came after the event.
 
     Args:
         prompts: request id to the hashes of the prompt's full blocks, as the engines hash.
         start_wall_ms: wall clock at the start of the run, to put events on its clock.
+        fast_forward: how many times faster than the wall clock that clock runs.
     """
     records = list(records)
-    wanting: dict[tuple[str, int], list[RequestRecord]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: r.first_token_ms or float("inf")):
-        if record.prefill_worker is not None and record.first_token_ms is not None:
+    wanting: dict[tuple[Place, int], list[RequestRecord]] = defaultdict(list)
+    for record in _by_first_token(records):
+        if (place := _place(record)) is not None:
             for block in set(prompts[record.request_id]):
-                wanting[record.prefill_worker, block].append(record)
+                wanting[place, block].append(record)
     computed_blocks: dict[str, int] = defaultdict(int)
-    for worker, blocks in events.stored.items():
+    for place, blocks in events.stored.items():
         for at_ms, block in blocks:
-            due = at_ms - start_wall_ms - _CLOCK_SLACK_MS
-            for record in wanting.get((worker, block), ()):
+            due = (at_ms - start_wall_ms - _CLOCK_SLACK_MS) * fast_forward
+            for record in wanting.get((place, block), ()):
                 if (record.first_token_ms or 0.0) >= due:
                     computed_blocks[record.request_id] += 1
                     break
     return [
         record
-        if record.prefill_worker is None or record.first_token_ms is None
+        if _place(record) is None
         else dataclasses.replace(
             record,
             cached_tokens=block_size
@@ -102,3 +69,43 @@ def with_cached_tokens(
         )
         for record in records
     ]
+
+
+def with_host_tokens(
+    records: Iterable[RequestRecord],
+    prompts: Mapping[str, Sequence[int]],
+    block_size: int,
+    device_blocks: int,
+) -> list[RequestRecord]:
+    """The records with ``host_tokens`` filled in: what of ``cached_tokens`` a host tier held.
+
+    A host tier is modelled as more blocks of one cache. A block that was found is the host's
+    when ``device_blocks`` others were used on that worker and rank since it last was: with
+    least-recently-used eviction it would have left the GPU by then.
+    """
+    records = list(records)
+    on_device: dict[Place, OrderedDict[int, None]] = defaultdict(OrderedDict)
+    seen: dict[Place, set[int]] = defaultdict(set)
+    found: dict[str, int] = {}
+    for record in _by_first_token(records):
+        place = _place(record)
+        if place is None or record.cached_tokens is None:
+            continue
+        recent, prompt = on_device[place], prompts[record.request_id]
+        cached = prompt[: record.cached_tokens // block_size]
+        # Two prompts in work at once can share a block before either has had its first token.
+        hosts = sum(block in seen[place] and block not in recent for block in cached)
+        found[record.request_id] = block_size * hosts
+        seen[place].update(prompt)
+        for block in prompt:
+            recent[block] = None
+            recent.move_to_end(block)
+        while len(recent) > device_blocks:
+            recent.popitem(last=False)
+    return [
+        dataclasses.replace(record, host_tokens=found.get(record.request_id)) for record in records
+    ]
+
+
+def _by_first_token(records: Iterable[RequestRecord]) -> list[RequestRecord]:
+    return sorted(records, key=lambda record: record.first_token_ms or float("inf"))

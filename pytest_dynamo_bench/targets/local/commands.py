@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
-from pytest_dynamo_bench.engines import find_profile, model_dimensions
+from pytest_dynamo_bench.engines import (
+    device_blocks,
+    find_profile,
+    host_blocks,
+    model_dimensions,
+)
+from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.local.processes import ProcessSpec
 
 LOOPBACK = "127.0.0.1"
@@ -60,6 +66,7 @@ def process_specs(
     directory: Path,
     logs: Path,
     ports: Ports,
+    fast_forward: float = 1.0,
 ) -> list[ProcessSpec]:
     """Event tap, frontend, and one process of mockers for each role, in starting order."""
     variables = {**inherited_environment(), **environment(directory, ports)}
@@ -76,10 +83,26 @@ def process_specs(
     ]  # fmt: skip
     commands = {"event-tap": tap, "frontend": frontend}
     for worker in configuration.workers:
-        commands[worker.mode] = mocker_command(benchmark, configuration, worker, directory)
+        commands[worker.mode] = mocker_command(
+            benchmark, configuration, worker, directory, fast_forward
+        )
     return [
         ProcessSpec(name, argv, variables, logs / f"{name}.log") for name, argv in commands.items()
     ]
+
+
+def kv_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int | None:
+    """Blocks that a mocker gets per replica or rank; None where nobody knows how many there are.
+
+    The published build of Dynamo's mocker has KV offload compiled out
+    (``dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED`` is False). So a host tier is modelled as more
+    blocks; which hits are the host's is counted afterwards.
+    """
+    try:
+        device = device_blocks(benchmark, configuration, worker)
+    except TargetError:
+        return None
+    return device + host_blocks(benchmark, configuration, worker)
 
 
 def mocker_command(
@@ -87,8 +110,15 @@ def mocker_command(
     configuration: Configuration,
     worker: Worker,
     directory: Path,
+    fast_forward: float = 1.0,
 ) -> list[str]:
-    """The command line of the mockers of one role, one process for all its replicas."""
+    """The command line of the mockers of one role, one process for all its replicas.
+
+    A prefill worker gets no drafts, since it generates nothing. A decode worker gets the
+    engine's own limit of tokens in a step: a mocker takes a prompt that was processed elsewhere
+    through as many steps as that limit asks for, which an engine that receives the KV cache
+    does not.
+    """
     command = [
         sys.executable, "-m", "dynamo.mocker",
         "--model-path", str(directory / "model"),
@@ -99,17 +129,27 @@ def mocker_command(
         "--enable-prefix-caching" if worker.prefix_caching else "--no-enable-prefix-caching",
     ]  # fmt: skip
     optional: dict[str, object] = {
-        "--num-gpu-blocks-override": worker.kv_blocks,
+        "--num-gpu-blocks-override": kv_blocks(benchmark, configuration, worker),
         "--max-num-seqs": worker.max_num_seqs,
-        "--max-num-batched-tokens": worker.max_num_batched_tokens,
+        "--max-num-batched-tokens": (
+            None if worker.mode == "decode" else worker.max_num_batched_tokens
+        ),
+        "--data-parallel-size": worker.attention_dp if worker.attention_dp > 1 else None,
+        "--speedup-ratio": f"{fast_forward:g}" if fast_forward != 1 else None,
     }
+    drafts = worker.speculative
+    if drafts is not None and worker.mode != "prefill":
+        optional["--aic-nextn"] = drafts.draft_tokens
+        optional["--aic-nextn-accept-rates"] = ",".join(f"{r:g}" for r in drafts.acceptance_rates)
     profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
     if profile is not None:
         optional["--planner-profile-data"] = str(profile.path)
     if worker.mode != "aggregated":
         # No --bootstrap-ports: they stand for SGLang's handshake, and bind all interfaces.
         command += ["--disaggregation-mode", worker.mode]
-        optional["--kv-transfer-bandwidth"] = benchmark.hardware.kv_transfer_gb_per_second
+        # The mocker's speed-up leaves transfers as they are.
+        bandwidth = benchmark.hardware.kv_transfer_gb_per_second
+        optional["--kv-transfer-bandwidth"] = bandwidth and f"{bandwidth * fast_forward:g}"
         optional["--kv-bytes-per-token"] = model_dimensions(benchmark.model).kv_bytes_per_token
     for option, value in optional.items():
         if value is not None:

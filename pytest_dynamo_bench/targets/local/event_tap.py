@@ -30,19 +30,27 @@ def _lines(topic: str, published_ms: int, payload: Any) -> list[dict[str, Any]]:
             stored = data.get("stored") if isinstance(data, dict) else None
             if stored and item["storage_tier"] == "device":
                 hashes = [block["tokens_hash"] for block in stored["blocks"]]
-                lines.append({"kind": "stored", "worker": str(item["worker_id"]), "blocks": hashes})
+                lines.append(
+                    {
+                        "kind": "stored",
+                        "worker": str(item["worker_id"]),
+                        "rank": item["event"].get("dp_rank", 0),
+                        "blocks": hashes,
+                    }
+                )
             elif isinstance(data, dict) and "removed" in data:
                 count = len(data["removed"]["block_hashes"])
                 lines.append({"kind": "removed", "worker": str(item["worker_id"]), "count": count})
     elif topic == "forward-pass-metrics":
-        scheduled, queued = payload["scheduled_requests"], payload["queued_requests"]
-        if scheduled["sum_prefill_tokens"] or queued["num_prefill_requests"]:
+        scheduled = payload["scheduled_requests"]
+        if scheduled["sum_prefill_tokens"] or scheduled["num_decode_requests"]:
             lines.append(
                 {
-                    "kind": "prefill",
+                    "kind": "pass",
                     "worker": str(payload["worker_id"]),
-                    "tokens": scheduled["sum_prefill_tokens"],
-                    "queued": queued["num_prefill_requests"],
+                    "rank": payload["dp_rank"],
+                    "prefill": scheduled["sum_prefill_tokens"],
+                    "decode": scheduled["num_decode_requests"],
                 }
             )
     return [{"at_ms": published_ms, **line} for line in lines]

@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,34 +24,53 @@ import httpx
 import psutil
 import uvloop
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
-from pytest_dynamo_bench.engines import find_profile, model_dimensions
+from pytest_dynamo_bench.benchmark import (
+    SCALES,
+    Benchmark,
+    Configuration,
+    ScaleName,
+    Size,
+    Worker,
+)
+from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
 from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import Progress, show_latency
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
-from pytest_dynamo_bench.targets.local.cache_hits import read_events, with_cached_tokens
-from pytest_dynamo_bench.targets.local.commands import LOOPBACK, Ports, process_specs
+from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
+from pytest_dynamo_bench.targets.local.commands import (
+    LOOPBACK,
+    Ports,
+    kv_blocks,
+    process_specs,
+)
+from pytest_dynamo_bench.targets.local.engine_events import (
+    EngineEvents,
+    read_events,
+    with_decode_steps,
+)
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
+from pytest_dynamo_bench.targets.local.scaling import in_words, sized, survived
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     Traffic,
     TrafficRequest,
-    cut,
     describe,
 )
 from pytest_dynamo_bench.traffic.prompts import block_token_ids
 
 DYNAMO_VERSION = "1.4.2"
 _READY_SECONDS = 90.0
-_MOST_CLOSED_LOOP_REQUESTS = 500
 _POLL_SECONDS = 0.1
+_WATCH_SECONDS = 0.5
 _ATTEMPTS = 3
+# Requests that a display takes the current latencies from.
+_RECENT = 20
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
@@ -65,14 +84,16 @@ class LocalOptions:
     """How this machine is used.
 
     Attributes:
-        seconds: length of the traffic that is cut from the benchmark's.
+        scale: how much of a benchmark's traffic is sent, as the benchmark's ``sizes`` say.
+        seconds: another length of each configuration's traffic than that of the scale.
         frontend_port: a port that the frontend must use; a free one when None.
         seed: chooses among equally good cuts.
         load: the load generator: ``own`` or ``aiperf``.
         load_processes: that the own load generator runs in.
     """
 
-    seconds: float = 35.0
+    scale: ScaleName = "standard"
+    seconds: float | None = None
     frontend_port: int | None = None
     seed: int = 0
     load: str = "own"
@@ -112,22 +133,34 @@ class LocalTarget:
                 "--dynamo-frontend-port, or leave the option out and a free one is chosen"
             )
 
+    def size(self, benchmark: Benchmark) -> Size:
+        """How much of the benchmark's traffic is sent, after all options."""
+        return benchmark.size(self._options.scale).lasting(self._options.seconds)
+
     def traffic(self, benchmark: Benchmark) -> Traffic:
-        """The benchmark's traffic, cut to the length that the options ask for.
+        """The benchmark's traffic at the size that the options ask for.
 
         Raises:
-            TargetError: it is a closed loop of more requests than this machine can send.
+            TrafficError: the traffic cannot be read, or is too short for such a cut.
         """
-        traffic = benchmark.traffic.load()
-        if isinstance(traffic.schedule, Concurrency):
-            if len(traffic.requests) > _MOST_CLOSED_LOOP_REQUESTS:
-                raise TargetError(
-                    f"target 'local' cannot cut a closed loop yet, and {len(traffic.requests):,} "
-                    f"requests are more than the {_MOST_CLOSED_LOOP_REQUESTS} that it sends; use "
-                    "--dynamo-target=replay, or traffic with fewer requests"
-                )
-            return traffic
-        return cut(traffic, self._options.seconds, seed=self._options.seed)
+        return sized(benchmark, self._options.scale, self.size(benchmark), self._options.seed)
+
+    def scaling(self, benchmark: Benchmark) -> str:
+        """What was scaled, and that reuse, load and cache pressure survived; may be empty."""
+        return in_words(
+            benchmark, benchmark.configurations[0], self.size(benchmark),
+            benchmark.traffic.load(), self.traffic(benchmark),
+        )  # fmt: skip
+
+    def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
+        """Why claims about these configurations cannot be judged at this scale; or empty."""
+        brought_up = self.size(benchmark).configurations
+        missing = [n for n in configurations if brought_up is not None and n not in brought_up]
+        if not missing:
+            return ""
+        larger = SCALES[SCALES.index(self._options.scale) + 1 :][:1]
+        remedy = f"; use --dynamo-scale={larger[0]}" if larger else ""
+        return f"{', '.join(missing)} is not brought up at scale {self._options.scale}{remedy}"
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
@@ -136,7 +169,34 @@ class LocalTarget:
             "a forward pass is modelled",
             "all workers share this machine; the network between them is modelled",
         ]
+        fast = self.size(benchmark).fast_forward
+        if fast != 1:
+            found.append(
+                f"modelled time runs {fast:g} times faster than the clock; what is real (HTTP, "
+                f"routing, tokenizing) weighs {fast:g} times as much as it should"
+            )
         for worker in configuration.workers:
+            if worker.kv_offload is not None:
+                found.append(
+                    f"{worker.mode} workers: KV offload is modelled, since the published mocker "
+                    "has it compiled out: its host memory is more blocks of the same cache, and "
+                    "bringing blocks back takes no time; that flatters KV offload"
+                )
+            if worker.wideep:
+                found.append(
+                    f"{worker.mode} workers: wide-EP kernels are not modelled, only that experts "
+                    f"are spread over {worker.moe_ep} GPUs, in the step times"
+                )
+            if worker.nodes > 1:
+                found.append(
+                    f"{worker.mode} workers: that one spans {worker.nodes} nodes is not modelled "
+                    "beyond its step times"
+                )
+            if worker.kv_blocks is None and kv_blocks(benchmark, configuration, worker):
+                found.append(
+                    f"{worker.mode} workers: KV blocks are computed from the model's and the "
+                    "GPU's numbers"
+                )
             profile = find_profile(
                 benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker
             )
@@ -147,6 +207,11 @@ class LocalTarget:
                 else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
                 f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
                 "built-in model of no particular GPU"
+            )
+        if configuration.nodes > 1:
+            found.append(
+                f"that the workers sit on {configuration.nodes} nodes is modelled by the "
+                "bandwidth of the KV transfer alone"
             )
         return tuple(found)
 
@@ -166,10 +231,17 @@ class LocalTarget:
             DeploymentError: the configuration did not come up.
         """
         measuring = _Measurement(
-            benchmark, configuration, traffic, directory, progress, self._options
-        )
+            benchmark, configuration, traffic, directory, progress, self._options,
+            self.size(benchmark),
+        )  # fmt: skip
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(measuring.run())
+
+
+def _portable(text: str, scratch: Path) -> str:
+    """Without paths that mean something on this machine only."""
+    package = Path(__file__).parents[2]
+    return text.replace(str(scratch), "<scratch>").replace(str(package), f"<{package.name}>")
 
 
 class _PortTakenError(DeploymentError):
@@ -187,7 +259,12 @@ class _Measurement:
         directory: Path,
         progress: Progress,
         options: LocalOptions,
+        size: Size,
     ) -> None:
+        self._processor_use: list[float] = []
+        self._size = size
+        self._fast_forward = size.fast_forward
+        self._ramp_seconds = size.ramp_seconds
         self._benchmark = benchmark
         self._configuration = configuration
         self._traffic = traffic
@@ -212,13 +289,17 @@ class _Measurement:
             (scratch / "discovery").mkdir()
             write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
             ports = _choose_ports(self._options.frontend_port)
-            specs = process_specs(self._benchmark, self._configuration, scratch, self._logs, ports)
+            specs = process_specs(
+                self._benchmark, self._configuration, scratch, self._logs, ports,
+                self._fast_forward,
+            )  # fmt: skip
             started = time.monotonic()
             async with Processes(specs, scratch) as processes:
                 model = str(scratch / "model")
                 async with _frontend(ports) as frontend:
                     await self._until_ready(processes, frontend, model)
                     ready_seconds = time.monotonic() - started
+                    self._progress.stage(f"ready after {ready_seconds:.1f} s")
                     run = await self._measure(processes, frontend, ports, model, scratch)
                 self._progress.stage("taking down")
             deployed = {
@@ -228,13 +309,14 @@ class _Measurement:
                 # Command lines have ports and paths in them, so that a stored run is compared
                 # by this: what was asked of the workers.
                 "block_size": self._configuration.block_size,
+                "fast_forward": self._fast_forward,
                 "engines": {item.mode: _plain(item) for item in self._configuration.workers},
                 "processes": {
-                    spec.name: [part.replace(str(scratch), "<scratch>") for part in spec.argv[1:]]
+                    spec.name: [_portable(part, scratch) for part in spec.argv[1:]]
                     for spec in specs
                 },
                 "environment": {
-                    key: value.replace(str(scratch), "<scratch>")
+                    key: _portable(value, scratch)
                     for key, value in specs[0].environment.items()
                     if key.startswith(("DYN_", "HF_HUB_OFFLINE"))
                 },
@@ -288,6 +370,7 @@ class _Measurement:
         observed: dict[str, Any] = {
             "dynamo_version": importlib.metadata.version("ai-dynamo"),
             "machine": _machine(),
+            "processor_use": [round(share, 2) for share in self._processor_use],
             "load_generator": generator.health(),
         }
         if not problems:
@@ -295,14 +378,16 @@ class _Measurement:
         records, started_at = generator.records(), generator.started_at
         events = read_events(scratch / "events.jsonl")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
-        records = with_cached_tokens(
-            records, self._block_hashes(records), events, start_wall_ms,
-            self._configuration.block_size,
-        )  # fmt: skip
-        observed["engine_prefill_tokens"] = events.prefill_tokens
+        records = self._with_mechanisms(records, events, start_wall_ms)
+        prefilling = {record.prefill_worker for record in records}
+        observed["engine_prefill_tokens"] = sum(
+            tokens for worker, tokens in events.prefill_tokens.items() if worker in prefilling
+        )
+        observed["engine_decode_steps"] = events.decode_steps
         observed["evicted_blocks"] = events.removed_blocks
         if events.unreadable:
             problems = [*problems, f"{events.unreadable} events of the engines were unreadable"]
+        whole = self._benchmark.traffic.load()
         return Run(
             benchmark=self._benchmark.name,
             configuration=self._configuration.name,
@@ -315,16 +400,42 @@ class _Measurement:
                 "history": list(self._traffic.history),
                 "schedule": self._traffic.schedule.description,
                 **dataclasses.asdict(describe(self._traffic)),
+                "published_and_sent": survived(
+                    self._benchmark, self._configuration, whole, self._traffic
+                ),
+                "scaling": in_words(
+                    self._benchmark, self._configuration, self._size, whole, self._traffic
+                ),
             },
             problems=problems,
         )
+
+    def _with_mechanisms(
+        self, records: list[RequestRecord], events: EngineEvents, start_wall_ms: float
+    ) -> list[RequestRecord]:
+        """The records with what the engines' events tell of the features at work."""
+        size = self._configuration.block_size
+        records = with_decode_steps(records, events, start_wall_ms, self._fast_forward)
+        worker = next(item for item in self._configuration.workers if item.mode != "decode")
+        if not worker.prefix_caching:
+            # Such an engine stores no blocks, and finds none.
+            return [dataclasses.replace(record, cached_tokens=0) for record in records]
+        prompts = self._block_hashes(records)
+        records = with_cached_tokens(
+            records, prompts, events, start_wall_ms, size, self._fast_forward
+        )
+        if worker.kv_offload is None:
+            return records
+        device = device_blocks(self._benchmark, self._configuration, worker)
+        return with_host_tokens(records, prompts, size, device)
 
     def _generator(self, server: Server, model: str) -> Generator:
         if self._options.load == "aiperf":
             return AiperfGenerator(server, model, self._logs)
         return LoadGenerator(
-            server, model, processes=self._options.load_processes, count_tokens=count_words
-        )
+            server, model, processes=self._options.load_processes, count_tokens=count_words,
+            fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds,
+        )  # fmt: skip
 
     async def _send(self, processes: Processes, generator: Generator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
@@ -334,15 +445,26 @@ class _Measurement:
             nonlocal done, failed
             done, failed = done + 1, failed + (not whole)
             self._progress.requests(done, failed, total)
+            show_latency(self._progress, generator.latest(_RECENT))
 
+        watching = asyncio.ensure_future(self._watch_processor())
         try:
             await self._unless_dead(
                 processes, generator.send(self._traffic, ended), "while measuring"
             )
         except DeploymentError as error:
             return [f"{error}\n  ({done} of {total} requests had ended by then)"]
+        finally:
+            watching.cancel()
         self._raise_if_dead(processes, "at the end of the run")
         return []
+
+    async def _watch_processor(self) -> None:
+        """Note how busy this machine is; one that has nothing left delays what it models."""
+        psutil.cpu_percent()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._processor_use.append(psutil.cpu_percent() / 100)
 
     async def _warm_up(self, server: Server, model: str) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""

@@ -1,0 +1,167 @@
+"""``compare`` and ``history``: stored results against earlier ones, without running anything."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from pytest_dynamo_bench.cli import common
+from pytest_dynamo_bench.errors import BenchmarkError, RegressionError, ResultsError
+from pytest_dynamo_bench.files import write_whole
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.plain_text import printable
+from pytest_dynamo_bench.reports.differences import (
+    Difference,
+    History,
+    Point,
+    compare_sessions,
+    histories,
+)
+from pytest_dynamo_bench.reports.history import render_history
+from pytest_dynamo_bench.reports.model import load_session
+from pytest_dynamo_bench.reports.store import StoredResults
+from pytest_dynamo_bench.verdicts.regression import (
+    DEFAULT_TOLERANCES,
+    Regression,
+    Tolerance,
+    parse_tolerances,
+)
+from pytest_dynamo_bench.verdicts.verdict import quantity
+
+_MARKS = {"regression": "red", "improvement": "green", "unchanged": "green"}
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the commands to the parser."""
+    parser = commands.add_parser(
+        "compare",
+        help="two directories of results, metric by metric",
+        description="Judges every configuration that both directories have as the regression gate "
+        "does: B is the stored measurement, A the one in question.",
+    )
+    parser.add_argument("new", type=Path, metavar="A", help="results in question")
+    parser.add_argument("old", type=Path, metavar="B", help="results to compare them with")
+    _add_tolerance(parser)
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 if anything got worse beyond tolerance"
+    )
+    parser.set_defaults(run=run_compare)
+    parser = commands.add_parser(
+        "history",
+        help="a metric over many directories of results",
+        description="Puts results in the order in which they were measured, and gives each the "
+        "verdict of the regression gate.",
+    )
+    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="results")
+    _add_tolerance(parser)
+    parser.add_argument(
+        "--against", choices=("first", "previous"), default="first",
+        help="which results each is judged against (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="also draw it, as a page of its own"
+    )
+    parser.set_defaults(run=run_history)
+
+
+def _add_tolerance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tolerance", action="append", default=[], metavar="METRIC:SHARE",
+        help="a metric and how much worse it may be, such as ttft:5%% or itl.p99:0.1; several "
+        "separated by commas (default: ttft:5%%,itl:5%%,throughput:5%%)",
+    )  # fmt: skip
+
+
+def _tolerances(options: argparse.Namespace) -> tuple[Tolerance, ...]:
+    try:
+        return parse_tolerances(options.tolerance) if options.tolerance else DEFAULT_TOLERANCES
+    except ValueError as error:
+        raise BenchmarkError(f"--tolerance: {error}") from None
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Compare two directories.
+
+    Raises:
+        ResultsError: they cannot be read, or not be compared.
+        RegressionError: with ``--check``, something got worse.
+    """
+    new, old = (load_session(StoredResults(path)) for path in (options.new, options.old))
+    found = compare_sessions(new, old, _tolerances(options))
+    console = common.output_console()
+    console.print(Text(f"A {new.directory}, {new.started_at}"), soft_wrap=True)
+    console.print(Text(f"B {old.directory}, {old.started_at}"), soft_wrap=True)
+    for difference in found:
+        console.print()
+        console.print(_heading(difference), soft_wrap=True)
+        for text in difference.mismatches:
+            console.print(Text(f"not the same: {printable(text, 300)}", style="yellow"))
+        table = common.plain_table("metric", "A", "B", "change, %", "interval", "verdict")
+        for regression in difference.regressions:
+            table.add_row(*_cells(regression))
+        console.print(table)
+    worse = [d for d in found for r in d.regressions if r.outcome == "regression"]
+    if options.check and worse:
+        raise RegressionError(f"{len(worse)} metrics got worse by more than is tolerated")
+
+
+def _heading(difference: Difference) -> Text:
+    return Text(f"{difference.benchmark}: {difference.configuration}", style="bold")
+
+
+def _cells(regression: Regression) -> list[Text]:
+    effect = regression.effect
+    metric = regression.tolerance.metric
+    unit = METRICS[parse_metric(metric)[0]].unit
+    interval = "-"
+    if math.isfinite(effect.low) and math.isfinite(effect.high):
+        interval = f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
+    return [
+        Text(metric),
+        Text(quantity(effect.treatment_value, unit)),
+        Text(quantity(effect.baseline_value, unit)),
+        Text(f"{100 * effect.change:+.1f}" if math.isfinite(effect.change) else "-"),
+        Text(interval),
+        Text(regression.outcome, style=_MARKS.get(regression.outcome, "yellow")),
+    ]
+
+
+def run_history(options: argparse.Namespace) -> None:
+    """Show metrics over time.
+
+    Raises:
+        ResultsError: a directory cannot be read.
+    """
+    if options.output is not None and options.output.suffix != ".html":
+        raise ResultsError(f"--output: {options.output}: give a file that ends in .html")
+    sessions = [load_session(StoredResults(path)) for path in options.directories]
+    found = histories(sessions, _tolerances(options), against_first=options.against == "first")
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        page = render_history(found, options.against)
+        write_whole(options.output, page.encode("utf-8", errors="replace"))
+    console = common.output_console()
+    for history in found:
+        title = f"{history.benchmark}: {history.configuration} on {history.target}"
+        console.print(Text(f"{title}, {history.tolerance.metric}", style="bold"), soft_wrap=True)
+        table = common.plain_table("measured", "results", "value", "change, %", "interval", "gate",
+                                   left=2)  # fmt: skip
+        for point in history.points:
+            table.add_row(*_row(history, point))
+        console.print(table)
+        console.print()
+    if options.output is not None:
+        common.say_written(console, [options.output])
+
+
+def _row(history: History, point: Point) -> list[Text]:
+    unit = METRICS[parse_metric(history.tolerance.metric)[0]].unit
+    first = [Text(point.started_at), Text(point.directory.name), Text(quantity(point.value, unit))]
+    if point.regression is not None:
+        return [*first, *_cells(point.regression)[3:]]
+    told = f"not comparable: {point.mismatches[0]}" if point.mismatches else "reference"
+    return [*first, Text(""), Text(""), Text(printable(told, 100), style="dim")]

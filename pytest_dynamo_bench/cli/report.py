@@ -1,0 +1,83 @@
+"""``report``: the reports of a session made again from its results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from pytest_dynamo_bench.cli import common
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.reports.aiperf import write_aiperf_results
+from pytest_dynamo_bench.reports.model import SessionReport, load_session
+from pytest_dynamo_bench.reports.store import StoredResults
+from pytest_dynamo_bench.reports.terminal import render_comparison
+from pytest_dynamo_bench.reports.write import write_reports
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "report",
+        help="make the reports of stored results again",
+        description="Prints the tables and verdicts of each directory of results, and writes "
+        "report.html and report.md into it.",
+    )
+    parser.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIR", help="results, such as reports/<time>"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR",
+        help="write there instead; with several DIR, into a directory of the same name there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--aiperf", action="store_true",
+        help="also write every run as AIPerf would have: profile_export.jsonl and "
+        "profile_export_aiperf.json",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, print, write.
+
+    Raises:
+        DynamoBenchError: a directory has no results, or cannot be written to.
+    """
+    console = common.output_console()
+    several = len(options.directories) > 1
+    sessions = [load_session(StoredResults(directory)) for directory in options.directories]
+    if several and len({session.directory.resolve().name for session in sessions}) < len(sessions):
+        raise BenchmarkError("two of the directories have the same name; give them one at a time")
+    for session in sessions:
+        for report in session.comparisons:
+            text = render_comparison(report, console.width, console.is_terminal)
+            console.out(text, highlight=False)
+            console.print()
+        output = options.output or session.directory
+        if options.output and several:
+            output = options.output / session.directory.resolve().name
+        environment = {k: v for k, v in os.environ.items() if k == "GITHUB_STEP_SUMMARY"}
+        files = write_reports(session, environment, output)
+        if options.aiperf:
+            files += _write_aiperf(session, output)
+        common.say_written(console, files)
+        for report in session.comparisons:
+            for problem in report.problems:
+                console.print(Text(problem, style="yellow"), soft_wrap=True)
+
+
+def _write_aiperf(session: SessionReport, output: Path) -> list[Path]:
+    """Every run in AIPerf's form: ``<benchmark>/<configuration>/aiperf[/repeat-2]/…``."""
+    written: list[Path] = []
+    for report in session.comparisons:
+        for item in report.measured:
+            for repeat, metrics in enumerate(item.runs):
+                directory = output / report.name / item.name / "aiperf"
+                if repeat:
+                    directory /= f"repeat-{repeat + 1}"
+                written += write_aiperf_results(directory, metrics.run, report.goodput)
+    return written

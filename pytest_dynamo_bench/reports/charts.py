@@ -1,0 +1,519 @@
+"""The figures of the HTML report, as data for plotly.js.
+
+A figure holds what is seen and no more: distributions are a few hundred quantiles, series over
+time are bins, so that a page does not grow with the number of requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dynamo_bench.benchmark import Goodput
+from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metrics import Metrics, per_request
+from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS, ComparisonReport
+
+FloatArray = npt.NDArray[np.float64]
+
+_COLORS = (
+    "#3b7dd8", "#e0742c", "#2a9d6f", "#b45cc4", "#c29a0a", "#d1495b", "#3fa7c4", "#8d8f98",
+)  # fmt: skip
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+OUTCOME_COLORS = {
+    "holds": "#2a9d6f", "fails": "#d1495b", "inconclusive": "#c29a0a", "invalid": "#8d8f98",
+}  # fmt: skip
+_GREY = "#8d8f98"
+_QUANTILES = 240
+_MOST_POINTS = 400
+_BINS = 90
+_SLO_FACTORS = np.geomspace(0.25, 4, 49)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure: what it shows in words, traces and layout for plotly.js."""
+
+    key: str
+    title: str
+    caption: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any] = field(default_factory=dict)
+    height: int = 380
+
+
+def charts(report: ComparisonReport) -> list[Chart]:
+    """All figures that this comparison has the data for."""
+    measured = report.measured
+    if not measured:
+        return _effect_charts(report)
+    found: list[Chart | None] = [
+        *_effect_charts(report),
+        _distribution(report, "time_to_first_token", "TTFT"),
+        _distribution(report, "inter_token_latency", "ITL"),
+        _over_time(report, "time_to_first_token", "TTFT"),
+        _over_time(report, "inter_token_latency", "ITL"),
+        _pareto(report),
+        _goodput_curve(report),
+        _hit_rate(report),
+        _attribution(report),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "line": {
+            "color": _COLORS[index % len(_COLORS)], "dash": _DASHES[index % len(_DASHES)],
+            "width": 2,
+        },
+    }  # fmt: skip
+
+
+def _marker(index: int, size: int) -> dict[str, Any]:
+    return {
+        "color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)],
+        "size": size,
+    }  # fmt: skip
+
+
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    """Five significant digits: more cannot be seen, and would be most of the file."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    return {"title": {"text": title, "standoff": 8}, "automargin": True, **more}
+
+
+def _log_axis(title: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
+    """Few round ticks, with whole numbers; Plotly's own digits between decades cannot be read."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    span = high - low
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 1 else (1, 2, 5) if span < 3 else (1,)
+    ticks = [
+        step * 10.0**decade
+        for decade in range(math.floor(low) - 1, math.ceil(high) + 1)
+        for step in steps
+    ]
+    return _axis(
+        title, type="log", tickmode="array", tickvals=ticks,
+        ticktext=[f"{tick:,.12g}" for tick in ticks], range=[low - 0.02, high + 0.02], **more,
+    )  # fmt: skip
+
+
+def _positive(data: Sequence[Mapping[str, Any]], axis: str) -> list[float]:
+    return [value for trace in data for value in trace[axis] if value is not None and value > 0]
+
+
+def _values(metrics: Metrics, name: str) -> FloatArray:
+    return metrics.sample(f"{name}.mean").values
+
+
+# -- distributions ------------------------------------------------------------------------
+
+
+def _distribution(report: ComparisonReport, name: str, short: str) -> Chart | None:
+    data = []
+    for index, item in enumerate(report.measured):
+        values = np.concatenate([_values(run, name) for run in item.runs])
+        values = values[values > 0]
+        if len(values) == 0:
+            continue
+        # Half of the quantiles are for the upper tail, which is what people look for.
+        count = min(_QUANTILES, 2 * len(values)) // 2
+        ranks = np.concatenate([np.linspace(0, 0.9, count), 1 - np.geomspace(0.1, 1e-4, count)])
+        ranks = np.unique(np.clip(np.append(ranks, 1.0), 0, 1))
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
+                "x": _numbers(np.quantile(values, ranks)), "y": _numbers(100 * ranks),
+                "hovertemplate": "%{y:.2f} % of requests within %{x:,.4g} ms",
+                **_style(index),
+            }
+        )  # fmt: skip
+    if not data:
+        return None
+    limit = _limit(report.goodput, name)
+    return Chart(
+        key=f"cdf-{name}",
+        title=f"{short}: distribution over requests",
+        caption=f"Share of requests with at most this {METRICS[name].name.replace('_', ' ')}; "
+        "further left is better."
+        + (f" The dotted line is the limit, {limit:g} ms." if limit else ""),
+        data=data,
+        layout={
+            "xaxis": _log_axis(f"{short}, ms (log)", _positive(data, "x")),
+            "yaxis": _axis("requests, %", range=[0, 101]),
+            "shapes": _line_at(limit),
+        },
+    )
+
+
+def _limit(goodput: Goodput | None, name: str) -> float | None:
+    return getattr(goodput, f"{name}_ms", None) if goodput else None
+
+
+def _line_at(x: float | None) -> list[dict[str, Any]]:
+    if x is None:
+        return []
+    return [
+        {
+            "type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1,
+            "line": {"color": _GREY, "dash": "dot", "width": 1.5},
+        }
+    ]  # fmt: skip
+
+
+# -- over time ----------------------------------------------------------------------------
+
+
+def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
+    """Latency by the time at which requests were due; below it how many were due."""
+    data: list[dict[str, Any]] = []
+    binned = False
+    for index, item in enumerate(report.measured):
+        sample = item.metrics.sample(f"{name}.mean")
+        if len(sample.values) == 0:
+            continue
+        seconds = sample.time_ms / 1000
+        if len(seconds) <= _MOST_POINTS:
+            data.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
+                    "x": _numbers(seconds), "y": _numbers(sample.values),
+                    "marker": _marker(index, 6) | {"opacity": 0.75},
+                    "hovertemplate": f"due at %{{x:,.1f}} s: {short} %{{y:,.4g}} ms",
+                }
+            )  # fmt: skip
+            continue
+        binned = True
+        middles, groups = _bins(seconds, sample.values)
+        for quantile, width, label in ((0.5, 2, "median"), (0.95, 1, "p95")):
+            style = _style(index)
+            style["line"] |= {"width": width, "dash": "solid" if quantile == 0.5 else "dot"}
+            data.append(
+                {
+                    "type": "scatter", "mode": "lines",
+                    "name": f"{plain_label(item.name, 60, 1)} {label}",
+                    "legendgroup": item.name, "showlegend": quantile == 0.5,
+                    "x": _numbers(middles),
+                    "y": _numbers(
+                        float(np.quantile(group, quantile)) if len(group) else math.nan
+                        for group in groups
+                    ),
+                    "hovertemplate": f"{label} %{{y:,.4g}} ms",
+                    **style,
+                }
+            )  # fmt: skip
+    if not data:
+        return None
+    caption = (
+        f"Solid: median, dotted: 95th percentile of the requests due in each of {_BINS} intervals. "
+        if binned
+        else "A mark per request, at the time at which it was due. "
+    )
+    return Chart(
+        key=f"time-{name}",
+        title=f"{short} over time, with the schedule",
+        caption=caption + "Below: requests due per second. First run of each configuration.",
+        data=[*data, _schedule(report.measured[0].metrics)],
+        layout={
+            "xaxis": _axis("time since the start of the run, s", anchor="y2"),
+            "yaxis": _log_axis(f"{short}, ms (log)", _positive(data, "y"), domain=[0.3, 1]),
+            "yaxis2": _axis("req/s", domain=[0, 0.2], rangemode="tozero", nticks=3),
+            "hovermode": "x unified" if binned else "closest",
+        },
+        height=460,
+    )
+
+
+def _bins(seconds: FloatArray, values: FloatArray) -> tuple[FloatArray, list[FloatArray]]:
+    edges = np.linspace(0, max(float(seconds.max()), 1e-3), _BINS + 1)
+    where = np.clip(np.digitize(seconds, edges) - 1, 0, _BINS - 1)
+    return (edges[:-1] + edges[1:]) / 2, [values[where == bin_] for bin_ in range(_BINS)]
+
+
+def _schedule(metrics: Metrics) -> dict[str, Any]:
+    due = np.array([record.scheduled_ms for record in metrics.run.records]) / 1000
+    bins = min(_BINS, max(10, len(due) // 4))
+    counts, edges = np.histogram(due, bins=bins, range=(0, max(float(due.max()), 1e-3)))
+    rates = counts / np.diff(edges)
+    return {
+        "type": "scatter", "mode": "lines", "name": "schedule", "yaxis": "y2",
+        "x": _numbers(edges), "y": _numbers([*rates, rates[-1]]),
+        "line": {"color": _GREY, "shape": "hv", "width": 1}, "fill": "tozeroy",
+        "fillcolor": "rgba(141,143,152,0.3)", "showlegend": False,
+        "hovertemplate": "%{y:.3g} requests/s due",
+    }  # fmt: skip
+
+
+def _hit_rate(report: ComparisonReport) -> Chart | None:
+    data = []
+    for index, item in enumerate(report.measured):
+        sample = item.metrics.sample("kv_hit_rate")
+        if len(sample.values) == 0 or sample.weights is None:
+            continue
+        seconds = sample.time_ms / 1000
+        bins = min(_BINS // 2, max(5, len(seconds) // 8))
+        edges = np.linspace(0, max(float(seconds.max()), 1e-3), bins + 1)
+        cached, _ = np.histogram(seconds, bins=edges, weights=sample.values)
+        prompt, _ = np.histogram(seconds, bins=edges, weights=sample.weights)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = 100 * cached / prompt
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
+                "x": _numbers((edges[:-1] + edges[1:]) / 2), "y": _numbers(share),
+                "hovertemplate": "%{y:.1f} %",
+                **_style(index),
+            }
+        )  # fmt: skip
+    if not data:
+        return None
+    return Chart(
+        key="hit-rate",
+        title="KV hit rate over time",
+        caption="Prompt tokens found in a KV cache, of all prompt tokens of the requests due in "
+        "each interval, as the engines counted; higher is better.",
+        data=data,
+        layout={
+            "xaxis": _axis("time since the start of the run, s"),
+            "yaxis": _axis("KV hit rate, %", rangemode="tozero"),
+            "hovermode": "x unified",
+        },
+        height=340,
+    )
+
+
+# -- trade-offs ---------------------------------------------------------------------------
+
+
+def _pareto(report: ComparisonReport) -> Chart | None:
+    data = []
+    for index, item in enumerate(report.measured):
+        per_user = item.value("output_token_throughput_per_user.mean")
+        per_gpu = item.value("output_token_throughput_per_gpu")
+        if not (math.isfinite(per_user) and math.isfinite(per_gpu)):
+            continue
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
+                "x": _numbers([per_user]), "y": _numbers([per_gpu]),
+                "marker": _marker(index, 14),
+                "hovertemplate": "%{x:,.4g} tok/s/user, %{y:,.4g} tok/s/GPU",
+            }
+        )  # fmt: skip
+    if len(data) < 2:
+        return None
+    return Chart(
+        key="pareto",
+        title="Speed for a user against throughput per GPU",
+        caption="Mean output tokens per second and user, and output tokens per second and GPU; "
+        "further up and to the right is better. Under a fixed schedule all configurations serve "
+        "the same load, so that only speed differs.",
+        data=data,
+        layout={
+            "xaxis": _axis("output tokens/s per user", range=_around(data, "x")),
+            "yaxis": _axis("output tokens/s per GPU", range=_around(data, "y")),
+        },
+    )
+
+
+def _around(data: Sequence[Mapping[str, Any]], axis: str) -> list[float]:
+    """A range with room, so that configurations that hardly differ lie close together."""
+    values = _positive(data, axis)
+    return [0.75 * min(values), 1.15 * max(values)] if values else [0, 1]
+
+
+def _goodput_curve(report: ComparisonReport) -> Chart | None:
+    """Goodput if every limit were a factor stricter or looser."""
+    goodput = report.goodput
+    if goodput is None:
+        return None
+    limits = {
+        name: limit
+        for name in ("time_to_first_token", "inter_token_latency", "request_latency")
+        if (limit := _limit(goodput, name)) is not None
+    }
+    data = []
+    for index, item in enumerate(report.measured):
+        metrics = item.metrics
+        needed = _factors_needed(metrics, limits)
+        if len(needed) == 0 or not metrics.duration_seconds > 0:
+            continue
+        met = np.searchsorted(np.sort(needed), _SLO_FACTORS, side="right")
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
+                "x": _numbers(_SLO_FACTORS), "y": _numbers(met / metrics.duration_seconds),
+                "hovertemplate": "%{y:.3g} requests/s",
+                **_style(index),
+            }
+        )  # fmt: skip
+    if not data:
+        return None
+    told = ", ".join(f"{name.replace('_', ' ')} {limit:g} ms" for name, limit in limits.items())
+    return Chart(
+        key="goodput",
+        title="Goodput against the service-level objectives",
+        caption=f"Requests per second that meet every limit, if all limits were multiplied by a "
+        f"factor; 1 is the benchmark's own ({told}).",
+        data=data,
+        layout={
+            "xaxis": _axis(
+                "factor on every limit (log)", type="log", tickvals=[0.25, 0.5, 1, 2, 4]
+            ),
+            "yaxis": _axis("goodput, requests/s", rangemode="tozero"),
+            "shapes": _line_at(1.0),
+            "hovermode": "x unified",
+        },
+    )
+
+
+def _factors_needed(metrics: Metrics, limits: Mapping[str, float]) -> FloatArray:
+    """For each successful request the factor at which it meets every limit."""
+    found = []
+    for record in metrics.run.records:
+        if record.succeeded and record.chunk_ms:
+            values = [(per_request(name, record), limit) for name, limit in limits.items()]
+            found.append(max((v / limit for v, limit in values if v is not None), default=0.0))
+    return np.array(found)
+
+
+# -- claims and attribution -----------------------------------------------------------------
+
+
+def _effect_charts(report: ComparisonReport) -> list[Chart]:
+    """Intervals of the changes against what is claimed; points and percent apart."""
+    found = []
+    for is_share, unit in ((False, "%"), (True, "points")):
+        verdicts = [
+            verdict
+            for verdict in report.verdicts
+            if verdict.is_share == is_share
+            and all(map(math.isfinite, (verdict.change, verdict.low, verdict.high)))
+        ]
+        if not verdicts:
+            continue
+        # The first claim on top.
+        verdicts = verdicts[::-1]
+        data: list[dict[str, Any]] = []
+        for outcome, color in OUTCOME_COLORS.items():
+            rows = [(i, v) for i, v in enumerate(verdicts) if v.outcome == outcome]
+            if rows:
+                data.append(_intervals(rows, outcome, color))
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "name": "claimed threshold",
+                "x": _numbers(100 * verdict.limit for verdict in verdicts),
+                "y": list(range(len(verdicts))),
+                "marker": {"symbol": "line-ns", "size": 22, "color": _GREY,
+                           "line": {"width": 3, "color": _GREY}},
+                "hovertemplate": f"claimed: %{{x:+.4g}} {unit}",
+            }
+        )  # fmt: skip
+        found.append(
+            Chart(
+                key=f"effects-{'points' if is_share else 'percent'}",
+                title="Claims: measured change with its interval, against the threshold",
+                caption="A claim holds when the whole interval is beyond the grey mark, on the "
+                "side that was claimed; intervals are adjusted for the number of claims.",
+                data=data,
+                layout={
+                    "xaxis": _axis(f"change, {unit}", zeroline=True),
+                    "yaxis": {
+                        "tickvals": list(range(len(verdicts))),
+                        "ticktext": [plain_label(verdict.name) for verdict in verdicts],
+                        "automargin": True,
+                        "range": [-0.6, len(verdicts) - 0.4],
+                        "showgrid": False,
+                        "zeroline": False,
+                    },
+                },
+                height=130 + 52 * len(verdicts),
+            )
+        )
+    return found
+
+
+def _intervals(rows: Sequence[tuple[int, Any]], outcome: str, color: str) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "markers", "name": outcome,
+        "x": _numbers(100 * verdict.change for _, verdict in rows),
+        "y": [index for index, _ in rows],
+        "error_x": {
+            "type": "data", "symmetric": False, "color": color, "thickness": 2, "width": 6,
+            "array": _numbers(100 * (verdict.high - verdict.change) for _, verdict in rows),
+            "arrayminus": _numbers(100 * (verdict.change - verdict.low) for _, verdict in rows),
+        },
+        "marker": {"color": color, "size": 10},
+        "customdata": [[_numbers([100 * v.low])[0], _numbers([100 * v.high])[0]] for _, v in rows],
+        "hovertemplate": "%{x:+.4g}, interval %{customdata[0]:+.4g} to %{customdata[1]:+.4g}",
+    }  # fmt: skip
+
+
+def plain_label(text: str, width: int = 28, lines: int = 3) -> str:
+    """A label of an axis, broken into lines; what Plotly would read as markup is text in it."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    found = [""]
+    for word in plain.split():
+        while len(word) > width:
+            found.append(word[:width])
+            word = word[width:]
+        if len(found[-1]) + len(word) >= width:
+            found.append("")
+        found[-1] = f"{found[-1]} {word}".strip()
+    kept = [line for line in found if line]
+    return "<br>".join(kept[:lines]) + (" …" if len(kept) > lines else "")
+
+
+def _attribution(report: ComparisonReport) -> Chart | None:
+    study = report.attribution
+    if not study or not study.get("rows"):
+        return None
+    data = []
+    for index, (key, label) in enumerate(ATTRIBUTION_VIEWS.items()):
+        rows = [row for row in study["rows"] if isinstance(row.get(key), dict)]
+        estimates = [row[key] for row in rows]
+        data.append(
+            {
+                "type": "bar", "name": label,
+                "x": [plain_label(str(row["feature"]), 16) for row in rows],
+                "y": _numbers(100 * float(e["value"]) for e in estimates),
+                "error_y": {
+                    "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+                    "color": _GREY,
+                    "array": _numbers(100 * (_end(e, "high") - e["value"]) for e in estimates),
+                    "arrayminus": _numbers(100 * (e["value"] - _end(e, "low")) for e in estimates),
+                },
+                "marker": {"color": _COLORS[index]},
+                "hovertemplate": "%{y:+.1f} %",
+            }
+        )  # fmt: skip
+    metric = str(study.get("metric", ""))
+    name = parse_metric(metric)[0] if metric else ""
+    better = METRICS[name].better if name in METRICS else "higher"
+    return Chart(
+        key="attribution",
+        title=f"What each feature brings: {metric}",
+        caption=f"{study.get('treatment')} against {study.get('baseline')}, in % of the baseline's "
+        f"value, simulated, 95 % intervals; {better} is better.",
+        data=data,
+        layout={
+            "barmode": "group",
+            "yaxis": _axis(f"change of {metric}, %", zeroline=True),
+            "xaxis": {"automargin": True},
+        },
+    )
+
+
+def _end(estimate: Mapping[str, Any], end: str) -> float:
+    found = estimate.get(end)
+    return float(estimate["value"] if found is None else found)

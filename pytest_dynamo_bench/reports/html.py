@@ -1,0 +1,180 @@
+"""The report for a reader: one HTML file that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from pytest_dynamo_bench.plain_text import printable
+from pytest_dynamo_bench.reports.charts import Chart, charts
+from pytest_dynamo_bench.reports.model import (
+    Column,
+    ComparisonReport,
+    ConfigurationReport,
+    SessionReport,
+    change_text,
+)
+from pytest_dynamo_bench.verdicts import Effect
+
+_LONGEST_TEXT = 4000
+_LONGEST_DEPLOYED = 20_000
+_ORDER = ("holds", "fails", "inconclusive", "invalid")
+
+
+def render_html(session: SessionReport) -> str:
+    """The page: text, tables, figures with their data, and the library that draws them."""
+    names = ", ".join(report.name for report in session.comparisons)
+    return render_page(
+        "report.html",
+        title=printable(f"{names} on {session.target}", 200),
+        session=session,
+        charts=charts,
+        tally=_tally,
+        outcomes=_outcomes,
+        hardware=_hardware,
+        objectives=_objectives,
+        gate_sentence=_gate_sentence,
+        change_text=change_text,
+        direction=_direction,
+        published_columns=_published_columns,
+        as_deployed=_as_deployed,
+        machine=_machine,
+        versions=_versions,
+    )
+
+
+def render_page(template: str, **context: Any) -> str:
+    """A page with the style, the library and the script that all pages have.
+
+    Scripts are allowed by their hashes alone, and nothing may be loaded, so that text from
+    elsewhere can neither run nor call home.
+    """
+    plotly, script = _file("static/plotly-basic.min.js"), _file("templates/report.js")
+    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script))
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
+    )
+    return _environment().get_template(template).render(
+        policy=policy,
+        style=Markup(_file("templates/report.css")),  # noqa: S704 - our own file
+        plotly=Markup(plotly),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        figure_json=_figure_json,
+        **context,
+    )  # fmt: skip
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pytest_dynamo_bench.reports", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["safe_text"] = lambda value: printable(str(value), _LONGEST_TEXT)
+    return environment
+
+
+def _file(name: str) -> str:
+    return resources.files("pytest_dynamo_bench.reports").joinpath(name).read_text("utf-8")
+
+
+def _sha256(text: str) -> str:
+    # A parser turns every kind of line end into a line feed before it computes the hash.
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")
+    return base64.b64encode(hashlib.sha256(plain.encode("utf-8")).digest()).decode()
+
+
+def _figure_json(chart: Chart) -> Markup:
+    """JSON that cannot end the element that it is in."""
+    text = json.dumps(
+        {"data": chart.data, "layout": chart.layout | {"height": chart.height}},
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - nothing is left that could be markup
+
+
+def _outcomes(report: ComparisonReport) -> list[tuple[str, int]]:
+    counts = Counter(verdict.outcome for verdict in report.verdicts)
+    return [(outcome, counts[outcome]) for outcome in _ORDER if counts[outcome]]
+
+
+def _tally(report: ComparisonReport) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in _outcomes(report)) or "none judged"
+
+
+def _hardware(report: ComparisonReport) -> str:
+    hardware = report.entry.get("hardware") or {}
+    told = f"{hardware.get('count', '?')} × {hardware.get('gpu', '?')}"
+    if (hardware.get("nodes") or 1) > 1:
+        told += f" on {hardware['nodes']} nodes"
+    if bandwidth := hardware.get("kv_transfer_gb_per_second"):
+        told += f", {bandwidth:g} GB/s for the transfer of KV caches"
+    return told
+
+
+def _objectives(report: ComparisonReport) -> str:
+    goodput = report.goodput
+    assert goodput is not None
+    limits = {
+        "TTFT": goodput.time_to_first_token_ms,
+        "ITL": goodput.inter_token_latency_ms,
+        "request latency": goodput.request_latency_ms,
+    }
+    return ", ".join(f"{name} ≤ {limit:g} ms" for name, limit in limits.items() if limit)
+
+
+def _gate_sentence(gate: Mapping[str, Any]) -> str:
+    return (
+        f"{gate.get('name')}: {gate.get('saw')} (allowed: {gate.get('threshold')}). "
+        f"{gate.get('what_to_do', '')}"
+    )
+
+
+def _direction(effect: Effect, column: Column) -> str:
+    """Whether the whole interval is on one side, and which; for the colour."""
+    if not (effect.low > 0 or effect.high < 0):
+        return "same"
+    lower = effect.high < 0
+    return "better" if lower == (column.definition.better == "lower") else "worse"
+
+
+def _published_columns(report: ComparisonReport) -> list[str]:
+    values = (report.published or {}).get("values", {})
+    return list(dict.fromkeys(what for row in values.values() for what in row))
+
+
+def _as_deployed(item: ConfigurationReport) -> str:
+    told = {key: item.details.get(key, {}) for key in ("deployed", "observed")}
+    text = json.dumps(told, indent=2, ensure_ascii=False)
+    return printable(text, _LONGEST_DEPLOYED)
+
+
+def _machine(session: SessionReport) -> str:
+    found = session.environment
+    if not found:
+        return "not recorded"
+    return (
+        f"{found.get('processor') or found.get('machine')}, {found.get('cores')} cores, "
+        f"{found.get('memory_gib')} GiB, {found.get('system')}"
+    )
+
+
+def _versions(session: SessionReport) -> str:
+    packages = session.environment.get("packages") or {}
+    told = [f"Python {session.environment.get('python', '?')}"]
+    told += [f"{name} {version}" for name, version in packages.items() if version]
+    return ", ".join(told)

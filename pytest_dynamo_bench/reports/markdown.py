@@ -1,0 +1,211 @@
+"""The report for a pull request: Markdown as GitHub renders it, short enough for a comment."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from pytest_dynamo_bench.plain_text import one_line, printable
+from pytest_dynamo_bench.reports.model import (
+    ATTRIBUTION_VIEWS,
+    Column,
+    ComparisonReport,
+    ConfigurationReport,
+    SessionReport,
+    attribution_rows,
+    change_text,
+)
+
+LONGEST = 65_000
+"""Characters; GitHub refuses a comment of 65,536 or more."""
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~^$&])")
+_ORDER = ("holds", "fails", "inconclusive", "invalid")
+_MARKS = {"holds": "✅", "fails": "❌", "inconclusive": "❔", "invalid": "⚠️"}
+_GATE_MARKS = {"regression": "❌", "improvement": "✅", "unchanged": "✅", "inconclusive": "❔"}
+_LONGEST_NAME, _LONGEST_SENTENCE, _LONGEST_ERROR = 120, 700, 400
+_NOTICE = "\n\n_Cut here; the whole report is among the files of the run._\n"
+
+
+def render_markdown(session: SessionReport) -> str:
+    """Verdicts, results and how to reproduce; never longer than :data:`LONGEST`.
+
+    What does not fit is left out in this order: limitations, what differs, tables of results,
+    sentences of the verdicts, and whole comparisons from the end.
+    """
+    text = ""
+    for detail in (4, 3, 2, 1, 0):
+        text = _page(session, detail)
+        if len(text) <= LONGEST:
+            return text
+    kept = text[: LONGEST - len(_NOTICE)]
+    return kept[: kept.rfind("\n")] + _NOTICE
+
+
+def _page(session: SessionReport, detail: int) -> str:
+    parts = [f"## Dynamo benchmarks on {_escaped(session.target)}"]
+    parts += [_comparison(report, detail) for report in session.comparisons]
+    parts.append(_reproduce(session))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _comparison(report: ComparisonReport, detail: int) -> str:
+    counts = Counter(verdict.outcome for verdict in report.verdicts)
+    tally = ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
+    parts = [
+        f"### {_escaped(report.name)}: {tally or 'no claim judged'}",
+        f"{_escaped(report.question, _LONGEST_SENTENCE)} Measured on **{_escaped(report.where)}**.",
+    ]
+    if detail >= 1:
+        parts.append(_verdicts(report))
+    if detail >= 2 and report.measured:
+        parts.append(_results(report))
+        parts.append(_published(report))
+        parts.append(_folded("Features at work", _features(report)))
+    if detail >= 1:
+        parts.append(_regressions(report))
+        parts.append(_attribution(report))
+    errors = [(item.name, item.error) for item in report.configurations if item.error]
+    parts += [
+        f"**{_escaped(name)}** has no result: {_escaped(error, _LONGEST_ERROR)}"
+        for name, error in errors
+    ]
+    if detail >= 3:
+        parts.append(_folded("What differs between the configurations", _confounds(report)))
+    if detail >= 4:
+        limits = [_escaped(limit, _LONGEST_SENTENCE) for limit in report.limitations]
+        parts.append(_folded(f"What {report.target} models, simplifies or leaves out", limits))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _features(report: ComparisonReport) -> list[str]:
+    return [
+        f"{_escaped(item.name)}, {_escaped(feature)}: {_escaped(told, _LONGEST_SENTENCE)}"
+        for item in report.measured
+        for feature, told in item.features_at_work
+    ]
+
+
+def _verdicts(report: ComparisonReport) -> str:
+    lines = []
+    for verdict in report.verdicts:
+        mark = _MARKS.get(verdict.outcome, "")
+        lines.append(
+            f"* {mark} **{_escaped(verdict.outcome)}** {_escaped(verdict.name, _LONGEST_NAME)}: "
+            f"{_escaped(verdict.sentence, _LONGEST_SENTENCE)}"
+        )
+    return "\n".join(lines)
+
+
+def _results(report: ComparisonReport) -> str:
+    header = ["configuration", "GPUs", *(f"{c.title}, {c.unit}" for c in report.columns)]
+    rows = [
+        [
+            _escaped(item.name, _LONGEST_NAME),
+            str(item.gpus),
+            *(_cell(report, item, column) for column in report.columns),
+        ]
+        for item in report.measured
+    ]
+    assert report.baseline is not None
+    note = f"Bold: best. Changes are from {_escaped(report.baseline.name)}, with 95 % intervals" + (
+        f"; means over {report.repeats} runs." if report.repeats > 1 else "."
+    )
+    return _table(header, rows) + f"\n\n<sub>{note}</sub>"
+
+
+def _cell(report: ComparisonReport, item: ConfigurationReport, column: Column) -> str:
+    text = column.text(item.value(column.metric))
+    if report.best(column) is item:
+        text = f"**{text}**"
+    effect = report.effect(item, column.metric)
+    if effect is None:
+        return text
+    change, interval = change_text(effect, column.definition.is_share)
+    return f"{text}<br><sub>{change} ({interval})</sub>"
+
+
+def _published(report: ComparisonReport) -> str:
+    published = report.published
+    if not published:
+        return ""
+    values = published.get("values", {})
+    columns = list(dict.fromkeys(what for row in values.values() for what in row))
+    rows = [
+        [
+            _escaped(name, _LONGEST_NAME),
+            *(f"{row[what]:,g}" if what in row else "-" for what in columns),
+        ]
+        for name, row in values.items()
+    ]
+    told = (
+        f"Published by others, not measured here: {_escaped(str(published.get('source', '')))}; on "
+        f"{_escaped(str(published.get('hardware', '')))}. "
+        f"{_escaped(str(published.get('note', '')))}".strip()
+    )
+    header = ["published", *(_escaped(what, _LONGEST_NAME) for what in columns)]
+    return f"{_table(header, rows)}\n\n<sub>{told}</sub>"
+
+
+def _regressions(report: ComparisonReport) -> str:
+    lines = [
+        f"* {_GATE_MARKS.get(item.outcome, '')} **{_escaped(item.outcome)}** "
+        f"{_escaped(item.configuration, _LONGEST_NAME)}: "
+        f"{_escaped(item.sentence, _LONGEST_SENTENCE)}"
+        for item in report.regressions
+    ]
+    return "\n".join(["Against the stored baseline:", "", *lines]) if lines else ""
+
+
+def _attribution(report: ComparisonReport) -> str:
+    study = report.attribution
+    if not study:
+        return ""
+    rows = [[_escaped(cell, _LONGEST_NAME) for cell in row] for row in attribution_rows(study)]
+    told = (
+        f"What each feature brings of the change of {study.get('metric')} from "
+        f"{study.get('baseline')} to {study.get('treatment')}, in % of the baseline's value, "
+        "simulated, 95 % intervals"
+    )
+    header = ["feature", *ATTRIBUTION_VIEWS.values()]
+    return f"{_escaped(told)}:\n\n{_table(header, rows)}"
+
+
+def _confounds(report: ComparisonReport) -> list[str]:
+    pairs = {
+        (verdict.treatment, verdict.baseline): verdict.confounds for verdict in report.verdicts
+    }
+    return [
+        f"{_escaped(treatment)} against {_escaped(baseline)}: "
+        f"{_escaped('; '.join(found), _LONGEST_SENTENCE)}"
+        for (treatment, baseline), found in pairs.items()
+        if found
+    ]
+
+
+def _reproduce(session: SessionReport) -> str:
+    command = one_line(session.command, 1000).replace("`", "'")
+    packages = session.environment.get("packages") or {}
+    versions = ", ".join(f"{name} {value}" for name, value in packages.items() if value)
+    told = f"```console\n{command}\n```" if command else ""
+    return f"{told}\n\n<sub>{_escaped(session.started_at)} · {_escaped(versions)}</sub>".strip()
+
+
+def _folded(title: str, lines: Iterable[str]) -> str:
+    listed = "\n".join(f"* {line}" for line in lines)
+    if not listed:
+        return ""
+    return f"<details><summary>{_escaped(title)}</summary>\n\n{listed}\n\n</details>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str, longest: int = 300) -> str:
+    """Text that stays text: no markup, no mention, no link of its own accord."""
+    plain = _MARKUP.sub(r"\\\1", one_line(printable(text, 4 * longest), longest))
+    plain = plain.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    return plain.replace("@", "&#64;").replace("://", "&#58;//").replace("www\\.", "www&#46;")

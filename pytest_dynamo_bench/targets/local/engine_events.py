@@ -1,0 +1,98 @@
+"""What the engines said of themselves while a run lasted: blocks stored, forward passes made."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_dynamo_bench.records import RequestRecord
+
+Place = tuple[str, int]
+"""A worker and one of its ranks of attention data parallelism; the first is 0."""
+
+
+@dataclass(frozen=True)
+class EngineEvents:
+    """What the event tap wrote.
+
+    Attributes:
+        stored: place to [(wall-clock ms, block hash)], in order.
+        removed_blocks: blocks that all workers evicted.
+        prefill_tokens: worker to prompt tokens that it computed, by forward pass.
+        decode_passes: place to wall-clock ms at which passes ended that decoded, in order.
+        decode_steps: requests that were decoded, summed over all passes.
+        unreadable: events that could not be read.
+    """
+
+    stored: Mapping[Place, Sequence[tuple[float, int]]]
+    removed_blocks: int
+    prefill_tokens: Mapping[str, int]
+    decode_passes: Mapping[Place, Sequence[float]]
+    decode_steps: int
+    unreadable: int
+
+
+def read_events(path: Path) -> EngineEvents:
+    """Read the file of an event tap; a last line that is cut off is left out."""
+    stored: dict[Place, list[tuple[float, int]]] = defaultdict(list)
+    passes: dict[Place, list[float]] = defaultdict(list)
+    prefill: dict[str, int] = defaultdict(int)
+    removed = steps = unreadable = 0
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        place = (event.get("worker", ""), event.get("rank", 0))
+        match event["kind"]:
+            case "stored":
+                stored[place] += [(event["at_ms"], block) for block in event["blocks"]]
+            case "removed":
+                removed += event["count"]
+            case "pass":
+                prefill[place[0]] += event["prefill"]
+                steps += event["decode"]
+                if event["decode"]:
+                    passes[place].append(event["at_ms"])
+            case _:
+                unreadable += 1
+    for times in passes.values():
+        times.sort()
+    return EngineEvents(stored, removed, prefill, passes, steps, unreadable)
+
+
+def with_decode_steps(
+    records: Iterable[RequestRecord],
+    events: EngineEvents,
+    start_wall_ms: float,
+    fast_forward: float = 1.0,
+) -> list[RequestRecord]:
+    """The records with ``decode_steps`` filled in.
+
+    In continuous batching every pass of a worker that decodes takes all of its running requests
+    one step further. So a request's steps are the passes of its decode worker between its first
+    and its last token. A pass whose tokens were under way at either end makes that one too many
+    or too few.
+
+    Args:
+        start_wall_ms: wall clock at the start of the run, to put events on its clock.
+        fast_forward: how many times faster than the wall clock the records' clock runs.
+    """
+
+    def counted(record: RequestRecord) -> RequestRecord:
+        first, last = record.first_token_ms, record.last_token_ms
+        if record.decode_worker is None or first is None or last is None:
+            return record
+        passes = events.decode_passes.get((record.decode_worker, record.decode_rank or 0), ())
+        first, last = (start_wall_ms + time_ms / fast_forward for time_ms in (first, last))
+        steps = bisect.bisect_right(passes, last) - bisect.bisect_right(passes, first)
+        return dataclasses.replace(record, decode_steps=steps)
+
+    return [counted(record) for record in records]
