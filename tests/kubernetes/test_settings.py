@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.kubernetes.settings import (
     ClusterSettings,
     EngineSettings,
+    Frontend,
+    Limits,
+    Load,
     Volume,
     read_settings,
 )
@@ -100,6 +104,13 @@ def test_a_missing_file_is_named(tmp_path):
         read_settings(tmp_path / "nope.yaml")
 
 
+def test_the_documentation_has_every_field():
+    text = (PROJECT / "docs" / "run-on-a-cluster.md").read_text("utf-8")
+    for kind in (ClusterSettings, Load, Limits, Frontend, EngineSettings, Volume):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in text, field.name
+
+
 OWN = """\
 # a recipe
 apiVersion: nvidia.com/v1alpha1
@@ -154,17 +165,20 @@ def test_what_is_wrong_with_an_own_manifest_is_named(change, message, tmp_path):
     assert message in str(caught.value)
 
 
+KIMI = "benchmarks/kimi_feature_stack.py"
+
+
 def show(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pytest_dynamo_bench", "show", *arguments],
+        [sys.executable, "-m", "pytest_dynamo_bench", "show", "--target", "kubernetes", *arguments],
         capture_output=True, text=True, cwd=PROJECT, timeout=60,
     )  # fmt: skip
 
 
 def test_show_prints_what_would_be_deployed(tmp_path):
     path = settings_file(tmp_path, WHOLE)
-    done = show("benchmarks/kimi_feature_stack.py", "--target", "kubernetes", "--dynamo-cluster", str(path),
-                "--configuration", "disagg-eagle-kv-router", "--with-claims")  # fmt: skip
+    done = show(KIMI, "--dynamo-cluster", str(path), "--configuration", "disagg-eagle-kv-router",
+                "--with-claims")  # fmt: skip
     assert done.returncode == 0, done.stderr
     claim, config, graph = yaml.safe_load_all(done.stdout)
     assert claim["kind"] == "PersistentVolumeClaim"

@@ -151,7 +151,12 @@ def merge(results: Sequence[ShardResult], traffic: Traffic, start_unix: float) -
             problems.append(f"{len(names)} requests of the shards {what} ({names[0]}, …)")
     records.sort(key=lambda record: (record.end_ms or 0.0, record.request_id))
     first = results[0]
-    return Merged(records, start_unix, problems, shards, first.observed, first.files)
+    observed = dict(first.observed)
+    generators = [r.observed["load_generator"] for r in results if "load_generator" in r.observed]
+    if generators:
+        # The gate looks at the one that had most to do.
+        observed["load_generator"] = max(generators, key=lambda g: float(g.get("cpu_share", 0)))
+    return Merged(records, start_unix, problems, shards, observed, first.files)
 
 
 def _moved(record: RequestRecord, by_ms: float) -> RequestRecord:
