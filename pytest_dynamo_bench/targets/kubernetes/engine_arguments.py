@@ -70,8 +70,13 @@ def _images(benchmark: Benchmark, worker: Worker) -> bool:
 
 
 def _number(value: float) -> str:
-    """``0.90`` as the recipes write it, ``8`` for whole numbers."""
-    return f"{value:.2f}" if value != int(value) else str(int(value))
+    """As people write it: ``8``, ``0.092``."""
+    return f"{value:.12g}"
+
+
+def _share(value: float) -> str:
+    """``0.90``, as the recipes write shares."""
+    return f"{value:.2f}" if round(value, 2) == value else _number(value)
 
 
 def _routes_by_events(configuration: Configuration, worker: Worker) -> bool:
@@ -118,7 +123,7 @@ def _vllm(benchmark: Benchmark, configuration: Configuration, worker: Worker) ->
         args["--data-parallel-size"] = str(worker.attention_dp)
     if (worker.moe_ep or 1) > 1:
         args["--enable-expert-parallel"] = None
-    args["--gpu-memory-utilization"] = _number(worker.memory_fraction or _VLLM_MEMORY)
+    args["--gpu-memory-utilization"] = _share(worker.memory_fraction or _VLLM_MEMORY)
     args["--block-size"] = str(configuration.block_size)
     args["--enable-prefix-caching" if worker.prefix_caching else "--no-enable-prefix-caching"] = (
         None
@@ -227,7 +232,7 @@ def _sglang(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
     if worker.wideep:
         args["--moe-a2a-backend"] = "deepep"
     if worker.memory_fraction is not None:
-        args["--mem-fraction-static"] = _number(worker.memory_fraction)
+        args["--mem-fraction-static"] = _share(worker.memory_fraction)
     if not worker.prefix_caching:
         args["--disable-radix-cache"] = None
     _limits(args, worker, "--max-running-requests", "--chunked-prefill-size")
