@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
@@ -96,9 +97,21 @@ class Cluster:
         """The credentials that requests are made with."""
         configuration = self.client.configuration
         found = {str(value) for value in (configuration.api_key or {}).values()}
+        found |= set(self.credentials.values())
         found |= {value.partition(" ")[2] for value in found}
         found.add(str(configuration.password or ""))
         return Secrets(frozenset(value for value in found if len(value) > 3))
+
+    @property
+    def host(self) -> str:
+        """The API server's address."""
+        return str(self.client.configuration.host).rstrip("/")
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The headers that we are known by; a token that runs out is renewed by the client."""
+        settings = self.client.configuration.auth_settings().values()
+        return {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -345,25 +358,28 @@ class Cluster:
         Raises:
             ApiError: with a status of 0 when there was no answer.
         """
-        from kubernetes.client.rest import ApiException
+        import urllib3
 
         method = {"create": "POST", "delete": "DELETE"}.get(verb, "GET")
-        headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body).encode()
+        url = f"{self.host}{path}" + (f"?{urlencode(query)}" if query else "")
         try:
-            # The client only hands a streamed response out undecoded.
-            found = self.client.call_api(
-                path, method, query_params=[(k, str(v)) for k, v in query.items()],
-                header_params=headers, body=body, auth_settings=["BearerToken"],
-                _preload_content=False, _return_http_data_only=True,
-                _request_timeout=(_CONNECT_SECONDS, seconds),
+            # The client's own methods differ between its versions; its connections do not.
+            found = self.client.rest_client.pool_manager.request(
+                method, url, body=content, headers={
+                    "Accept": "application/json, */*", "Content-Type": "application/json",
+                    **self.credentials,
+                },
+                preload_content=False, retries=False, redirect=False,
+                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds),
             )  # fmt: skip
-        except ApiException as error:
-            raise _from_exception(error) from None
+            if found.status >= HTTPStatus.BAD_REQUEST:
+                data = found.data
+                found.release_conn()
+                raise _from_response(found.status, data, found.headers)
         except _connection_errors() as error:
             text = self.secrets.redact(_in_short(error))
             raise ApiError(text, Status(0, "Unreachable", text, False)) from None
-        if found.status >= HTTPStatus.BAD_REQUEST:
-            raise _from_response(found.status, found.data, found.headers)
         return found
 
 
@@ -378,14 +394,8 @@ def _in_short(error: Exception) -> str:
     return " ".join(str(reason).split())[:300]
 
 
-def _from_exception(error: Any) -> ApiError:
-    return _from_response(error.status or 0, error.body, error.headers or {}, error.reason)
-
-
-def _from_response(
-    code: int, body: Any, headers: Mapping[str, str], reason: str | None = None
-) -> ApiError:
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or reason or "")
+def _from_response(code: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
+    text = body.decode("utf-8", "replace")
     try:
         content = json.loads(text)
         is_status = isinstance(content, dict) and content.get("kind") == "Status"
@@ -393,10 +403,8 @@ def _from_response(
         content, is_status = {}, False
     if not is_status:
         content = {}
-    message = str(content.get("message") or text.strip()[:300] or reason or "")
-    error = ApiError(
-        message, Status(code, str(content.get("reason", reason or "")), message, is_status)
-    )
+    message = str(content.get("message") or text.strip()[:300])
+    error = ApiError(message, Status(code, str(content.get("reason", "")), message, is_status))
     after = headers.get("Retry-After") if headers else None
     if after and after.isdecimal():
         error.retry_after = min(float(after), _LONGEST_WAIT_SECONDS)  # type: ignore[attr-defined]
@@ -463,8 +471,6 @@ def connector(context: str) -> Callable[[], Any]:
                     "cluster's settings"
                 ) from None
             config.load_incluster_config(client_configuration=configuration)
-        # Repeating is done here, where it is known what may be repeated.
-        configuration.retries = False
         return client.ApiClient(configuration)
 
     return connect

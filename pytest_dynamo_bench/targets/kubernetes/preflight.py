@@ -89,7 +89,7 @@ def _operator(cluster: Cluster, problems: list[str]) -> None:
     elif VERSION not in versions:
         problems.append(
             f"the Dynamo operator serves {GROUP}/{', '.join(versions)}, not {VERSION}, which "
-            "manifests are rendered for; use a manifest of your own with --dynamo-manifest"
+            "manifests are rendered for; use an operator that serves it as well"
         )
 
 

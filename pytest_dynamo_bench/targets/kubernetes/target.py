@@ -319,12 +319,9 @@ class KubernetesTarget:
 
     def _through_api_server(self, service: str) -> Address:
         """The service's address on the API server, with the credentials of the kubeconfig."""
-        client = self._cluster.client
-        configuration = client.configuration
-        header = configuration.get_api_key_with_prefix("authorization")
-        host = str(configuration.host).rstrip("/")
+        configuration = self._cluster.client.configuration
         url = (
-            f"{host}/api/v1/namespaces/{self._settings.namespace}/services/"
+            f"{self._cluster.host}/api/v1/namespaces/{self._settings.namespace}/services/"
             f"{service}:{FRONTEND_PORT}/proxy"
         )
 
@@ -337,7 +334,7 @@ class KubernetesTarget:
             key_file=path(configuration.key_file),
             verify=bool(configuration.verify_ssl),
         )
-        return Address(url, Access({"Authorization": header} if header else {}, tls))
+        return Address(url, Access(self._cluster.credentials, tls))
 
     # -- manifests ----------------------------------------------------------------------------
 
