@@ -6,7 +6,8 @@ import functools
 import json
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -32,8 +33,34 @@ _MOST_TOKENS = 2**40
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """What a server understands in a request, and how it counts a prompt.
+
+    Attributes:
+        extension: it is Dynamo, and says in ``nvext`` which workers served a request.
+        forced_length: it takes ``min_tokens`` and ``ignore_eos``, so that outputs have the
+            length that the traffic asks for.
+        words: each one token of the server's tokenizer; prompts are made of them. Those of the
+            local target's tokenizer when None.
+        template_tokens: tokens that its chat template puts around a message.
+    """
+
+    extension: bool = True
+    forced_length: bool = True
+    words: Sequence[str] | None = None
+    template_tokens: int = 0
+
+
+DYNAMO = Dialect()
+
+
 def request_body(
-    model: str, request: TrafficRequest, block_tokens: int, images: Images | None = None
+    model: str,
+    request: TrafficRequest,
+    block_tokens: int,
+    images: Images | None = None,
+    dialect: Dialect = DYNAMO,
 ) -> bytes:
     """The JSON body of a request whose prompt and output have exactly the traffic's lengths.
 
@@ -41,24 +68,30 @@ def request_body(
 
     Args:
         images: what the request's numbers of images stand for.
+        dialect: what the server understands.
     """
-    prompt = prompt_text(request.hash_ids, request.input_tokens, block_tokens)
+    prompt = prompt_text(
+        request.hash_ids,
+        request.input_tokens,
+        block_tokens,
+        words=dialect.words,
+        template_tokens=dialect.template_tokens,
+    )
     content: str | list[dict[str, Any]] = prompt
     if request.images:
         content = [{"type": "text", "text": prompt}, *([_IMAGE] * len(request.images))]
-    text = json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": content}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "max_tokens": request.output_tokens,
-            "min_tokens": request.output_tokens,
-            "ignore_eos": True,
-            "nvext": {"extra_fields": ["worker_id", "timing"]},
-        },
-        separators=(",", ":"),
-    ).encode()
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": request.output_tokens,
+    }
+    if dialect.forced_length:
+        body |= {"min_tokens": request.output_tokens, "ignore_eos": True}
+    if dialect.extension:
+        body["nvext"] = {"extra_fields": ["worker_id", "timing"]}
+    text = json.dumps(body, separators=(",", ":")).encode()
     if not request.images:
         return text
     assert images is not None
