@@ -128,8 +128,8 @@ class Response:
 
     @property
     def size(self) -> int:
-        """Bytes that it keeps in memory, roughly."""
-        return sum(len(piece) for _, piece in self.body) + 300 * len(self.reads)
+        """Bytes that it keeps in memory, roughly: the body, and what Python needs around it."""
+        return sum(len(piece) + 120 for _, piece in self.body) + 400 * len(self.reads)
 
 
 class Connection:
