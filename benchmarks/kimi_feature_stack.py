@@ -68,7 +68,7 @@ benchmark = Benchmark(
     sizes={
         "smoke": Size(seconds=18, sessions=32, turns=2, fast_forward=4, ramp_seconds=20,
                       configurations=("agg-round-robin-c32", "disagg-eagle-kv-router")),
-        "standard": Size(seconds=35, sessions=40, turns=4, fast_forward=4, ramp_seconds=40),
+        "standard": Size(seconds=30, sessions=32, turns=3, fast_forward=4, ramp_seconds=30),
     },
     goodput=Goodput(time_to_first_token_ms=5000, inter_token_latency_ms=10),
     held_constant="model, engine, 24 GPUs, sessions, service-level objectives; not the "

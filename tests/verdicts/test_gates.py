@@ -120,6 +120,13 @@ def test_a_closed_loop_has_no_schedule_to_be_late_for():
     assert closed(check_run(run(late), Concurrency(8), MEAN)) == []
 
 
+def test_a_machine_that_had_nothing_left_did_not_keep_up():
+    busy = dataclasses.replace(run(good()), observed={"processor_use": [0.4, 0.99, 1.0]})
+    assert closed(check_run(busy, FixedSchedule(), MEAN)) == ["machine kept up"]
+    idle = dataclasses.replace(run(good()), observed={"processor_use": [1.0, 0.5, 0.9]})
+    assert closed(check_run(idle, FixedSchedule(), MEAN)) == []
+
+
 def test_simulated_time_is_never_late():
     late = [dataclasses.replace(r, sent_ms=r.scheduled_ms + 40) for r in good()]
     assert closed(check_run(run(late, simulated=True), FixedSchedule(), MEAN)) == []

@@ -1,0 +1,93 @@
+"""What each feature did in a run, in words that say what of it is modelled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pytest_dynamo_bench import (
+    Benchmark,
+    Configuration,
+    Hardware,
+    KvOffload,
+    MooncakeTrace,
+    SpeculativeDecoding,
+    Worker,
+)
+from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.reports.features import features_at_work
+from tests.test_metrics import record
+
+PLAIN = Configuration("plain", "baseline", [Worker(2, tp=2)])
+STACK = Configuration(
+    "stack", "winner", router="kv", nodes=2,
+    workers=[
+        Worker(1, mode="prefill", attention_dp=4, moe_ep=4, kv_offload=KvOffload(10)),
+        Worker(1, mode="decode", tp=4, moe_ep=4, wideep=True, nodes=2,
+               speculative=SpeculativeDecoding(1, (1.0,))),
+    ],
+)  # fmt: skip
+BENCHMARK = Benchmark(
+    name="b", question="?", model="nvidia/Kimi-K2.5-NVFP4", engine="trtllm",
+    hardware=Hardware("GB200", 8, kv_transfer_gb_per_second=1),
+    traffic=MooncakeTrace("conversation"), configurations=[PLAIN, STACK], claims=[],
+)  # fmt: skip
+
+
+def seen(configuration, target="local", **changes):
+    records = [
+        record(
+            i, chunks=(100.0, 110.0), cached_tokens=50, host_tokens=10, input_tokens=100,
+            completion_tokens=20, decode_steps=9, prefill_worker="p", decode_worker="d",
+            prefill_rank=i % 2, decode_rank=0, kv_transfer_ms=5.0, router_hit_rate=0.4, **changes,
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    run = Run("b", configuration.name, target, 8, records, "", observed={"evicted_blocks": 7})
+    found = features_at_work(BENCHMARK, configuration, Metrics(run))
+    return {item.feature: str(item) for item in found}
+
+
+def test_a_configuration_without_features_did_nothing():
+    assert seen(PLAIN) == {}
+
+
+def test_every_feature_says_what_it_did_and_what_of_that_is_modelled():
+    found = seen(STACK)
+    assert set(found) == {*STACK.features, "attention_dp"}
+    assert "50.0 % of prompt tokens" in found["kv_routing"]
+    assert "the router expected 40.0 %" in found["kv_routing"]
+    assert "modelled" not in found["kv_routing"]
+    assert "100 % of requests decoded on another worker" in found["pd_split"]
+    assert "5.0 ms at most" in found["pd_split"]
+    # 100 tokens of 35,136 bytes at 1 GB/s.
+    assert "modelled: the network, 3.5 ms for a mean prompt's KV cache" in found["pd_split"]
+    assert "2.00 tokens a step (modelled: which drafts" in found["spec_decode"]
+    assert "10.0 % of prompt tokens came from host memory, 7 blocks" in found["kv_offload"]
+    assert "2 of 4 prefill ranks served requests, the busiest 50.0 %" in found["attention_dp"]
+    assert "experts over 4 (decode) GPUs (modelled:" in found["wideep"]
+    assert "workers over 2 nodes; decode workers span 2 nodes" in found["multi_node"]
+
+
+def test_on_a_cluster_nothing_is_called_modelled():
+    assert not any("modelled" in told for told in seen(STACK, target="kubernetes").values())
+
+
+def test_what_a_target_cannot_see_is_not_made_up():
+    found = seen(STACK, target="replay")
+    assert "modelled" in found["wideep"] or found["wideep"]
+    run = Run("b", "stack", "endpoint", 8, [record(1)], "")
+    told = {i.feature: i.saw for i in features_at_work(BENCHMARK, STACK, Metrics(run))}
+    for feature in ("spec_decode", "kv_offload", "kv_routing"):
+        assert "not seen on this target" in told[feature]
+
+
+@pytest.mark.parametrize("bandwidth", [None, 1])
+def test_the_transfer_is_modelled_by_the_bandwidth_that_is_given(bandwidth):
+    hardware = dataclasses.replace(BENCHMARK.hardware, kv_transfer_gb_per_second=bandwidth)
+    benchmark = dataclasses.replace(BENCHMARK, hardware=hardware)
+    run = Run("b", "stack", "local", 8, [record(1)], "")
+    found = {i.feature: i.modelled for i in features_at_work(benchmark, STACK, Metrics(run))}
+    assert ("infinitely fast" in found["pd_split"]) is (bandwidth is None)
