@@ -111,10 +111,12 @@ def test_blocks_that_left_the_gpu_since_are_the_hosts():
 
 
 def test_where_nobody_says_which_rank_a_block_of_any_rank_is_charged(tmp_path):
-    records = [record(i, chunks=(100.0 * i, 100.0 * i + 10), prefill_worker="a") for i in (1, 2, 3)]
+    records = [
+        record(i, chunks=(1000.0 * i, 1000.0 * i + 10), prefill_worker="a") for i in (1, 2, 3)
+    ]
     path = tmp_path / "events.jsonl"
     lines = [
-        {"at_ms": START_MS + 100 * i, "kind": "stored", "worker": "a", "rank": i, "blocks": [7]}
+        {"at_ms": START_MS + 1000 * i, "kind": "stored", "worker": "a", "rank": i, "blocks": [7]}
         for i in (1, 2)
     ]
     passes = [
