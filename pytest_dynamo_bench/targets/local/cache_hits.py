@@ -62,7 +62,7 @@ def with_cached_tokens(
         for at_ms, block in blocks:
             due = (at_ms - start_wall_ms - _CLOCK_SLACK_MS) * fast_forward
             somewhere = (place[0], _ANY_RANK)
-            for record in wanting.get((place, block)) or wanting.get((somewhere, block), ()):
+            for record in wanting.get((place, block), []) or wanting.get((somewhere, block), []):
                 if (record.first_token_ms or 0.0) >= due:
                     computed_blocks[record.request_id] += 1
                     break
