@@ -26,6 +26,7 @@ from pathlib import Path
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
 from pytest_dynamo_bench.cli.common import load_benchmark
 from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.replay import ReplayTarget, write_trace
 from pytest_dynamo_bench.targets.replay_child import peak_memory_mb
 from pytest_dynamo_bench.traffic import Traffic
@@ -53,17 +54,11 @@ class Timing:
         return self.seconds / self.bare_seconds
 
 
-class _Silent:
-    def stage(self, name: str) -> None: ...
-
-    def requests(self, done: int, failed: int, total: int) -> None: ...
-
-
 def time_arm(benchmark: Benchmark, configuration: Configuration, traffic: Traffic) -> Timing:
     """Time one arm, then the bare replay of it."""
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-performance-") as scratch:
         directory = Path(scratch)
-        run = ReplayTarget().measure(benchmark, configuration, traffic, directory, _Silent())
+        run = ReplayTarget().measure(benchmark, configuration, traffic, directory, Unwatched())
         trace = directory / "trace.jsonl"
         write_trace(traffic_for(traffic, configuration).requests, trace)
         words = shlex.split(run.deployed["command"])

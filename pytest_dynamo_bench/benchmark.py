@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -481,8 +481,10 @@ class Claim:
 
     Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by`` and ``not_lower_by`` is
     given, as one number for every target or as ``{"local": 0.1, "replay": 0.05}``; on a
-    target that is not named the claim is not made. Numbers are relative (0.2 is 20 %), for
-    shares such as ``kv_hit_rate`` plain differences (0.1 is 10 points).
+    target that is not named the claim is not made, except that what is claimed on
+    ``kubernetes`` is claimed on ``endpoint`` too: both are real deployments. Numbers are
+    relative (0.2 is 20 %), for shares such as ``kv_hit_rate`` plain differences (0.1 is 10
+    points).
 
     ``kind`` is ``effect`` (what is promised), ``mechanism`` (why it happens) or ``control``
     (where it must be absent). ``evidence`` says where the threshold comes from.
@@ -611,6 +613,8 @@ class Claim:
             if thresholds is None:
                 continue
             if isinstance(thresholds, Mapping):
+                if target == "endpoint" and target not in thresholds:
+                    target = "kubernetes"
                 if target not in thresholds:
                     return None
                 thresholds = thresholds[target]
@@ -745,4 +749,13 @@ class Benchmark:
         known = ", ".join(configuration.name for configuration in self.configurations)
         raise BenchmarkError(
             f"Benchmark {self.name!r} has no configuration {name!r}; it has {known}"
+        )
+
+    def only(self, names: Collection[str]) -> Benchmark:
+        """This benchmark with some of its configurations, and the claims that they suffice for."""
+        return dataclasses.replace(
+            self,
+            configurations=[item for item in self.configurations if item.name in names],
+            claims=[c for c in self.claims if {c.treatment, c.baseline} <= set(names)],
+            published=None,
         )

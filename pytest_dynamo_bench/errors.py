@@ -26,6 +26,13 @@ class TargetError(DynamoBenchError):
     """A target cannot be used here: a package is missing, or an option does not fit it."""
 
 
+class UnavailableError(TargetError):
+    """A configuration needs something optional that isn't installed; the message says how to.
+
+    Its tests are skipped, those of other configurations are not.
+    """
+
+
 class DeploymentError(DynamoBenchError):
     """A configuration did not come up, or a part of it died; the message has the log's end."""
 

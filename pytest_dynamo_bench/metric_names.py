@@ -2,7 +2,7 @@
 
 Names and definitions are those of AIPerf's metrics reference, so that numbers can be put
 beside numbers measured with it; ``kv_hit_rate``, ``inter_token_gap``, the latencies from the
-schedule and the per-GPU forms are ours.
+schedule, the per-GPU forms and the metrics of images are ours.
 """
 
 from __future__ import annotations
@@ -138,6 +138,45 @@ METRICS: Mapping[str, MetricDefinition] = {
             False,
             "prompt tokens found in a worker's KV cache / prompt tokens, as the engines counted",
             is_share=True,
+        ),
+        MetricDefinition(
+            "embedding_hit_rate",
+            "share",
+            "higher",
+            False,
+            "images found in a worker's embedding cache / images, as the workers counted",
+            is_share=True,
+        ),
+        MetricDefinition(
+            "worker_decode_share",
+            "share",
+            "lower",
+            False,
+            "images that a worker decoded itself / images; the frontend decoded the others",
+            is_share=True,
+        ),
+        MetricDefinition(
+            "encoder_time",
+            "ms",
+            "lower",
+            True,
+            "per request with images: time of the vision encoder, over all of its images",
+        ),
+        MetricDefinition(
+            "image_decode_time",
+            "ms",
+            "lower",
+            True,
+            "per request with images: time of decoding them in the worker; 0 where the frontend "
+            "decodes",
+        ),
+        MetricDefinition(
+            "image_transfer_time",
+            "ms",
+            "lower",
+            True,
+            "per request with images: time of reading their pixels from the frontend; 0 where the "
+            "worker decodes",
         ),
         MetricDefinition(
             "host_hit_rate",

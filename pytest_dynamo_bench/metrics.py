@@ -278,6 +278,14 @@ def _other_rank(record: RequestRecord) -> tuple[float, float] | None:
     return None if record.prefill_rank is None else (record.prefill_rank > 0, 1)
 
 
+def _image_hits(record: RequestRecord) -> tuple[float, float] | None:
+    return (record.image_cache_hits or 0, record.images) if record.images else None
+
+
+def _decoded_by_worker(record: RequestRecord) -> tuple[float, float] | None:
+    return (record.images_decoded or 0, record.images) if record.images else None
+
+
 # Ratios of sums: numerator and denominator of a request, None where it does not count.
 _RATIOS: Mapping[str, Callable[[RequestRecord], tuple[float, float] | None]] = {
     "kv_hit_rate": _kv_hits,
@@ -285,6 +293,8 @@ _RATIOS: Mapping[str, Callable[[RequestRecord], tuple[float, float] | None]] = {
     "split_share": _split,
     "tokens_per_step": _tokens_by_step,
     "other_rank_share": _other_rank,
+    "embedding_hit_rate": _image_hits,
+    "worker_decode_share": _decoded_by_worker,
 }
 
 
@@ -308,6 +318,12 @@ def per_request(name: str, record: RequestRecord) -> float | None:
             return record.last_token_ms - record.scheduled_ms
         case "schedule_delay":
             return record.sent_ms - record.scheduled_ms
+        case "encoder_time":
+            return record.encoder_ms
+        case "image_decode_time":
+            return record.image_decode_ms
+        case "image_transfer_time":
+            return record.image_transfer_ms
         case "inter_token_latency" | "output_token_throughput_per_user":
             tokens = record.completion_tokens or 0
             if tokens < 2 or record.last_token_ms <= record.first_token_ms:

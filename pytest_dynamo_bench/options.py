@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from pytest_dynamo_bench.server_options import add_server_options
+
 _SCALES = ("smoke", "standard", "full")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
@@ -26,7 +28,8 @@ def add_options(add: Callable[..., object]) -> None:
         "--dynamo-target", metavar="TARGET", default=None,
         help="where configurations are brought up: "
         "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
-        "discrete-event simulation of the full traffic",
+        "discrete-event simulation of the full traffic, 'kubernetes' a cluster with Dynamo's "
+        "operator, 'endpoint' servers that are already up",
     )  # fmt: skip
     add(
         "--dynamo-traffic", metavar="FILE", default=None,
@@ -52,12 +55,12 @@ def add_options(add: Callable[..., object]) -> None:
     )  # fmt: skip
     add(
         "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
-        help="local: another length of each configuration's traffic, by the clock, than that of "
-        "the scale; longer runs give narrower intervals",
+        help="another length of each configuration's traffic, by the clock: local, than that of "
+        "the scale; a real deployment, than all of it; longer runs give narrower intervals",
     )  # fmt: skip
     add(
         "--dynamo-cut-seed", metavar="N", type=int, default=0,
-        help="local: choose another, equally representative cut (default: %(default)s)",
+        help="choose another, equally representative cut (default: %(default)s)",
     )  # fmt: skip
     add(
         "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
@@ -128,6 +131,7 @@ def add_options(add: Callable[..., object]) -> None:
         "--dynamo-save-baseline", metavar="DIR", default=None,
         help="copy the results to a directory that --dynamo-baseline can name later",
     )  # fmt: skip
+    add_server_options(add)
 
 
 def _positive_seconds(text: str) -> float:

@@ -20,10 +20,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, NotMeasuredError
+from pytest_dynamo_bench.errors import (
+    DynamoBenchError,
+    InvalidRunError,
+    NotMeasuredError,
+    UnavailableError,
+)
 from pytest_dynamo_bench.options import add_options
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
+from pytest_dynamo_bench.server_options import (
+    endpoint_target,
+    kubernetes_target,
+    without_secrets,
+)
 from pytest_dynamo_bench.session import BenchSession
 
 if TYPE_CHECKING:
@@ -34,7 +44,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _SLUG = re.compile(r"[^a-z0-9]+")
-_TARGETS = ("local", "replay")
+_TARGETS = ("local", "replay", "kubernetes", "endpoint")
 _LONGEST_MESSAGE = 20_000
 
 
@@ -126,7 +136,7 @@ def _new_session(config: pytest.Config) -> BenchSession:
         make_target=make_target,
         reports=config.rootpath
         / (config.getoption("dynamo_reports") or config.getini("dynamo_reports")),
-        command=["pytest", *map(str, config.invocation_params.args)],
+        command=["pytest", *without_secrets(list(map(str, config.invocation_params.args)))],
         option=config.getoption,
         show=_Display(config),
     )
@@ -189,6 +199,13 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
         from pytest_dynamo_bench.targets.replay import ReplayTarget
 
         return ReplayTarget()
+    try:
+        if name == "endpoint":
+            return endpoint_target(config.getoption)
+        if name == "kubernetes":
+            return kubernetes_target(config.getoption)
+    except DynamoBenchError as error:
+        raise pytest.UsageError(str(error)) from None
     return None
 
 
@@ -246,23 +263,30 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     dynamo = config.stash[_SESSION]
     benchmarks = {}
+    needed: dict[str, set[str]] = {}
     for item in session.items:
         benchmark = _benchmark_of(getattr(item, "module", None))
         if benchmark is None or not _measures(item):
             continue
         claim = _claim_of(item)
+        names = {configuration.name for configuration in benchmark.configurations}
         if claim is not None:
             if dynamo.why_not_judged(benchmark, claim):
                 continue
             dynamo.claims.setdefault(benchmark.name, []).append(claim)
+            names = {claim.treatment, claim.baseline}
         benchmarks[benchmark.name] = benchmark
+        needed.setdefault(benchmark.name, set()).update(names)
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.with_own_traffic(benchmark)
-            dynamo.target.check(benchmark)
+            dynamo.target.check(benchmark.only(needed[benchmark.name]))
             dynamo.target.traffic(benchmark)
         except DynamoBenchError as error:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
+    if config.getoption("dynamo_dry_run"):
+        for item in filter(_measures, session.items):
+            item.add_marker(pytest.mark.skip(reason="--dynamo-dry-run: nothing was created"))
     saved = config.getoption("dynamo_save_baseline")
     if benchmarks and saved:
         from pytest_dynamo_bench.reports.store import check_replaceable
@@ -553,7 +577,10 @@ class MeasuredComparison:
 
 def _told(error: DynamoBenchError) -> BaseException:
     """The error as pytest shows it without a traceback."""
-    return pytest.fail.Exception(printable(str(error), _LONGEST_MESSAGE), pytrace=False)
+    message = printable(str(error), _LONGEST_MESSAGE)
+    if isinstance(error, UnavailableError):
+        return pytest.skip.Exception(message)
+    return pytest.fail.Exception(message, pytrace=False)
 
 
 @pytest.fixture
@@ -618,7 +645,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     saved = session.config.getoption("dynamo_save_baseline")
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and dynamo.has_much_to_report:
-        terminal.ensure_newline()
+        if terminal._tw.width_of_current_line:
+            terminal._tw.line()
         terminal.write_line("writing the reports")
     try:
         dynamo.write_reports(os.environ)

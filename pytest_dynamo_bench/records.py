@@ -32,6 +32,14 @@ class RequestRecord:
         router_hit_rate: share of the prompt that the router expected in the cache.
         prefill_worker: the worker that processed the prompt.
         decode_worker: the worker that generated the tokens.
+        images: images of the request, as the worker counted them.
+        image_cache_hits: of these, found in the worker's embedding cache.
+        images_decoded: of the images, those that the worker decoded itself.
+        image_decode_ms: time that it took to decode them, summed over images.
+        image_transfer_ms: time to read their pixels from a frontend that decoded them, summed
+            over images.
+        encoder_ms: time of the vision encoder, summed over images.
+        response_id: what the server called its answer.
         prefill_rank: the rank of attention data parallelism that did, where there are several.
         decode_rank: likewise.
         kv_transfer_ms: time that moving the prompt's KV cache between the two took.
@@ -62,6 +70,13 @@ class RequestRecord:
     router_hit_rate: float | None = None
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    images: int | None = None
+    image_cache_hits: int | None = None
+    images_decoded: int | None = None
+    image_decode_ms: float | None = None
+    image_transfer_ms: float | None = None
+    encoder_ms: float | None = None
+    response_id: str | None = None
     prefill_rank: int | None = None
     decode_rank: int | None = None
     kv_transfer_ms: float | None = None

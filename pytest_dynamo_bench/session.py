@@ -113,7 +113,9 @@ class BenchSession:
     def why_not_judged(self, benchmark: Benchmark, claim: Claim) -> str:
         """Why a claim is neither measured nor judged in this session; empty when it is."""
         if claim.bound(self.target.name) is None:
-            return f"not claimed on {self.target.name}"
+            why = getattr(self.target, "why_not_claimed", None)
+            reason = why(benchmark) if why is not None else ""
+            return f"not claimed on {self.target.name}" + (f": {reason}" if reason else "")
         from pytest_dynamo_bench.targets.base import ScalingTarget
 
         if not isinstance(self.target, ScalingTarget):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,8 +33,33 @@ class Script:
     raw: bytes | None = None
     keep_alives: bool = False
     close: bool = False
+    cached_tokens: int | None = None
     pieces: tuple[bytes, ...] = ()
     close_idle_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Character:
+    """What kind of server it is.
+
+    ``refused`` are fields that it answers with 400; ``long_words`` are two tokens each, and so
+    are all ``w0``-like words when ``english`` is set.
+    """
+
+    model: str = "m"
+    template_tokens: int = 0
+    english: bool = False
+    long_words: frozenset[str] = frozenset()
+    refused: tuple[str, ...] = ()
+    api_key: str | None = None
+    not_ready: int = 0
+
+    def count(self, text: str) -> int:
+        tokens = self.template_tokens
+        for word in text.split():
+            local = word[0] == "w" and word[1:].isdecimal()
+            tokens += 2 if word in self.long_words or (local and self.english) else 1
+        return tokens
 
 
 @dataclass
@@ -44,13 +70,22 @@ class Seen:
     arrived: float
     written: list[float] = field(default_factory=list)
     connection: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class ReferenceServer:
     """Listens on loopback; ``script_for`` decides how each request is answered."""
 
-    def __init__(self, script_for: Callable[[int, dict], Script]) -> None:
+    def __init__(
+        self,
+        script_for: Callable[[int, dict], Script],
+        character: Character | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._script_for = script_for
+        self._tls = tls
+        self.character = character or Character()
+        self.models_asked = 0
         self._server: asyncio.Server | None = None
         self._connections = 0
         self.seen: list[Seen] = []
@@ -60,10 +95,18 @@ class ReferenceServer:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1/chat/completions"
+        return f"{self.base_url}/v1/chat/completions"
+
+    @property
+    def base_url(self) -> str:
+        assert self._server is not None
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", 0, limit=2**24, ssl=self._tls
+        )
 
     async def stop(self) -> None:
         assert self._server is not None
@@ -75,13 +118,25 @@ class ReferenceServer:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                length = next(
-                    int(line.split(":")[1])
-                    for line in head.splitlines()
-                    if line.lower().startswith("content-length")
-                )
-                body = json.loads(await reader.readexactly(length))
-                seen = Seen(body, time.perf_counter(), connection=connection)
+                headers = {
+                    line.split(":", 1)[0].lower(): line.split(":", 1)[1].strip()
+                    for line in head.splitlines()[1:]
+                    if ":" in line
+                }
+                key = self.character.api_key
+                if key is not None and headers.get("authorization") != f"Bearer {key}":
+                    given = headers.get("authorization", "nothing")
+                    self._plain(writer, 401, {"error": f"{given} is not a valid key"})
+                    continue
+                if head.startswith("GET "):
+                    self._get(head.split()[1], writer)
+                    continue
+                body = json.loads(await reader.readexactly(int(headers["content-length"])))
+                refused = [name for name in self.character.refused if name in body]
+                if refused:
+                    self._plain(writer, 400, {"error": f"Unrecognized argument: {refused[0]}"})
+                    continue
+                seen = Seen(body, time.perf_counter(), connection=connection, headers=headers)
                 self.seen.append(seen)
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -99,6 +154,22 @@ class ReferenceServer:
             pass
         finally:
             writer.close()
+
+    def _get(self, path: str, writer: asyncio.StreamWriter) -> None:
+        if path != "/v1/models":
+            self._plain(writer, 404, {"error": "not found"})
+            return
+        self.models_asked += 1
+        ready = self.models_asked > self.character.not_ready
+        self._plain(writer, 200, {"data": [{"id": self.character.model}] if ready else []})
+
+    def _plain(self, writer: asyncio.StreamWriter, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        writer.write(
+            b"HTTP/1.1 %d -\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % (status, len(body))
+            + body
+        )
 
     async def _answer(self, script: Script, seen: Seen, writer: asyncio.StreamWriter) -> None:
         if script.pieces:
@@ -143,14 +214,11 @@ class ReferenceServer:
             self._event(writer, _delta(None, finish="length"))
         if not script.no_usage:
             completion = script.claimed_completion_tokens or tokens
-            prompt = len(seen.body["messages"][0]["content"].split())
-            self._event(
-                writer,
-                {
-                    "choices": [],
-                    "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
-                },
-            )
+            prompt = self.character.count(seen.body["messages"][0]["content"])
+            usage: dict = {"prompt_tokens": prompt, "completion_tokens": completion}
+            if script.cached_tokens is not None:
+                usage["prompt_tokens_details"] = {"cached_tokens": script.cached_tokens}
+            self._event(writer, {"choices": [], "usage": usage})
         self._chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
@@ -172,9 +240,12 @@ def _delta(content: str | None, role: str | None = None, finish: str | None = No
 @asynccontextmanager
 async def reference_server(
     script: Script | Callable[[int, dict], Script] = Script(),
+    character: Character | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[ReferenceServer]:
     """A running server that answers every request by one script, or by a function of it."""
-    server = ReferenceServer(script if callable(script) else lambda index, body: script)
+    by = script if callable(script) else lambda index, body: script
+    server = ReferenceServer(by, character, tls)
     await server.start()
     try:
         yield server

@@ -20,6 +20,7 @@ from rich.text import Text
 from pytest_dynamo_bench.cli import (
     attribution,
     check_client,
+    cleanup,
     compare,
     report,
     show,
@@ -49,7 +50,7 @@ examples:
   python -m pytest_dynamo_bench attribution benchmarks/qwen3_32b_kv_routing.py \\
       --baseline agg-round-robin --treatment disagg-kv-router
   python -m pytest_dynamo_bench traffic my-trace.jsonl --write-cut short.jsonl
-  python -m pytest_dynamo_bench show benchmarks/qwen3_32b_kv_routing.py --target local
+  python -m pytest_dynamo_bench show benchmarks/qwen3_32b_kv_routing.py --target kubernetes
   python -m pytest_dynamo_bench report reports/2026-11-24T21-06-10Z-local
   python -m pytest_dynamo_bench compare reports/new reports/old --tolerance ttft:10%
   python -m pytest_dynamo_bench history reports/* --output history.html
@@ -58,7 +59,8 @@ examples:
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
 _COMMANDS = (
-    "sweep", "attribution", "traffic", "show", "report", "compare", "history", "check-client",
+    "sweep", "attribution", "traffic", "show", "report", "compare", "history", "cleanup",
+    "check-client",
 )  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     attribution.add_arguments(commands)
     traffic.add_arguments(commands)
     show.add_arguments(commands)
+    cleanup.add_arguments(commands)
     report.add_arguments(commands)
     compare.add_arguments(commands)
     check_client.add_arguments(commands)

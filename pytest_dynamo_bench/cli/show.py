@@ -13,10 +13,12 @@ from rich.text import Text
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.cli import common
+from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.targets.local.commands import Ports, environment, process_specs
 from pytest_dynamo_bench.targets.replay import ReplayTarget, describe
 
 Describe = Callable[[Benchmark, Configuration], str]
+_RUN = "show"
 _SCRATCH, _LOGS = Path("$SCRATCH"), Path("$LOGS")
 _PORTS = Ports(frontend=8000, event_publishers=8001, event_subscribers=8002)
 
@@ -27,15 +29,27 @@ def add_arguments(commands: Any) -> None:
         "show",
         help="what a benchmark would deploy on a target",
         description="Prints what would be brought up for each configuration: command lines with "
-        "their environment for local, the simulation's arguments for replay. Nothing is started.",
+        "their environment for local, the simulation's arguments for replay, manifests for "
+        "kubernetes. Nothing is started, and no cluster is asked.",
     )
     parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     parser.add_argument(
-        "--target", default="local", choices=tuple(DESCRIBE), help="default: %(default)s"
+        "--target",
+        default="local",
+        choices=(*DESCRIBE, "kubernetes"),
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--configuration", action="append", default=[], metavar="NAME",
         help="only this one; may be given more than once",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dynamo-cluster", type=Path, metavar="FILE",
+        help="kubernetes: settings of the cluster (default: none, with namespace 'default')",
+    )  # fmt: skip
+    parser.add_argument(
+        "--with-claims", action="store_true",
+        help="kubernetes: also print the PersistentVolumeClaims that have to exist",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
@@ -50,6 +64,12 @@ def run(options: argparse.Namespace) -> None:
     known = [configuration.name for configuration in benchmark.configurations]
     names = [common.choose("configuration", name, known) for name in options.configuration]
     console = common.output_console()
+    if options.target == "kubernetes":
+        text = render_kubernetes(
+            benchmark, names or known, options.dynamo_cluster, with_claims=options.with_claims
+        )
+        console.out(text, end="", highlight=False)
+        return
     for name in names or known:
         configuration = benchmark.configuration(name)
         text = DESCRIBE[options.target](benchmark, configuration)
@@ -77,6 +97,36 @@ def _quoted(word: str) -> str:
 def describe_replay(benchmark: Benchmark, configuration: Configuration) -> str:
     """The arguments of Dynamo's replay as JSON; the traffic's are added when it is simulated."""
     return json.dumps(describe(ReplayTarget(), benchmark, configuration), indent=2, default=str)
+
+
+def render_kubernetes(
+    benchmark: Benchmark,
+    configurations: list[str],
+    settings_file: Path | None,
+    *,
+    with_claims: bool = False,
+) -> str:
+    """The manifests of some configurations as one YAML stream.
+
+    Raises:
+        TargetError: the settings are wrong, or a configuration cannot be rendered.
+        BenchmarkError: there is no such configuration.
+    """
+    from pytest_dynamo_bench.targets.kubernetes.manifest import claims, render
+    from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings, read_settings
+    from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump_all
+
+    settings = read_settings(settings_file) if settings_file else ClusterSettings("default")
+    parts = []
+    if with_claims:
+        found = claims(settings)
+        if not found:
+            raise BenchmarkError("--with-claims: the settings name no model_cache")
+        parts.append("# volumes that have to exist\n" + dump_all(found))
+    for name in configurations:
+        documents = render(benchmark, benchmark.configuration(name), settings, _RUN)
+        parts.append(f"# {benchmark.name}: {name}\n" + dump_all(documents))
+    return "---\n".join(parts)
 
 
 # A target that renders something else (manifests, say) is one more entry here.

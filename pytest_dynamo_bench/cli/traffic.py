@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 from rich.text import Text
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName, traffic_for
@@ -207,7 +209,10 @@ def _write_aiperf(traffic: Traffic, path: Path) -> list[Path]:
     if traffic.images is not None:
         directory = path.with_name(f"{path.stem}-images")
         directory.mkdir(parents=True, exist_ok=True)
-        for image in sorted({image for request in traffic.requests for image in request.images}):
+        shown = sorted({image for request in traffic.requests for image in request.images})
+        for image in track(
+            shown, f"writing {len(shown)} images", console=Console(stderr=True), transient=True
+        ):
             content = traffic.images.encoded(image)
             ending = media_type(content).removeprefix("image/")
             name = f"image-{image:04d}.{ending}"

@@ -34,7 +34,8 @@ class ModelDimensions:
         experts: experts of each of the other layers, ``expert_intermediate_size`` wide.
         rope_element_bytes: MLA: bytes of an element of the rotary part.
         index_entry_bytes: bytes that a sparse-attention indexer keeps per token and layer.
-        vision_encoder: whether the model also has one; nothing here counts it.
+        image_embedding_values: numbers that the vision encoder gives for one token of an image,
+            0 for models without one; nothing else here counts the encoder.
         source: where the numbers are from.
     """
 
@@ -69,7 +70,7 @@ class ModelDimensions:
     linear_key_heads: int = 0
     linear_value_heads: int = 0
     linear_head_dim: int = 0
-    vision_encoder: bool = False
+    image_embedding_values: int = 0
 
     @property
     def kv_bytes_per_token(self) -> int:

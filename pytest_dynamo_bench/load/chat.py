@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,7 +23,7 @@ from pytest_dynamo_bench.load.connection import (
 from pytest_dynamo_bench.load.health import Sampler
 from pytest_dynamo_bench.load.sse import parse_events
 from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.traffic import TrafficRequest
+from pytest_dynamo_bench.traffic import Images, TrafficRequest
 from pytest_dynamo_bench.traffic.prompts import prompt_text
 
 _ERROR_LENGTH = 300
@@ -31,23 +33,84 @@ _MOST_TOKENS = 2**40
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
-def request_body(model: str, request: TrafficRequest, block_tokens: int) -> bytes:
-    """The JSON body of a request whose prompt and output have exactly the traffic's lengths."""
-    prompt = prompt_text(request.hash_ids, request.input_tokens, block_tokens)
-    return json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "max_tokens": request.output_tokens,
-            "min_tokens": request.output_tokens,
-            "ignore_eos": True,
-            "nvext": {"extra_fields": ["worker_id", "timing"]},
-        },
-        separators=(",", ":"),
-    ).encode()
+@dataclass(frozen=True)
+class Dialect:
+    """What a server understands in a request, and how it counts a prompt.
 
+    Attributes:
+        extension: it is Dynamo, and says in ``nvext`` which workers served a request.
+        forced_length: it takes ``min_tokens`` and ``ignore_eos``, so that outputs have the
+            length that the traffic asks for.
+        words: each one token of the server's tokenizer; prompts are made of them. Those of the
+            local target's tokenizer when None.
+        template_tokens: tokens that its chat template puts around a message.
+    """
+
+    extension: bool = True
+    forced_length: bool = True
+    words: Sequence[str] | None = None
+    template_tokens: int = 0
+
+
+DYNAMO = Dialect()
+
+
+def request_body(
+    model: str,
+    request: TrafficRequest,
+    block_tokens: int,
+    images: Images | None = None,
+    dialect: Dialect = DYNAMO,
+) -> bytes:
+    """The JSON body of a request whose prompt and output have exactly the traffic's lengths.
+
+    Text comes first and images after it, as AIPerf sends them.
+
+    Args:
+        images: what the request's numbers of images stand for.
+        dialect: what the server understands.
+    """
+    prompt = prompt_text(
+        request.hash_ids,
+        request.input_tokens,
+        block_tokens,
+        words=dialect.words,
+        template_tokens=dialect.template_tokens,
+    )
+    content: str | list[dict[str, Any]] = prompt
+    if request.images:
+        content = [{"type": "text", "text": prompt}, *([_IMAGE] * len(request.images))]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": request.output_tokens,
+    }
+    if dialect.forced_length:
+        body |= {"min_tokens": request.output_tokens, "ignore_eos": True}
+    if dialect.extension:
+        body["nvext"] = {"extra_fields": ["worker_id", "timing"]}
+    text = json.dumps(body, separators=(",", ":")).encode()
+    if not request.images:
+        return text
+    assert images is not None
+    # Images are put in afterwards, so that their megabytes pass no JSON encoder.
+    first, *others = text.split(_PLACE)
+    parts = [first]
+    for image, after in zip(request.images, others, strict=True):
+        parts += [_data_url(images, image), after]
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=64)
+def _data_url(images: Images, image: int) -> bytes:
+    """An image as it is sent; those that come again soon are not made again."""
+    return images.data_url(image).encode()
+
+
+_PLACE = b"<image>"
+_IMAGE = {"type": "image_url", "image_url": {"url": _PLACE.decode()}}
 
 # Only what a record needs; everything else in an event is skipped while it is read.
 
@@ -75,6 +138,7 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Event(msgspec.Struct, gc=False):
+    id: Any = None
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
@@ -98,6 +162,7 @@ class _Reading:
         self.router_hit_rate: float | None = None
         self.prefill_worker: str | None = None
         self.decode_worker: str | None = None
+        self.response_id: str | None = None
         self.prefill_rank: int | None = None
         self.decode_rank: int | None = None
         self.kv_transfer_ms: float | None = None
@@ -157,6 +222,7 @@ class RecordMaker:
             router_hit_rate=found.router_hit_rate,
             prefill_worker=found.prefill_worker,
             decode_worker=found.decode_worker,
+            response_id=found.response_id,
             prefill_rank=found.prefill_rank,
             decode_rank=found.decode_rank,
             kv_transfer_ms=(
@@ -205,6 +271,7 @@ class RecordMaker:
                 if event.error:
                     found.error = f"the server reported an error in the stream: {event.error}"
                     return
+                found.response_id = found.response_id or _text(event.id)
                 for choice in event.choices or ():
                     delta = choice.delta
                     if delta is not None:

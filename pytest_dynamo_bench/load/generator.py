@@ -11,19 +11,19 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from pytest_dynamo_bench.errors import LoadError
-from pytest_dynamo_bench.load.chat import request_body
+from pytest_dynamo_bench.load.chat import DYNAMO, Dialect, request_body
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
 from pytest_dynamo_bench.load.worker import LENGTH, message
 from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic import Concurrency, Images, Traffic, TrafficRequest
 
 Ended = Callable[[bool], None]
 
@@ -70,6 +70,7 @@ class LoadGenerator:
         ramp_seconds: of a closed loop, modelled time over which its places start one by one.
         count_tokens: how many tokens each text of a list has, to tell the chunks of several
             tokens; believed where it adds up to the server's count. None: the server alone says.
+        dialect: what a body may say, and of which words prompts are made.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class LoadGenerator:
         fast_forward: float = 1.0,
         ramp_seconds: float = 0.0,
         count_tokens: Callable[[list[str]], list[int]] | None = None,
+        dialect: Dialect = DYNAMO,
     ) -> None:
         self._count_tokens = count_tokens
+        self._dialect = dialect
         self._server = server
         self._model = model
         self._timeout_seconds = request_timeout_seconds
@@ -135,12 +138,19 @@ class LoadGenerator:
         """The requests that have ended last, so many at most."""
         return self._records[-count:]
 
-    async def send(self, traffic: Traffic, ended: Ended) -> None:
+    async def send(
+        self,
+        traffic: Traffic,
+        ended: Ended,
+        *,
+        prepared: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Send everything, and wait until everything has ended.
 
         Args:
             ended: called when a request has ended, with whether it succeeded; about ten times a
                 second for all that have.
+            prepared: awaited when the processes are ready to send; they start when it returns.
 
         Raises:
             LoadError: a process of the load generator died.
@@ -149,7 +159,7 @@ class LoadGenerator:
         self._open_loop = not isinstance(traffic.schedule, Concurrency)
         jobs = self._jobs(traffic)
         if self._processes:
-            await self._send_from_processes(jobs)
+            await self._send_from_processes(jobs, prepared)
         else:
             await self._send_from_thread(jobs[0])
 
@@ -159,7 +169,9 @@ class LoadGenerator:
         schedule = traffic.schedule
         concurrency = schedule.sessions if isinstance(schedule, Concurrency) else None
         count = max(min(self._processes, concurrency or self._processes, len(sessions)), 1)
-        body = functools.partial(_body, self._model, traffic.block_tokens)
+        body = functools.partial(
+            _body, self._model, traffic.block_tokens, traffic.images, self._dialect
+        )
         return [
             Job(
                 server=self._server,
@@ -207,11 +219,15 @@ class LoadGenerator:
                 # What the thread reported last may still be on its way.
                 await asyncio.sleep(0)
 
-    async def _send_from_processes(self, jobs: Sequence[Job]) -> None:
+    async def _send_from_processes(
+        self, jobs: Sequence[Job], prepared: Callable[[], Awaitable[None]] | None
+    ) -> None:
         async with contextlib.AsyncExitStack() as stack:
             workers = [await stack.enter_async_context(_Worker.started()) for _ in jobs]
             pairs = list(zip(workers, jobs, strict=True))
             await asyncio.gather(*(worker.prepare(job) for worker, job in pairs))
+            if prepared is not None:
+                await prepared()
             start_ns = self._start()
             for worker in workers:
                 worker.tell(start_ns)
@@ -227,8 +243,14 @@ class LoadGenerator:
                 raise
 
 
-def _body(model: str, block_tokens: int, request: TrafficRequest) -> bytes:
-    return request_body(model, request, block_tokens)
+def _body(
+    model: str,
+    block_tokens: int,
+    images: Images | None,
+    dialect: Dialect,
+    request: TrafficRequest,
+) -> bytes:
+    return request_body(model, request, block_tokens, images, dialect)
 
 
 class _ThreadMailbox:

@@ -85,6 +85,14 @@ def _features(
             f"experts over {spread} GPUs",
             "in the profile's step times only, not its kernels" if local or run.simulated else "",
         )
+    if "frontend_decoding" in features:
+        yield FeatureAtWork("frontend_decoding", _decoding(metrics))
+    if "embedding_cache" in features:
+        yield FeatureAtWork(
+            "embedding_cache",
+            _embeddings(metrics),
+            "the cache and the encoder are this plugin's, not the engine's" if local else "",
+        )
     if "multi_node" in features:
         yield FeatureAtWork(
             "multi_node",
@@ -154,6 +162,28 @@ def _ranks(configuration: Configuration, metrics: Metrics) -> str:
         f"{len(prompts)} of {total} {worker.mode} ranks served requests, the busiest "
         f"{100 * busiest:.1f} % of them"
     )
+
+
+def _decoding(metrics: Metrics) -> str:
+    here = metrics.value("worker_decode_share")
+    transfer = metrics.value("image_transfer_time.mean")
+    saw = _known(here, f"{100 * (1 - here):.0f} % of images were decoded in the frontend")
+    if math.isfinite(transfer):
+        saw += f"; reading the pixels of a request took {transfer:.1f} ms"
+    return saw
+
+
+def _embeddings(metrics: Metrics) -> str:
+    found = metrics.value("embedding_hit_rate")
+    saw = _known(found, f"{100 * found:.1f} % of images were found")
+    cache = metrics.run.observed.get("embedding_cache")
+    if cache:
+        saw += (
+            f"; {cache['entries']:,} embeddings in {cache['bytes'] / 1e6:,.1f} of "
+            f"{cache['capacity_bytes'] / 1e6:,.1f} MB, {cache['evictions']:,} evicted; the "
+            f"encoder took {metrics.value('encoder_time.mean'):.1f} ms a request"
+        )
+    return saw
 
 
 def _placement(configuration: Configuration) -> str:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -157,9 +158,13 @@ def _published_columns(report: ComparisonReport) -> list[str]:
     return list(dict.fromkeys(what for row in values.values() for what in row))
 
 
-def _as_deployed(item: ConfigurationReport) -> str:
+def _as_deployed(session: SessionReport, item: ConfigurationReport) -> str:
+    """As JSON; paths without what only means something on the machine that it was made on."""
     told = {key: item.details.get(key, {}) for key in ("deployed", "observed")}
     text = json.dumps(told, indent=2, ensure_ascii=False)
+    package = Path(__file__).parents[1]
+    for path, name in ((session.directory.resolve(), "<results>"), (package, f"<{package.name}>")):
+        text = text.replace(str(path), name)
     return printable(text, _LONGEST_DEPLOYED)
 
 

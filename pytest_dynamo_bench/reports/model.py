@@ -73,6 +73,10 @@ COLUMNS = (
     Column("output_token_throughput_per_gpu", "output per GPU", "tok/s\n/GPU"),
     Column("goodput", "goodput", "good-\nput"),
     Column("kv_hit_rate", "KV hit rate", "KV\nhits"),
+    Column("embedding_hit_rate", "embedding hit rate", "image\nhits"),
+    Column("encoder_time.mean", "encoder time", "en-\ncoder"),
+    Column("image_decode_time.mean", "image decoding in the worker", "de-\ncode"),
+    Column("image_transfer_time.mean", "image transfer", "trans-\nfer"),
 )
 
 

@@ -29,6 +29,8 @@ _LONGEST_ERROR = 1500
 _SHOWN = (
     "time_to_first_token.mean", "time_to_first_token.p50", "time_to_first_token.p99",
     "inter_token_latency.mean", "inter_token_latency.p99", "goodput", "kv_hit_rate",
+    "embedding_hit_rate", "encoder_time.mean", "image_decode_time.mean",
+    "image_transfer_time.mean",
 )  # fmt: skip
 _CHANGES = (
     "time_to_first_token.mean", "inter_token_latency.mean", "goodput", "request_latency.mean",

@@ -149,7 +149,7 @@ def _applying(
     workers = configuration.workers
     if any(worker.kv_offload for worker in workers):
         yield NO_OFFLOAD
-    if any(profile.dimensions.vision_encoder for profile in profiles):
+    if any(profile.dimensions.image_embedding_values for profile in profiles):
         yield NO_VISION
     yield MODEL_ESTIMATE
     yield from (_origin(profile) for profile in {p.name: p for p in profiles}.values())

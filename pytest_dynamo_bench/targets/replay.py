@@ -38,7 +38,7 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.base import Progress
-from pytest_dynamo_bench.targets.caveats import Caveat, caveats
+from pytest_dynamo_bench.targets.caveats import NO_VISION, Caveat, caveats
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     Traffic,
@@ -144,6 +144,10 @@ class ReplayTarget:
             prefix_priced=self.prefix_pricing != "none",
             ranks_as_workers=ranks_as_workers(benchmark),
         )
+
+    def why_not_claimed(self, benchmark: Benchmark) -> str:
+        """What of the benchmark is not simulated at all, so that nothing is claimed; or empty."""
+        return str(NO_VISION) if benchmark.traffic.load().images is not None else ""
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What isn't expressed of the configuration, then what is simplified."""

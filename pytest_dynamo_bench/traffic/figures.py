@@ -106,6 +106,10 @@ def in_words(traffic: Traffic) -> str:
         f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
         f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens"
     )
-    if math.isfinite(figures.reusable_share):
+    if figures.images:
+        told += (
+            f"; {figures.images:,} images, {figures.repeated_images_share:.1%} of them seen before"
+        )
+    elif math.isfinite(figures.reusable_share):
         told += f"; {figures.reusable_share:.1%} of the prompt blocks are reusable"
     return told

@@ -34,7 +34,8 @@ _MOST_BLOCKS = 20
 _FEWEST_BLOCKS = 6
 _REQUESTS_PER_BLOCK = 125
 _DRIFT_REQUESTS = 18.0
-_DRIFT_SD = 0.06
+_DRIFT_SD = 0.04
+_QUEUED_DRIFT_SD = 0.06
 _FEWEST_BY_KURTOSIS = 4.0
 
 
@@ -154,7 +155,7 @@ def block_length(series: Sequence[FloatArray], *, repeated: bool = False) -> int
     return int(np.clip(np.ceil(max(automatic, floor)), 1, max(n, 1)))
 
 
-def hidden_drift_variance(n: int, length: int, unbiased_variance: float) -> float:
+def hidden_drift_variance(n: int, length: int, unbiased_variance: float, *, queued: bool) -> float:
     """What a single run with too few requests for long blocks cannot see, as a variance.
 
     A machine whose speed drifts makes requests alike, weakly next to their own noise but over
@@ -165,14 +166,15 @@ def hidden_drift_variance(n: int, length: int, unbiased_variance: float) -> floa
     too small by the factor F, relative to the blocks of 125 requests that a longer run has.
 
     Two limits of what is hidden, of which the smaller one counts: ``F - 1`` times what is seen,
-    as if all of it were such correlation; and a drift by 6 % of both runs, a machine's 3 %
-    doubled by a queue that is half full. Both were chosen on synthetic queues (seeds that the
-    calibration page does not use) so that at most 5 % of claims are false from 100 requests on.
+    as if all of it were such correlation; and a drift of both machines by 4 %, or by 6 % where
+    a queue makes more of it. All were chosen on synthetic queues (seeds that the calibration
+    page does not use) so that at most 5 % of claims are false from 100 requests on.
 
     Args:
         n: requests in the run.
         length: of the blocks.
         unbiased_variance: of the log ratio of two means over the run, by its blocks.
+        queued: whether the metric is about waiting (time to first token, goodput).
     """
     if length >= min(_REQUESTS_PER_BLOCK, n):
         return 0.0
@@ -184,7 +186,8 @@ def hidden_drift_variance(n: int, length: int, unbiased_variance: float) -> floa
     unseen = length / n
     factor = shown(n) * (1 - unseen) / (shown(length) - unseen * shown(n))
     factor = max(1.0, factor * shown(_REQUESTS_PER_BLOCK))
-    drift = 2 * _DRIFT_SD**2 * 2 * _DRIFT_REQUESTS * shown(n) / n
+    drift_sd = _QUEUED_DRIFT_SD if queued else _DRIFT_SD
+    drift = 2 * drift_sd**2 * 2 * _DRIFT_REQUESTS * shown(n) / n
     return min((factor - 1) * unbiased_variance, (1 - 1 / factor) * drift)
 
 

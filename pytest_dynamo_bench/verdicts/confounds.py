@@ -15,6 +15,8 @@ _LABELS = ("name", "role", "published", "note")
 FEATURE_NAMES = {
     "kv_routing": "KV routing",
     "pd_split": "prefill/decode split",
+    "embedding_cache": "embedding cache",
+    "frontend_decoding": "frontend decoding",
     "spec_decode": "speculative decoding",
     "kv_offload": "KV offload",
     "wideep": "WideEP",

@@ -74,6 +74,7 @@ _NEGLIGIBLE = 1e-12
 _RULE_OF_THREE = 3.0
 _FEWEST_REQUESTS = 10
 _FEWEST_RUNS = 3
+_QUEUED = ("time_to_first_token", "goodput")
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,7 @@ class _Comparison:
     def __init__(self, treatment: Sequence[Sample], baseline: Sequence[Sample]) -> None:
         self.arms = (tuple(treatment), tuple(baseline))
         name, _ = parse_metric(treatment[0].metric)
+        self.queued = name.startswith(_QUEUED)
         self.scale: Scale = "difference" if METRICS[name].is_share else "log ratio"
         self.run_values = tuple(np.array([s.value for s in arm]) for arm in self.arms)
         self.values = tuple(float(np.mean(values)) for values in self.run_values)
@@ -375,7 +377,9 @@ class _Comparison:
             longest = max(longest, length)
             drift = 0.0
             if not repeated and self.scale == "log ratio":
-                drift = hidden_drift_variance(group.n, length, uncertain.unbiased_variance)
+                drift = hidden_drift_variance(
+                    group.n, length, uncertain.unbiased_variance, queued=self.queued
+                )
             hidden += drift
             variances.append(variance + drift)
             freedoms.append(max(freedom, 1.0))

@@ -376,14 +376,16 @@ class TestBlocks:
         assert np.mean(found) == pytest.approx((1 + keep) / (1 - keep) / n, rel=0.25)
 
     def test_only_short_runs_hide_a_drift(self):
-        assert hidden_drift_variance(750, 125, 1.0) == 0
-        hidden = [hidden_drift_variance(n, -(-n // 6), 1e-3) for n in (100, 200, 400, 700)]
+        assert hidden_drift_variance(750, 125, 1.0, queued=True) == 0
+        hidden = [
+            hidden_drift_variance(n, -(-n // 6), 1e-3, queued=True) for n in (100, 200, 400, 700)
+        ]
         assert hidden == sorted(hidden, reverse=True) and hidden[-1] > 0
 
     @few
     @given(n=st.integers(20, 800), blocks=st.floats(2, 20), seen=st.floats(0, 1))
     def test_no_more_is_hidden_than_a_machine_can_drift(self, n, blocks, seen):
-        hidden = hidden_drift_variance(n, max(1, round(n / blocks)), seen)
+        hidden = hidden_drift_variance(n, max(1, round(n / blocks)), seen, queued=True)
         assert 0 <= hidden <= 2 * 0.06**2
         assert seen > 0 or hidden == 0
 

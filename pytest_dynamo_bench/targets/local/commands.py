@@ -17,6 +17,11 @@ from pytest_dynamo_bench.engines import (
 )
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.local.processes import ProcessSpec
+from pytest_dynamo_bench.targets.local.vision.deployment import (
+    VisionPlan,
+    vision_commands,
+    vision_environment,
+)
 
 LOOPBACK = "127.0.0.1"
 
@@ -67,9 +72,16 @@ def process_specs(
     logs: Path,
     ports: Ports,
     fast_forward: float = 1.0,
+    vision: VisionPlan | None = None,
 ) -> list[ProcessSpec]:
-    """Event tap, frontend, and one process of mockers for each role, in starting order."""
+    """Event tap, frontend, and workers, in starting order.
+
+    Workers are one process of mockers for each role; for traffic with images a vision worker for
+    each replica.
+    """
     variables = {**inherited_environment(), **environment(directory, ports)}
+    if vision is not None:
+        variables |= vision_environment(configuration)
     tap = [
         sys.executable, str(Path(__file__).with_name("event_tap.py")),
         "--publishers-port", str(ports.event_publishers),
@@ -82,10 +94,13 @@ def process_specs(
         "--router-mode", configuration.router, "--discovery-backend", "file",
     ]  # fmt: skip
     commands = {"event-tap": tap, "frontend": frontend}
-    for worker in configuration.workers:
-        commands[worker.mode] = mocker_command(
-            benchmark, configuration, worker, directory, fast_forward
-        )
+    if vision is not None:
+        commands |= vision_commands(benchmark, configuration, vision, directory)
+    else:
+        for worker in configuration.workers:
+            commands[worker.mode] = mocker_command(
+                benchmark, configuration, worker, directory, fast_forward
+            )
     return [
         ProcessSpec(name, argv, variables, logs / f"{name}.log") for name, argv in commands.items()
     ]

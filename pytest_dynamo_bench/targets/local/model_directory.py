@@ -11,6 +11,14 @@ from pytest_dynamo_bench.traffic.prompts import VOCABULARY_TOKENS, word
 _END_OF_TEXT = "<end>"
 _UNKNOWN = "<unknown>"
 _MAX_TOKENS = 262_144
+# Text as it is; images leave nothing in the prompt, their tokens are the worker's.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
 
 
 def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
@@ -50,7 +58,7 @@ def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "unk_token": _UNKNOWN,
             "eos_token": _END_OF_TEXT,
-            "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+            "chat_template": _CHAT_TEMPLATE,
         },
         "generation_config.json": {"eos_token_id": vocabulary[_END_OF_TEXT]},
     }

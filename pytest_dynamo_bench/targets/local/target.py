@@ -56,8 +56,17 @@ from pytest_dynamo_bench.targets.local.engine_events import (
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
 from pytest_dynamo_bench.targets.local.scaling import in_words, sized, survived
+from pytest_dynamo_bench.targets.local.vision.deployment import (
+    cache_summary,
+    check_vision,
+    read_measures,
+    vision_limitations,
+    vision_plan,
+    with_image_measures,
+)
 from pytest_dynamo_bench.traffic import (
     Concurrency,
+    NoiseImages,
     Traffic,
     TrafficRequest,
     describe,
@@ -75,6 +84,8 @@ _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
 _WARM_UP_BLOCK_ID = 8192**5 - 1
+# Images of their own, too small to take room from others in a cache of embeddings.
+_WARM_UP_IMAGES = NoiseImages(32, 32, seed=2**32 - 1)
 
 T = TypeVar("T")
 
@@ -164,6 +175,9 @@ class LocalTarget:
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
+        if benchmark.traffic.load().images is not None:
+            plan = vision_plan(benchmark, self.traffic(benchmark))
+            return () if plan is None else vision_limitations(benchmark, configuration, plan)
         found = [
             "engines are Dynamo's mockers: scheduling, KV cache and routing are real, the time of "
             "a forward pass is modelled",
@@ -229,7 +243,10 @@ class LocalTarget:
 
         Raises:
             DeploymentError: the configuration did not come up.
+            UnavailableError: it needs a package that isn't installed.
         """
+        if traffic.images is not None:
+            check_vision(benchmark, configuration)
         measuring = _Measurement(
             benchmark, configuration, traffic, directory, progress, self._options,
             self.size(benchmark),
@@ -291,7 +308,7 @@ class _Measurement:
             ports = _choose_ports(self._options.frontend_port)
             specs = process_specs(
                 self._benchmark, self._configuration, scratch, self._logs, ports,
-                self._fast_forward,
+                self._fast_forward, vision_plan(self._benchmark, self._traffic),
             )  # fmt: skip
             started = time.monotonic()
             async with Processes(specs, scratch) as processes:
@@ -365,6 +382,7 @@ class _Measurement:
         self._progress.stage("warming")
         await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
         self._progress.stage("measuring")
+        used = _cpu_seconds(processes)
         generator = self._generator(server, model)
         problems = await self._send(processes, generator)
         observed: dict[str, Any] = {
@@ -372,10 +390,18 @@ class _Measurement:
             "machine": _machine(),
             "processor_use": [round(share, 2) for share in self._processor_use],
             "load_generator": generator.health(),
+            "cpu_seconds": {
+                name: round(seconds - used.get(name, 0.0), 2)
+                for name, seconds in _cpu_seconds(processes).items()
+            },
         }
         if not problems:
             observed |= await self._observe(frontend, model)
         records, started_at = generator.records(), generator.started_at
+        if self._traffic.images is not None:
+            measures = read_measures(scratch)
+            observed["embedding_cache"] = cache_summary(measures, records)
+            return self._run(with_image_measures(records, measures), observed, started_at, problems)
         events = read_events(scratch / "events.jsonl")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
         records = self._with_mechanisms(records, events, start_wall_ms)
@@ -387,6 +413,15 @@ class _Measurement:
         observed["evicted_blocks"] = events.removed_blocks
         if events.unreadable:
             problems = [*problems, f"{events.unreadable} events of the engines were unreadable"]
+        return self._run(records, observed, started_at, problems)
+
+    def _run(
+        self,
+        records: list[RequestRecord],
+        observed: dict[str, Any],
+        started_at: str,
+        problems: list[str],
+    ) -> Run:
         whole = self._benchmark.traffic.load()
         return Run(
             benchmark=self._benchmark.name,
@@ -469,12 +504,13 @@ class _Measurement:
     async def _warm_up(self, server: Server, model: str) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""
         count = 2 * self._configuration.replicas
+        images = _WARM_UP_IMAGES if self._traffic.images is not None else None
         requests = [
             TrafficRequest(f"warm-{i}", f"warm-{i}", 0, 0.0, 0.0, _WARM_UP_TOKENS, 2,
-                           (_WARM_UP_BLOCK_ID - i,))
+                           (_WARM_UP_BLOCK_ID - i,), (i,) if images else ())
             for i in range(count)
         ]  # fmt: skip
-        traffic = Traffic(requests, Concurrency(4), self._traffic.block_tokens, ())
+        traffic = Traffic(requests, Concurrency(4), self._traffic.block_tokens, (), images)
         generator = LoadGenerator(server, model, request_timeout_seconds=30, processes=0)
         await generator.send(traffic, lambda whole: None)
         for record in generator.records():
@@ -551,6 +587,16 @@ async def _frontend(ports: Ports) -> AsyncIterator[httpx.AsyncClient]:
     # Proxies of the environment are for the outside, never for loopback.
     async with httpx.AsyncClient(base_url=address, timeout=5, trust_env=False) as client:
         yield client
+
+
+def _cpu_seconds(processes: Processes) -> dict[str, float]:
+    """Processor time that each process of a deployment has used so far."""
+    found = {}
+    for name, pid in processes.pids.items():
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            found[name] = times.user + times.system
+    return found
 
 
 def _machine() -> str:

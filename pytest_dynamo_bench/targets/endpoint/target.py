@@ -1,0 +1,304 @@
+"""The endpoint target: measure what is already deployed, and leave it as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.endpoint.switch import split_command, switch
+from pytest_dynamo_bench.targets.service import measure
+from pytest_dynamo_bench.targets.service.address import Access, Address, check_url
+from pytest_dynamo_bench.targets.service.probe import (
+    Service,
+    choose_model,
+    probe,
+    wait_for_models,
+)
+from pytest_dynamo_bench.traffic import Traffic, cut, describe
+from pytest_dynamo_bench.traffic.model import Concurrency
+
+_NAMED = re.compile(r"([a-z0-9][a-z0-9._/-]*)=(.*)")
+_WARM_UP_REQUESTS = 8
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """What the user says of his servers.
+
+    Attributes:
+        urls: by configuration, or by ``benchmark/configuration``; "" is for all others.
+        access: keys, headers, TLS.
+        model: the served name of the model, where it is not the benchmark's.
+        switch_command: an argument list with a placeholder, run before each configuration.
+        switch_seconds: limit for the command.
+        ready_seconds: limit for the server to list the model (after a switch, say).
+        seconds: length of the traffic that is cut from the benchmark's; None for all of it.
+        seed: chooses among equally good cuts.
+        load_processes: processes that send.
+        same_prompts: send the same words in every run.
+    """
+
+    urls: Mapping[str, str]
+    access: Access = field(default_factory=Access)
+    model: str | None = None
+    switch_command: Sequence[str] | None = None
+    switch_seconds: float = 1800
+    ready_seconds: float = 60
+    seconds: float | None = None
+    seed: int = 0
+    load_processes: int = 1
+    same_prompts: bool = False
+
+
+def parse_urls(texts: Sequence[str]) -> dict[str, str]:
+    """``NAME=URL`` or ``URL`` as addresses by configuration; "" stands for all.
+
+    Raises:
+        TargetError: one is not a URL, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        named = _NAMED.fullmatch(text)
+        name, url = named.groups() if named else ("", text)
+        if name in found:
+            raise TargetError(
+                f"--dynamo-endpoint: {name or 'a URL without a name'} is given more than once"
+            )
+        found[name] = check_url("--dynamo-endpoint" + (f" {name}" if name else ""), url)
+    return found
+
+
+class EndpointTarget:
+    """Servers that speak OpenAI's chat completions, each taken to be one configuration.
+
+    Raises:
+        TargetError: no address is given, or the switch command cannot be run.
+    """
+
+    name = "endpoint"
+
+    def __init__(self, options: EndpointOptions) -> None:
+        if not options.urls:
+            raise TargetError(
+                "target 'endpoint' needs an address for each configuration: "
+                "--dynamo-endpoint NAME=URL, or one URL and --dynamo-switch-command"
+            )
+        self._options = options
+        self._switched_to: tuple[str, str] | None = None
+        self._secrets = options.access.secrets
+        if any(url.startswith("https:") for url in options.urls.values()):
+            options.access.tls.context()
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Find out whether every configuration has an address that answers.
+
+        Raises:
+            TargetError: it hasn't, or the server has another model.
+        """
+        missing = [c.name for c in benchmark.configurations if self._url(benchmark, c) is None]
+        if missing:
+            raise TargetError(self._no_address(benchmark, missing))
+        shared = self._sharing(benchmark)
+        if shared and self._options.switch_command is None:
+            raise TargetError(
+                f"{shared[0]} is the address of {' and '.join(shared[1])}; a comparison of a "
+                "server with itself says nothing. Give each its own --dynamo-endpoint NAME=URL, or "
+                "a --dynamo-switch-command that puts the right one behind the URL"
+            )
+        if self._options.switch_command is not None:
+            return
+        for url in dict.fromkeys(self._url(benchmark, item) for item in benchmark.configurations):
+            assert url is not None
+            address = Address(url, self._options.access)
+            try:
+                listed = asyncio.run(wait_for_models(address, 0))
+            except DeploymentError as error:
+                raise TargetError(self._secrets.redact(str(error))) from None
+            choose_model(url, listed, benchmark.model, self._options.model)
+
+    def traffic(self, benchmark: Benchmark) -> Traffic:
+        """The benchmark's traffic, in full unless a length is asked for.
+
+        Raises:
+            TargetError: a closed loop cannot be cut to a length in seconds.
+        """
+        traffic = benchmark.traffic.load()
+        if self._options.seconds is None:
+            return traffic
+        if isinstance(traffic.schedule, Concurrency):
+            raise TargetError(
+                "--dynamo-seconds: a closed loop cannot be cut to a length in seconds; leave the "
+                "option out, or give the configurations fewer requests"
+            )
+        return cut(traffic, self._options.seconds, seed=self._options.seed)
+
+    def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
+        """What is taken on trust here."""
+        found = [
+            "that the server is this configuration is the user's word: only its model was checked",
+        ]
+        if self._options.switch_command is None:
+            found.append(
+                "the server was not restarted before the run; prompts were "
+                + (
+                    "the same as in other runs, so that its caches may have known them"
+                    if self._options.same_prompts
+                    else "in words of their own, so that its caches did not know them, though they "
+                    "may have been full of others"
+                )
+            )
+        return tuple(found)
+
+    def measure(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+        *,
+        repeat: int = 0,
+    ) -> Run:
+        """Switch if there is a command, then warm and measure; see :class:`~..base.Target`.
+
+        Raises:
+            DeploymentError: the command failed, or the server does not answer.
+        """
+        try:
+            self._switch(benchmark, configuration, directory, progress)
+            return self._measure(benchmark, configuration, traffic, directory, progress)
+        except DynamoBenchError as error:
+            raise type(error)(self._secrets.redact(str(error))) from None
+
+    def _switch(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        directory: Path,
+        progress: Progress,
+    ) -> None:
+        command = self._options.switch_command
+        if command is None:
+            return
+        progress.stage("switching")
+        switch(
+            list(command),
+            benchmark.name,
+            configuration.name,
+            directory / "logs" / "switch.log",
+            seconds=self._options.switch_seconds,
+            secrets=self._secrets,
+        )
+
+    def _measure(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+    ) -> Run:
+        url = self._url(benchmark, configuration)
+        if url is None:
+            raise TargetError(self._no_address(benchmark, [configuration.name]))
+        address = Address(url, self._options.access)
+        progress.stage("asking")
+        service = asyncio.run(self._ask(address, benchmark))
+        salt = 0 if self._options.same_prompts else measure.new_salt()
+        warm_up_requests = max(_WARM_UP_REQUESTS, 2 * configuration.replicas)
+        progress.stage("warming")
+        asyncio.run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
+        progress.stage("measuring")
+        sent = asyncio.run(
+            _send(service, measure.salted(traffic, salt), progress, self._options.load_processes)
+        )
+        observed = asyncio.run(measure.observe(service, directory / "logs"))
+        observed["load_generator"] = sent.health
+        warm = measure.warm_tokens(sent.records, traffic)
+        if warm is not None:
+            observed["cached_tokens_at_start"] = warm
+        deployed = {
+            "url": url,
+            "model": self._options.model or benchmark.model,
+            "prompts": "same words in every run" if salt == 0 else "words of their own",
+        }
+        return Run(
+            benchmark=benchmark.name,
+            configuration=configuration.name,
+            target=self.name,
+            gpus=configuration.gpus,
+            records=sent.records,
+            started_at=sent.started_at,
+            deployed=self._secrets.clean(deployed),
+            observed=self._secrets.clean(observed),
+            traffic=traffic_facts(traffic),
+        )
+
+    async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
+        wanted = self._options.model or benchmark.model
+        listed = await wait_for_models(address, self._options.ready_seconds, wanted=wanted)
+        model = choose_model(address.url, listed, benchmark.model, self._options.model)
+        return await probe(address, model)
+
+    def _url(self, benchmark: Benchmark, configuration: Configuration) -> str | None:
+        urls = self._options.urls
+        for key in (f"{benchmark.name}/{configuration.name}", configuration.name, ""):
+            if key in urls:
+                return urls[key]
+        return None
+
+    def _sharing(self, benchmark: Benchmark) -> tuple[str, list[str]] | None:
+        names: dict[str, list[str]] = {}
+        for item in benchmark.configurations:
+            names.setdefault(self._url(benchmark, item) or "", []).append(item.name)
+        return next(((url, found) for url, found in names.items() if len(found) > 1), None)
+
+    def _no_address(self, benchmark: Benchmark, missing: Sequence[str]) -> str:
+        known = [item.name for item in benchmark.configurations]
+        hints = []
+        for given in self._options.urls:
+            name = given.rpartition("/")[2]
+            if name and name not in known:
+                close = difflib.get_close_matches(name, missing, n=1, cutoff=0.5)
+                hints.append(f"{given!r} is none of its configurations")
+                if close:
+                    hints[-1] += f"; did you mean {close[0]!r}?"
+        hint = f" ({'; '.join(hints)})" if hints else ""
+        return (
+            f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "
+            f"{missing[0]}=URL, or leave out with -k the claims that need it"
+        )
+
+
+async def _send(
+    service: Service, traffic: Traffic, progress: Progress, processes: int
+) -> measure.Sent:
+    total, done, failed = len(traffic.requests), 0, 0
+
+    def ended(whole: bool) -> None:
+        nonlocal done, failed
+        done, failed = done + 1, failed + (not whole)
+        progress.requests(done, failed, total)
+
+    return await measure.send(service, traffic, ended, processes=processes)
+
+
+def traffic_facts(traffic: Traffic) -> dict[str, Any]:
+    """What a run says of its traffic."""
+    return {
+        "history": list(traffic.history),
+        "schedule": traffic.schedule.description,
+        **asdict(describe(traffic)),
+    }
+
+
+__all__ = ["EndpointOptions", "EndpointTarget", "parse_urls", "split_command"]

@@ -1,0 +1,1 @@
+"""The Kubernetes target: a configuration as a DynamoGraphDeployment on a cluster."""

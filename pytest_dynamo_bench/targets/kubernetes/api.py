@@ -1,0 +1,480 @@
+"""The API server, through the official client: requests, retries, and errors that say what to do.
+
+Everything is plain data here: the JSON that the API speaks. The official client brings what is hard
+(kubeconfigs, exec plugins, tokens that are renewed, TLS); it is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
+from pytest_dynamo_bench.targets.kubernetes.yaml_files import REMEDY
+from pytest_dynamo_bench.targets.service.address import Secrets
+
+Object = dict[str, Any]
+_BASES = {
+    PLURAL: f"/apis/{GROUP}/{VERSION}",
+    "jobs": "/apis/batch/v1",
+    "events": "/api/v1",
+    "resourceclaimtemplates": "/apis/resource.k8s.io/v1beta1",
+    "selfsubjectaccessreviews": "/apis/authorization.k8s.io/v1",
+}
+_WITHOUT_NAMESPACE = frozenset({"nodes", "namespaces", "selfsubjectaccessreviews"})
+# 410 is a list that has to be begun anew; a watch sees to it itself.
+_TRY_AGAIN = frozenset({410, 429, 500, 502, 503, 504})
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+_LONGEST_WAIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the API server answered instead of what was asked for."""
+
+    code: int
+    reason: str
+    message: str
+    is_status: bool
+
+
+class ApiError(DeploymentError):
+    """The API server said no; the message says what was asked, why not, and what to do."""
+
+    def __init__(self, message: str, status: Status) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def code(self) -> int:
+        """The HTTP status; 0 when there was no answer."""
+        return self.status.code
+
+
+class WatchExpiredError(Exception):
+    """410: what the watch would go on from is gone, and everything has to be listed anew."""
+
+
+class Cluster:
+    """A namespace of a cluster.
+
+    Args:
+        connect: makes the official client; called again when a token is not accepted any more.
+        namespace: where everything is.
+        outage_seconds: how long an API server may be away, or too busy, before that is an error.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        namespace: str,
+        *,
+        outage_seconds: float = 120,
+    ) -> None:
+        self.namespace = namespace
+        self._connect = connect
+        self._outage_seconds = outage_seconds
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The official client."""
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    @property
+    def secrets(self) -> Secrets:
+        """The credentials that requests are made with."""
+        configuration = self.client.configuration
+        found = {str(value) for value in (configuration.api_key or {}).values()}
+        found |= set(self.credentials.values())
+        found |= {value.partition(" ")[2] for value in found}
+        found.add(str(configuration.password or ""))
+        return Secrets(frozenset(value for value in found if len(value) > 3))
+
+    @property
+    def host(self) -> str:
+        """The API server's address."""
+        return str(self.client.configuration.host).rstrip("/")
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The headers that we are known by; a token that runs out is renewed by the client."""
+        settings = self.client.configuration.auth_settings().values()
+        return {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def get(self, resource: str, name: str, **query: Any) -> Object:
+        """One object.
+
+        Raises:
+            ApiError: there is none, or it cannot be read.
+        """
+        return self._json("get", resource, name, query=query)
+
+    def find(self, resource: str, name: str) -> Object | None:
+        """One object, or None when there is none of that name.
+
+        Raises:
+            ApiError: for everything but a missing object.
+        """
+        try:
+            return self.get(resource, name)
+        except ApiError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    def all(self, resource: str, selector: str = "", **query: Any) -> list[Object]:
+        """All objects with some labels.
+
+        Raises:
+            ApiError: they cannot be listed.
+        """
+        return self.all_with_version(resource, selector, **query)[0]
+
+    def all_with_version(
+        self, resource: str, selector: str = "", **query: Any
+    ) -> tuple[list[Object], str]:
+        """All objects with some labels, and the version that a watch can go on from."""
+        if selector:
+            query["labelSelector"] = selector
+        found = self._json("list", resource, query=query)
+        version = str(found.get("metadata", {}).get("resourceVersion", ""))
+        return list(found.get("items") or ()), version
+
+    def create(self, resource: str, body: Mapping[str, Any], *, dry_run: bool = False) -> Object:
+        """Create an object; unknown fields are errors.
+
+        Raises:
+            ApiError: it could not be created; 409 when the name is taken.
+        """
+        query = {"fieldValidation": "Strict"}
+        if dry_run:
+            query["dryRun"] = "All"
+        name = str(body.get("metadata", {}).get("name", ""))
+        return self._json("create", resource, body=body, query=query, named=name)
+
+    def delete(self, resource: str, name: str) -> None:
+        """Delete in the foreground: dependents first. A missing object is no error."""
+        options = {
+            "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"
+        }  # fmt: skip
+        try:
+            self._json("delete", resource, name, body=options)
+        except ApiError as error:
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+
+    def may(self, verb: str, group: str, resource: str, subresource: str = "") -> bool | None:
+        """Whether we may do that; None when the cluster does not say.
+
+        Raises:
+            ApiError: the API server cannot be asked.
+        """
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {
+                "resourceAttributes": {
+                    "namespace": self.namespace, "verb": verb, "group": group,
+                    "resource": resource, "subresource": subresource,
+                }
+            },
+        }  # fmt: skip
+        try:
+            answer = self._json("create", "selfsubjectaccessreviews", body=body)
+        except ApiError as error:
+            if error.code in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+                return None
+            raise
+        return bool(answer.get("status", {}).get("allowed"))
+
+    def log(self, pod: str, container: str, *, previous: bool = False, lines: int = 2000) -> str:
+        """The end of a container's log; why there is none, when there is none."""
+        query = {"container": container, "tailLines": lines}
+        if previous:
+            query["previous"] = "true"
+        try:
+            data = self._raw("get", self._path("pods", pod, "log"), f"log of pod {pod}", query)
+        except ApiError as error:
+            return "" if previous else f"(no log: {error})\n"
+        return data.decode("utf-8", errors="replace")
+
+    def versions(self, group: str) -> list[str] | None:
+        """The versions of an API group that are served; None when there is no such group."""
+        try:
+            data = self._raw("get", f"/apis/{group}", f"API group {group}", {})
+        except ApiError as error:
+            # Where nothing of the group is installed the answer is plain text, not a Status.
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return [str(item["version"]) for item in json.loads(data).get("versions", ())]
+
+    def server_version(self) -> str:
+        """Of the API server."""
+        found = json.loads(self._raw("get", "/version", "version", {}))
+        return str(found.get("gitVersion", "unknown"))
+
+    def proxy(self, pod: str, port: int, path: str, body: Any = None) -> bytes:
+        """Ask a pod over HTTP, through the API server.
+
+        Raises:
+            OSError: there was no answer.
+        """
+        where = self._path("pods", f"{pod}:{port}", f"proxy/{path}")
+        verb = "get" if body is None else "create"
+        try:
+            return self._raw(verb, where, f"pod {pod}", {}, body, patient=False)
+        except ApiError as error:
+            raise OSError(str(error)) from None
+
+    def watch(
+        self, resource: str, selector: str, version: str, seconds: float
+    ) -> Iterator[tuple[str, Object]]:
+        """Changes from a version on: ADDED, MODIFIED or DELETED, and the object.
+
+        It ends by itself after some seconds, or when the API server goes away.
+
+        Raises:
+            WatchExpiredError: the version is too old.
+            ApiError: it is not allowed.
+        """
+        query = {
+            "watch": "true", "labelSelector": selector, "resourceVersion": version,
+            "timeoutSeconds": f"{seconds:g}", "allowWatchBookmarks": "true",
+        }  # fmt: skip
+        what = f"{resource} in namespace {self.namespace}"
+        try:
+            response = self._once("watch", self._path(resource), query, None, seconds + 10)
+        except ApiError as error:
+            if error.code == HTTPStatus.GONE:
+                raise WatchExpiredError from None
+            if error.code in _TRY_AGAIN or error.code == 0:
+                return
+            raise _explained(error.status, "watch", what, self.namespace) from None
+        try:
+            yield from self._events(response)
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _events(self, response: Any) -> Iterator[tuple[str, Object]]:
+        buffer = b""
+        while True:
+            try:
+                piece = response.read1(65536) if hasattr(response, "read1") else response.read(1)
+            except _connection_errors():
+                return
+            if not piece:
+                return
+            *lines, buffer = (buffer + piece).split(b"\n")
+            for line in lines:
+                if not line.strip():
+                    continue
+                event = json.loads(line)
+                content = event.get("object") or {}
+                if event.get("type") == "ERROR":
+                    if content.get("code") == HTTPStatus.GONE:
+                        raise WatchExpiredError
+                    return
+                yield str(event.get("type")), content
+
+    # -- how a request is made ----------------------------------------------------------------
+
+    def _path(self, resource: str, name: str = "", rest: str = "") -> str:
+        base = _BASES.get(resource, "/api/v1")
+        place = "" if resource in _WITHOUT_NAMESPACE else f"/namespaces/{self.namespace}"
+        parts = [part for part in (name, rest) if part]
+        return "/".join([f"{base}{place}/{resource}", *parts])
+
+    def _json(
+        self,
+        verb: str,
+        resource: str,
+        name: str = "",
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+        named: str = "",
+    ) -> Object:
+        label = f"{resource} {name or named}".rstrip()
+        data = self._raw(verb, self._path(resource, name), label, query or {}, body)
+        found: Object = json.loads(data) if data else {}
+        return found
+
+    def _raw(
+        self,
+        verb: str,
+        path: str,
+        what: str,
+        query: Mapping[str, Any],
+        body: Any = None,
+        *,
+        patient: bool = True,
+    ) -> bytes:
+        """One request, repeated while the server is away or busy; its token renewed once."""
+        deadline = time.monotonic() + (self._outage_seconds if patient else 0)
+        wait, renewed = 0.25, False
+        while True:
+            try:
+                response = self._once(verb, path, query, body, _READ_SECONDS)
+            except ApiError as error:
+                status = error.status
+                if status.code == HTTPStatus.UNAUTHORIZED and not renewed:
+                    # A token may have run out: read the kubeconfig again, run its plugin again.
+                    renewed, self._client = True, None
+                    continue
+                pause = getattr(error, "retry_after", None) or wait
+                again = status.code in _TRY_AGAIN or status.code == 0
+                if not again or time.monotonic() + pause > deadline:
+                    raise _explained(status, verb, what, self.namespace) from None
+                time.sleep(pause)
+                wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+                continue
+            try:
+                data: bytes = response.data
+                return data
+            finally:
+                response.release_conn()
+
+    def _once(
+        self, verb: str, path: str, query: Mapping[str, Any], body: Any, seconds: float
+    ) -> Any:
+        """One attempt, as a response of urllib3.
+
+        Raises:
+            ApiError: with a status of 0 when there was no answer.
+        """
+        import urllib3
+
+        method = {"create": "POST", "delete": "DELETE"}.get(verb, "GET")
+        content = None if body is None else json.dumps(body).encode()
+        url = f"{self.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        try:
+            # The client's own methods differ between its versions; its connections do not.
+            found = self.client.rest_client.pool_manager.request(
+                method, url, body=content, headers={
+                    "Accept": "application/json, */*", "Content-Type": "application/json",
+                    **self.credentials,
+                },
+                preload_content=False, retries=False, redirect=False,
+                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds),
+            )  # fmt: skip
+            if found.status >= HTTPStatus.BAD_REQUEST:
+                data = found.data
+                found.release_conn()
+                raise _from_response(found.status, data, found.headers)
+        except _connection_errors() as error:
+            text = self.secrets.redact(_in_short(error))
+            raise ApiError(text, Status(0, "Unreachable", text, False)) from None
+        return found
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    from urllib3.exceptions import HTTPError
+
+    return (HTTPError, ConnectionError, TimeoutError)
+
+
+def _in_short(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return " ".join(str(reason).split())[:300]
+
+
+def _from_response(code: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
+    text = body.decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+        is_status = isinstance(content, dict) and content.get("kind") == "Status"
+    except ValueError:
+        content, is_status = {}, False
+    if not is_status:
+        content = {}
+    message = str(content.get("message") or text.strip()[:300])
+    error = ApiError(message, Status(code, str(content.get("reason", "")), message, is_status))
+    after = headers.get("Retry-After") if headers else None
+    if after and after.isdecimal():
+        error.retry_after = min(float(after), _LONGEST_WAIT_SECONDS)  # type: ignore[attr-defined]
+    return error
+
+
+def _explained(status: Status, verb: str, what: str, namespace: str) -> ApiError:
+    """The error as a person can act on it."""
+    asked = f"{verb} {what} (namespace {namespace})"
+    text = status.message
+    match status.code:
+        case 0:
+            message = f"the API server cannot be reached to {asked}: {text}"
+        case HTTPStatus.UNAUTHORIZED:
+            message = (
+                f"the API server does not accept our credentials to {asked}: {text}; a token may "
+                "have expired: log in again, and check with `kubectl auth whoami`"
+            )
+        case HTTPStatus.FORBIDDEN:
+            message = (
+                f"not allowed to {asked}: {text}; docs/run-on-a-cluster.md has the role that is "
+                "needed"
+            )
+        case HTTPStatus.NOT_FOUND if not status.is_status:
+            message = f"the API server knows nothing of what we asked for, to {asked}: {text}"
+        case HTTPStatus.NOT_FOUND:
+            message = f"there is nothing to {asked}: {text}"
+        case HTTPStatus.CONFLICT:
+            message = f"could not {asked}: {text}"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            message = f"the API server is too busy to {asked}, and was for too long: {text}"
+        case code if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            message = f"the API server failed to {asked}, again and again (HTTP {code}): {text}"
+        case code:
+            message = f"the API server refused to {asked} (HTTP {code}): {text}"
+    return ApiError(message, status)
+
+
+def connector(context: str) -> Callable[[], Any]:
+    """A function that makes the official client from the kubeconfig, or from within a pod.
+
+    Raises:
+        TargetError: when called: the package is missing, or no cluster is configured.
+    """
+
+    def connect() -> Any:
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise TargetError(f"target 'kubernetes' needs the official client; {REMEDY}") from None
+        configuration = client.Configuration()
+        try:
+            # Named here, since the client reads the variable only once, when it is imported.
+            config.load_kube_config(
+                config_file=os.environ.get("KUBECONFIG") or None,
+                context=context or None,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        except config.ConfigException as error:
+            if context or not _in_pod():
+                raise TargetError(
+                    f"no cluster is configured: {error}; set KUBECONFIG, or 'context' in the "
+                    "cluster's settings"
+                ) from None
+            config.load_incluster_config(client_configuration=configuration)
+        return client.ApiClient(configuration)
+
+    return connect
+
+
+def _in_pod() -> bool:
+    return Path("/var/run/secrets/kubernetes.io/serviceaccount/token").is_file()

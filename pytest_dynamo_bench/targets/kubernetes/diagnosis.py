@@ -1,0 +1,206 @@
+"""What pods and events say of a deployment that is coming up: how far it is, and what is wrong.
+
+Pure functions on the API's JSON, so that every case can be tried without a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytest_dynamo_bench.targets.kubernetes.manifest import FRONTEND
+from pytest_dynamo_bench.targets.kubernetes.settings import Limits
+
+Phase = Literal["scheduling", "pulling", "starting", "ready", "ended"]
+Object = Mapping[str, Any]
+COMPONENT_LABEL = "nvidia.com/dynamo-component"
+GRAPH_LABEL = "nvidia.com/dynamo-graph-deployment-name"
+_PULL_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+)
+_CONFIG_REASONS = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+
+
+@dataclass(frozen=True)
+class PodState:
+    """A pod in short.
+
+    Attributes:
+        name: of the pod.
+        service: the service of the deployment that it belongs to.
+        phase: how far it is.
+        reason: why it is no further; empty when nothing is wrong.
+        hopeless: True when waiting does not help.
+        suspicious: True when waiting usually does not help, so that it gets a little time.
+        container: the one that is wrong.
+    """
+
+    name: str
+    service: str
+    phase: Phase
+    reason: str = ""
+    hopeless: bool = False
+    suspicious: bool = False
+    container: str = ""
+
+
+def pod_state(pod: Object, events: Iterable[Object], limits: Limits) -> PodState:
+    """A pod, with what events say where its own status says too little."""
+    metadata, status = pod.get("metadata", {}), pod.get("status", {})
+    name = str(metadata.get("name", "?"))
+    service = str(metadata.get("labels", {}).get(COMPONENT_LABEL, name))
+    own = [event for event in events if event.get("involvedObject", {}).get("name") == name]
+    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
+    statuses = [
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ]
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        why = scheduled.get("message") or scheduled.get("reason") or "no node yet"
+        return PodState(name, service, "scheduling", f"unschedulable: {why}")
+    if status.get("phase") == "Failed":
+        why = status.get("message") or status.get("reason") or _ended(statuses) or "it failed"
+        return PodState(name, service, "ended", str(why), hopeless=True)
+    for item in statuses:
+        found = _container(item, own, limits)
+        if found is not None:
+            reason, phase, hopeless, suspicious = found
+            return PodState(
+                name, service, phase, reason, hopeless, suspicious, str(item.get("name", ""))
+            )
+    mount = _event(own, "FailedMount", "FailedAttachVolume")
+    if mount and not statuses_running(statuses):
+        return PodState(name, service, "starting", f"volume not mounted: {mount}")
+    if conditions.get("Ready", {}).get("status") == "True":
+        return PodState(name, service, "ready")
+    if status.get("phase") == "Succeeded":
+        return PodState(name, service, "ended")
+    if statuses_running(statuses):
+        unhealthy = _event(own, "Unhealthy")
+        return PodState(name, service, "starting", f"not ready: {unhealthy}" if unhealthy else "")
+    if status.get("phase") == "Pending" and not scheduled:
+        return PodState(name, service, "scheduling")
+    return PodState(name, service, "pulling")
+
+
+def statuses_running(statuses: Sequence[Object]) -> bool:
+    """Whether any container runs."""
+    return any("running" in (item.get("state") or {}) for item in statuses)
+
+
+def _container(
+    item: Object, events: Sequence[Object], limits: Limits
+) -> tuple[str, Phase, bool, bool] | None:
+    """Reason, phase, whether that is hopeless, whether that is suspicious."""
+    state, last = item.get("state") or {}, item.get("lastState") or {}
+    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+    reason, restarts = str(waiting.get("reason", "")), int(item.get("restartCount") or 0)
+    if reason in _PULL_REASONS:
+        why = waiting.get("message") or _event(events, "Failed", "BackOff") or item.get("image", "")
+        return f"{reason}: {why}", "pulling", reason == "InvalidImageName", True
+    if reason in _CONFIG_REASONS:
+        return f"{reason}: {waiting.get('message', '')}", "starting", False, True
+    before = last.get("terminated") or ended
+    if restarts >= limits.restarts or (ended and ended.get("exitCode") and restarts >= 1):
+        how = _how(before)
+        hopeless = restarts >= limits.restarts
+        return f"crash loop: {restarts} restarts, {how}", "starting", hopeless, False
+    if restarts and reason == "CrashLoopBackOff":
+        return f"restarted {restarts} times, {_how(before)}", "starting", False, False
+    return None
+
+
+def _how(ended: Object) -> str:
+    if not ended:
+        return "the reason is not known"
+    reason = str(ended.get("reason", "Error"))
+    text = f"last ended with {reason}"
+    if ended.get("exitCode") is not None:
+        text += f", exit status {ended['exitCode']}"
+    if reason == "OOMKilled":
+        text += " (out of memory: raise the limit, or use a smaller batch)"
+    return text + (f": {ended['message']}" if ended.get("message") else "")
+
+
+def _ended(statuses: Sequence[Object]) -> str:
+    for item in statuses:
+        ended = (item.get("state") or {}).get("terminated")
+        if ended:
+            return _how(ended)
+    return ""
+
+
+def _event(events: Sequence[Object], *reasons: str) -> str:
+    """The newest message of a kind of event."""
+    found = [event for event in events if event.get("reason") in reasons]
+    if not found:
+        return ""
+    newest = max(found, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
+    return " ".join(str(newest.get("message", "")).split())[:400]
+
+
+@dataclass(frozen=True)
+class GraphState:
+    """What a DynamoGraphDeployment says of itself.
+
+    Attributes:
+        state: its own word.
+        ready: it says that it is, about its newest generation.
+        message: of a condition that is not met.
+        invalid: its specification was refused, which no waiting changes.
+        services: those that it knows of; empty where an operator does not say.
+    """
+
+    state: str
+    ready: bool
+    message: str
+    invalid: bool
+    services: frozenset[str]
+
+
+def graph_state(graph: Object) -> GraphState:
+    """Read a deployment's status; an older operator leaves some of it out."""
+    status, metadata = graph.get("status") or {}, graph.get("metadata", {})
+    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
+    ready = conditions.get("Ready", {})
+    observed = status.get("observedGeneration")
+    current = observed is None or int(observed) >= int(metadata.get("generation") or 0)
+    state = str(status.get("state") or "pending")
+    unmet = (c for c in conditions.values() if c.get("status") == "False" and c.get("message"))
+    bad: Object = next(unmet, {})
+    return GraphState(
+        state=state,
+        ready=state == "successful" and ready.get("status") == "True" and current,
+        message=" ".join(str(bad.get("message", "")).split())[:400],
+        invalid="ValidationFailed" in {c.get("reason") for c in conditions.values()},
+        services=frozenset(status.get("services") or ()),
+    )
+
+
+def progress_text(graph: Object, states: Sequence[PodState]) -> str:
+    """One line: ready pods of each service, and the first reason why one is not."""
+    services = (graph.get("spec") or {}).get("services") or {}
+    parts = []
+    for name, service in services.items():
+        nodes = int((service.get("multinode") or {}).get("nodeCount") or 1)
+        replicas = service.get("replicas")
+        wanted = int(1 if replicas is None else replicas) * nodes
+        own = [s for s in states if s.service.lower() == name.lower()]
+        ready = sum(state.phase == "ready" for state in own)
+        part = f"{name} {ready}/{wanted}"
+        slowest = next((s for s in own if s.phase != "ready"), None)
+        if slowest is not None:
+            part += f" {slowest.phase}"
+        parts.append(part)
+    why = next((state for state in states if state.reason), None)
+    text = ", ".join(parts) or "no pods yet"
+    return f"{text} ({why.name}: {why.reason[:160]})" if why else text
+
+
+def expected_services(graph: Object) -> frozenset[str]:
+    """The services that a deployment has to have."""
+    return frozenset((graph.get("spec") or {}).get("services") or {FRONTEND: {}})

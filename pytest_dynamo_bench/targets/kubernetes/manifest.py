@@ -1,0 +1,332 @@
+"""A configuration as a DynamoGraphDeployment, and a ConfigMap for its engines' files.
+
+Pure functions from data to data: what would be deployed can be printed without a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.targets.kubernetes.engine_arguments import (
+    EngineCommand,
+    engine_command,
+)
+from pytest_dynamo_bench.targets.kubernetes.model_settings import (
+    ModelSettings,
+    deep_merge,
+    merged,
+    model_settings,
+)
+from pytest_dynamo_bench.targets.kubernetes.settings import (
+    ClusterSettings,
+    EngineSettings,
+    Volume,
+)
+from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
+
+GROUP, VERSION, PLURAL, KIND = "nvidia.com", "v1alpha1", "dynamographdeployments", (
+    "DynamoGraphDeployment"
+)  # fmt: skip
+# Who made an object, of which run, and until when it can be needed: cleanup goes by these.
+OWNER_LABEL = "app.kubernetes.io/managed-by"
+OWNER = "pytest-dynamo-bench"
+RUN_LABEL = "pytest-dynamo-bench/run"
+CONFIGURATION_LABEL = "pytest-dynamo-bench/configuration"
+FRONTEND = "Frontend"
+FRONTEND_PORT = 8000
+SERVICE_NAMES = {"aggregated": "agg", "prefill": "prefill", "decode": "decode"}
+_IMAGES = {"vllm": "vllm-runtime", "trtllm": "tensorrtllm-runtime", "sglang": "sglang-runtime"}
+# Grove limits resource names that are made of the deployment's, the service's and a suffix.
+_LONGEST_NAME = 45 - len("-frontend") - len("-0-0")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
+_HOST = "kubernetes.io/hostname"
+_GPUS_OF_A_NODE = 8
+_CONFIG_VOLUME = "engine-config"
+_CONFIG_PATH = "/config"
+_PROBE_PERIOD_SECONDS = 60
+
+
+def deployment_name(benchmark: Benchmark, configuration: Configuration, run_id: str) -> str:
+    """A name that is legal, short enough, and different for every benchmark, run, configuration."""
+    digest = hashlib.sha256(f"{benchmark.name}/{configuration.name}/{run_id}".encode()).hexdigest()
+    readable = _NOT_IN_NAMES.sub("-", configuration.name.replace(".", "-")).strip("-")
+    if not readable[:1].isalpha():
+        readable = f"b-{readable}"
+    suffix = f"-{digest[:6]}"
+    return readable[: _LONGEST_NAME - len(suffix)].rstrip("-") + suffix
+
+
+def labels(configuration: Configuration, run_id: str) -> dict[str, str]:
+    """What every object of a run is found by."""
+    return {
+        OWNER_LABEL: OWNER,
+        RUN_LABEL: run_id,
+        CONFIGURATION_LABEL: _NOT_IN_NAMES.sub("-", configuration.name)[:63].strip("-"),
+    }
+
+
+def image_of(benchmark: Benchmark, settings: ClusterSettings) -> str:
+    """The engine's runtime image."""
+    whole = settings.images.get(benchmark.engine)
+    return whole or f"{settings.registry}/{_IMAGES[benchmark.engine]}:{settings.image_tag}"
+
+
+def render(
+    benchmark: Benchmark, configuration: Configuration, settings: ClusterSettings, run_id: str
+) -> list[dict[str, Any]]:
+    """The documents of a configuration, in the order in which they are created.
+
+    Raises:
+        TargetError: the engine has no switch for a feature, or the layout fits no nodes.
+    """
+    known = model_settings(benchmark.model, benchmark.engine)
+    name = deployment_name(benchmark, configuration, run_id)
+    services: dict[str, Any] = {FRONTEND: _frontend(benchmark, configuration, settings, known)}
+    files: dict[str, str] = {}
+    for worker in configuration.workers:
+        service = _worker(benchmark, configuration, worker, settings, known, name, files)
+        services[SERVICE_NAMES[worker.mode]] = service
+    spec: dict[str, Any] = {"backendFramework": benchmark.engine}
+    graph_env = {**known.graph_env, **settings.env}
+    if graph_env:
+        spec["envs"] = _env(graph_env)
+    volumes = [v for v in (settings.model_cache, settings.compilation_cache) if v is not None]
+    if volumes:
+        # Never created here: a claim that the deployment owns is deleted along with it.
+        spec["pvcs"] = [{"create": False, "name": volume.claim} for volume in volumes]
+    spec["services"] = services
+    found = labels(configuration, run_id)
+    documents: list[dict[str, Any]] = []
+    if files:
+        documents.append(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": config_name(name), "labels": found},
+                "data": files,
+            }
+        )
+    documents.append(
+        {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": KIND,
+            "metadata": {"name": name, "labels": found},
+            "spec": spec,
+        }
+    )
+    for document in documents:
+        document["metadata"]["namespace"] = settings.namespace
+    return documents
+
+
+def config_name(name: str) -> str:
+    """The ConfigMap with the engine files of a deployment."""
+    return f"{name}-config"
+
+
+def _frontend(
+    benchmark: Benchmark,
+    configuration: Configuration,
+    settings: ClusterSettings,
+    known: ModelSettings,
+) -> dict[str, Any]:
+    args: dict[str, Any] = {"--router-mode": configuration.router}
+    if configuration.router == "kv":
+        args["--router-reset-states"] = None
+    args |= known.frontend.args
+    env = {**known.frontend.env, **settings.frontend.env}
+    if settings.model_cache is not None:
+        env = {"HF_HOME": settings.model_cache.path, **env}
+    container = {
+        "image": image_of(benchmark, settings),
+        "workingDir": "/workspace",
+        "command": ["python3", "-m", "dynamo.frontend"],
+        "args": _argv(args),
+        "env": _env(env),
+    }
+    service: dict[str, Any] = {
+        "componentType": "frontend",
+        "replicas": 1,
+        "extraPodSpec": {**_pod(settings), "mainContainer": _without_empty(container)},
+    }
+    amounts = {
+        key: value
+        for key, value in (("cpu", settings.frontend.cpu), ("memory", settings.frontend.memory))
+        if value
+    }
+    if amounts:
+        service["resources"] = {"requests": amounts, "limits": dict(amounts)}
+    if settings.model_cache is not None:
+        service["volumeMounts"] = [_mount(settings.model_cache)]
+    return service
+
+
+def _worker(
+    benchmark: Benchmark,
+    configuration: Configuration,
+    worker: Worker,
+    settings: ClusterSettings,
+    known: ModelSettings,
+    name: str,
+    files: dict[str, str],
+) -> dict[str, Any]:
+    own = known.for_role(worker.mode)
+    for role in ("all", worker.mode):
+        own = merged(own, settings.engines.get(role, EngineSettings()))
+    engine = engine_command(benchmark, configuration, worker)
+    config = _engine_file(engine, own, worker)
+    if config:
+        files[f"{worker.mode}.yaml"] = dump(config)
+    env = {**engine.env, **own.env}
+    if settings.model_cache is not None:
+        env = {"HF_HOME": settings.model_cache.path, **env}
+    container: dict[str, Any] = {
+        "image": image_of(benchmark, settings),
+        "workingDir": "/workspace",
+        "command": list(engine.command),
+        "args": _argv({**engine.args, **own.args}),
+        "env": _env(env),
+    }
+    if settings.run_as_root:
+        container["securityContext"] = {"runAsUser": 0}
+    if settings.startup_seconds:
+        container["startupProbe"] = {
+            "httpGet": {"path": "/live", "port": 9090},
+            "periodSeconds": _PROBE_PERIOD_SECONDS,
+            "timeoutSeconds": settings.probe_timeout_seconds,
+            "failureThreshold": max(settings.startup_seconds // _PROBE_PERIOD_SECONDS, 1),
+        }
+    pod = _pod(settings)
+    affinity = _affinity(configuration, name)
+    if affinity:
+        pod["affinity"] = affinity
+    if config:
+        container["volumeMounts"] = [
+            {"name": _CONFIG_VOLUME, "mountPath": _CONFIG_PATH, "readOnly": True}
+        ]
+        pod["volumes"] = [{"name": _CONFIG_VOLUME, "configMap": {"name": config_name(name)}}]
+    gpus = {"gpu": str(worker.gpus_per_replica // worker.nodes)}
+    resources: dict[str, Any] = {"requests": dict(gpus), "limits": dict(gpus)}
+    if settings.custom_resources:
+        resources["limits"]["custom"] = dict(settings.custom_resources)
+    if settings.compute_domain:
+        claim = "compute-domain-channel"
+        pod["resourceClaims"] = [
+            {"name": claim, "resourceClaimTemplateName": settings.compute_domain}
+        ]
+        resources["claims"] = [{"name": claim}]
+    service: dict[str, Any] = {"componentType": "worker"}
+    if worker.mode != "aggregated":
+        service["subComponentType"] = worker.mode
+    service["replicas"] = worker.replicas
+    if worker.nodes > 1:
+        service["multinode"] = {"nodeCount": worker.nodes}
+    service["resources"] = resources
+    if settings.token_secret:
+        service["envFromSecret"] = settings.token_secret
+    if own.shared_memory:
+        service["sharedMemory"] = {"size": own.shared_memory}
+    mounts = []
+    if settings.model_cache is not None:
+        mounts.append(_mount(settings.model_cache))
+    if settings.compilation_cache is not None:
+        mounts.append({**_mount(settings.compilation_cache), "useAsCompilationCache": True})
+    if mounts:
+        service["volumeMounts"] = mounts
+    service["extraPodSpec"] = {**pod, "mainContainer": _without_empty(container)}
+    return service
+
+
+def _engine_file(engine: EngineCommand, own: EngineSettings, worker: Worker) -> dict[str, Any]:
+    """The engine's file: what the model needs under what the configuration says."""
+    if not engine.config:
+        if own.config:
+            raise TargetError(
+                f"engines: config is TensorRT-LLM's; {worker.mode} workers run "
+                f"{engine.command[-1]}, which takes args"
+            )
+        return {}
+    return deep_merge(own.config, engine.config)
+
+
+def _pod(settings: ClusterSettings) -> dict[str, Any]:
+    pod: dict[str, Any] = {}
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.tolerations:
+        pod["tolerations"] = [dict(item) for item in settings.tolerations]
+    if settings.image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": settings.image_pull_secret}]
+    return pod
+
+
+def _affinity(configuration: Configuration, name: str) -> dict[str, Any]:
+    """Workers of a layout on several nodes apart, those of a split that fits one together."""
+    workers = {
+        "matchLabels": {
+            "nvidia.com/dynamo-graph-deployment-name": name,
+            "nvidia.com/dynamo-component-type": "worker",
+        }
+    }
+    term = {"labelSelector": workers, "topologyKey": _HOST}
+    if configuration.nodes > 1 and configuration.nodes == configuration.replicas:
+        return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    preferred = {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "podAffinityTerm": term}
+        ]
+    }
+    if configuration.nodes > 1:
+        return {"podAntiAffinity": preferred}
+    if configuration.disaggregated and configuration.gpus <= _GPUS_OF_A_NODE:
+        return {"podAffinity": preferred}
+    return {}
+
+
+def _argv(args: Mapping[str, Any]) -> list[str]:
+    found = []
+    for flag, value in args.items():
+        found.append(flag)
+        if value is not None:
+            found.append(str(value))
+    return found
+
+
+def _env(variables: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": str(value)} for name, value in variables.items()]
+
+
+def _mount(volume: Volume) -> dict[str, Any]:
+    return {"name": volume.claim, "mountPoint": volume.path}
+
+
+def _without_empty(container: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in container.items() if value or value == 0}
+
+
+def claims(settings: ClusterSettings) -> list[dict[str, Any]]:
+    """Manifests of the volumes that have to exist, for those to create who may."""
+    documents = []
+    for volume in (settings.model_cache, settings.compilation_cache):
+        if volume is None:
+            continue
+        spec: dict[str, Any] = {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": volume.size or "100Gi"}},
+        }
+        if settings.storage_class:
+            spec["storageClassName"] = settings.storage_class
+        documents.append(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": volume.claim, "namespace": settings.namespace},
+                "spec": spec,
+            }
+        )
+    return documents

@@ -1,0 +1,187 @@
+"""Everything that can be found wrong before something is created, all of it in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_dynamo_bench.benchmark import Configuration
+from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster
+from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
+from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
+
+# verb, group, resource, subresource: what a run does; the shipped role is made of the same.
+PERMISSIONS: tuple[tuple[str, str, str, str], ...] = (
+    *((verb, GROUP, PLURAL, "") for verb in ("create", "get", "list", "watch", "delete")),
+    *((verb, "", "pods", "") for verb in ("get", "list")),
+    ("get", "", "pods", "log"),
+    ("list", "", "events", ""),
+    *((verb, "", "configmaps", "") for verb in ("create", "get", "list", "delete")),
+)
+LOAD_PERMISSIONS: tuple[tuple[str, str, str, str], ...] = (
+    *((verb, "batch", "jobs", "") for verb in ("create", "get", "list", "delete")),
+    *((verb, "", "pods", "proxy") for verb in ("get", "create")),
+)
+PROXY_PERMISSIONS = tuple((verb, "", "services", "proxy") for verb in ("get", "create"))
+
+
+def permissions(settings: ClusterSettings) -> tuple[tuple[str, str, str, str], ...]:
+    """What a run with these settings has to be allowed to do."""
+    more = {"cluster": LOAD_PERMISSIONS, "api-server": PROXY_PERMISSIONS}
+    return (*PERMISSIONS, *more.get(settings.load.source, ()))
+
+
+def preflight(
+    cluster: Cluster, settings: ClusterSettings, configurations: Sequence[Configuration]
+) -> list[str]:
+    """Look at the cluster.
+
+    Returns:
+        What could not be found out, for reports.
+
+    Raises:
+        TargetError: something is missing; the message lists all of it.
+    """
+    problems: list[str] = []
+    unknown: list[str] = []
+    try:
+        cluster.server_version()
+    except ApiError as error:
+        raise TargetError(f"the cluster is not usable: {error}") from None
+    _namespace(cluster, problems, unknown)
+    _operator(cluster, problems)
+    _rights(cluster, settings, problems, unknown)
+    _objects(cluster, settings, problems, unknown)
+    _gpus(cluster, settings, configurations, problems, unknown)
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise TargetError(f"the cluster is not ready for this, nothing was created:\n{listed}")
+    return unknown
+
+
+def _namespace(cluster: Cluster, problems: list[str], unknown: list[str]) -> None:
+    try:
+        found = cluster.find("namespaces", cluster.namespace)
+    except ApiError as error:
+        unknown.append(f"whether namespace {cluster.namespace} exists ({error.status.reason})")
+        return
+    if found is None:
+        problems.append(
+            f"there is no namespace {cluster.namespace!r}; create it, or name another one in the "
+            "cluster's settings"
+        )
+    elif found.get("status", {}).get("phase") == "Terminating":
+        problems.append(f"namespace {cluster.namespace!r} is being deleted")
+
+
+def _operator(cluster: Cluster, problems: list[str]) -> None:
+    try:
+        versions = cluster.versions(GROUP)
+    except ApiError as error:
+        problems.append(f"cannot see whether the Dynamo operator is installed: {error}")
+        return
+    if not versions:
+        problems.append(
+            f"the Dynamo operator is not installed: the API server has no group {GROUP}; see "
+            "https://docs.nvidia.com/dynamo for installing the Kubernetes platform"
+        )
+    elif VERSION not in versions:
+        problems.append(
+            f"the Dynamo operator serves {GROUP}/{', '.join(versions)}, not {VERSION}, which "
+            "manifests are rendered for; use an operator that serves it as well"
+        )
+
+
+def _rights(
+    cluster: Cluster, settings: ClusterSettings, problems: list[str], unknown: list[str]
+) -> None:
+    denied, unsaid = [], []
+    for verb, group, resource, subresource in permissions(settings):
+        named = f"{verb} {resource}{'/' + subresource if subresource else ''}"
+        named += f".{group}" if group else ""
+        try:
+            allowed = cluster.may(verb, group, resource, subresource)
+        except ApiError as error:
+            problems.append(f"cannot ask what is allowed: {error}")
+            return
+        if allowed is None:
+            unsaid.append(named)
+        elif not allowed:
+            denied.append(named)
+    if denied:
+        problems.append(
+            f"not allowed in namespace {cluster.namespace!r}: {', '.join(denied)}; "
+            "docs/run-on-a-cluster.md has the role that is needed"
+        )
+    if unsaid:
+        unknown.append(f"whether it is allowed to {', '.join(unsaid)}")
+
+
+def _objects(
+    cluster: Cluster, settings: ClusterSettings, problems: list[str], unknown: list[str]
+) -> None:
+    volumes = [v for v in (settings.model_cache, settings.compilation_cache) if v is not None]
+    wanted = [("persistentvolumeclaims", volume.claim, "a volume") for volume in volumes]
+    for secret in (settings.token_secret, settings.image_pull_secret):
+        if secret:
+            wanted.append(("secrets", secret, "a secret"))
+    if settings.compute_domain:
+        wanted.append(("resourceclaimtemplates", settings.compute_domain, "a compute domain"))
+    for resource, name, kind in wanted:
+        try:
+            found = cluster.find(resource, name)
+        except ApiError as error:
+            unknown.append(f"whether {kind} {name!r} exists ({error.status.reason or error.code})")
+            continue
+        if found is None:
+            problems.append(
+                f"there is no {resource.removesuffix('s')} {name!r} in namespace "
+                f"{cluster.namespace!r}, which the cluster's settings name"
+            )
+        elif resource == "persistentvolumeclaims":
+            phase = found.get("status", {}).get("phase", "Bound")
+            if phase == "Lost":
+                problems.append(f"the volume of claim {name!r} is lost")
+
+
+def _gpus(
+    cluster: Cluster,
+    settings: ClusterSettings,
+    configurations: Sequence[Configuration],
+    problems: list[str],
+    unknown: list[str],
+) -> None:
+    needed = max((configuration.gpus for configuration in configurations), default=0)
+    try:
+        nodes = cluster.all("nodes")
+    except ApiError as error:
+        unknown.append(f"whether there are {needed} GPUs ({error.status.reason or error.code})")
+        return
+    usable = [node for node in nodes if _usable(node, settings)]
+    found = sum(_gpus_of(node) for node in usable)
+    largest = max((_gpus_of(node) for node in usable), default=0)
+    most = max(
+        (w.gpus_per_replica // w.nodes for c in configurations for w in c.workers), default=0
+    )
+    where = f" with labels {dict(settings.node_selector)}" if settings.node_selector else ""
+    if found < needed:
+        problems.append(
+            f"{found} GPUs can be allocated on {len(usable)} nodes{where}, and {needed} are needed"
+        )
+    elif largest < most:
+        problems.append(
+            f"a worker needs {most} GPUs of one node, and the largest node{where} has {largest}"
+        )
+
+
+def _usable(node: dict[str, Any], settings: ClusterSettings) -> bool:
+    own = node.get("metadata", {}).get("labels", {})
+    if node.get("spec", {}).get("unschedulable"):
+        return False
+    return all(own.get(key) == value for key, value in settings.node_selector.items())
+
+
+def _gpus_of(node: dict[str, Any]) -> int:
+    amount = str(node.get("status", {}).get("allocatable", {}).get("nvidia.com/gpu", "0"))
+    return int(amount) if amount.isdecimal() else 0

@@ -1,0 +1,387 @@
+"""The Kubernetes target: a configuration on a cluster, measured where it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.load.chat import DYNAMO
+from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster, Object, connector
+from pytest_dynamo_bench.targets.kubernetes.deployment import RESOURCES, Deployment
+from pytest_dynamo_bench.targets.kubernetes.load_job import restart_problems, send_from_cluster
+from pytest_dynamo_bench.targets.kubernetes.manifest import (
+    FRONTEND,
+    FRONTEND_PORT,
+    OWNER,
+    OWNER_LABEL,
+    PLURAL,
+    RUN_LABEL,
+    image_of,
+    labels,
+    render,
+)
+from pytest_dynamo_bench.targets.kubernetes.preflight import preflight
+from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
+from pytest_dynamo_bench.targets.kubernetes.user_manifest import read_manifest
+from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump_all
+from pytest_dynamo_bench.targets.service import measure
+from pytest_dynamo_bench.targets.service.address import (
+    NO_ACCESS,
+    Access,
+    Address,
+    Secrets,
+    Tls,
+    check_url,
+)
+from pytest_dynamo_bench.targets.service.probe import Service, choose_model, probe, wait_for_models
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, cut, describe
+
+_FEWEST_WARM_UPS = 8
+
+
+@dataclass(frozen=True)
+class KubernetesOptions:
+    """What the user says of the cluster and of this session.
+
+    Attributes:
+        settings: of the cluster.
+        manifests: own manifest files by configuration, or by ``benchmark/configuration``.
+        dry_run: only let the API server check what would be created.
+        access: what is sent along where the service is reached by a URL.
+        seconds: length of the traffic that is cut from the benchmark's; None for all of it.
+        seed: chooses among equally good cuts.
+        load_processes: processes that send.
+    """
+
+    settings: ClusterSettings
+    manifests: Mapping[str, Path] = field(default_factory=dict)
+    dry_run: bool = False
+    access: Access = NO_ACCESS
+    seconds: float | None = None
+    seed: int = 0
+    load_processes: int = 1
+
+
+@dataclass(frozen=True)
+class _Measured:
+    records: list[RequestRecord]
+    started_at: str
+    problems: list[str]
+    observed: dict[str, Any]
+    load: dict[str, Any]
+
+
+class KubernetesTarget:
+    """A DynamoGraphDeployment for each configuration, made, measured and deleted.
+
+    Args:
+        cluster: the API server; the one of the kubeconfig by default.
+        run_id: what everything of this session is labelled with.
+    """
+
+    name = "kubernetes"
+
+    def __init__(
+        self,
+        options: KubernetesOptions,
+        cluster: Cluster | None = None,
+        *,
+        run_id: str | None = None,
+    ) -> None:
+        self._options = options
+        self._settings = options.settings
+        self._cluster = cluster or Cluster(
+            connector(self._settings.context), self._settings.namespace
+        )
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        self.run_id = run_id or f"{stamp}-{secrets.token_hex(3)}"
+        self._unknown: list[str] = []
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Look at the cluster; with ``dry_run`` let it check all manifests as well.
+
+        Raises:
+            TargetError: something is missing or not allowed; all of it in one message.
+        """
+        documents = {
+            item.name: self._documents(benchmark, item) for item in benchmark.configurations
+        }
+        if self._settings.load.source == "url":
+            check_url("load.url", self._settings.load.url)
+        self._unknown = preflight(self._cluster, self._settings, benchmark.configurations)
+        if not self._options.dry_run:
+            return
+        problems = []
+        for name, found in documents.items():
+            for document in found:
+                try:
+                    self._cluster.create(RESOURCES[document["kind"]], document, dry_run=True)
+                except ApiError as error:
+                    problems.append(f"{name}: {error}")
+        if problems:
+            listed = "\n".join(f"- {problem}" for problem in problems)
+            raise TargetError(f"the API server refuses manifests, nothing was created:\n{listed}")
+
+    def traffic(self, benchmark: Benchmark) -> Traffic:
+        """The benchmark's traffic, in full unless a length is asked for.
+
+        Raises:
+            TargetError: a closed loop cannot be cut to a length in seconds.
+        """
+        traffic = benchmark.traffic.load()
+        if self._options.seconds is None:
+            return traffic
+        if isinstance(traffic.schedule, Concurrency):
+            raise TargetError(
+                "--dynamo-seconds: a closed loop cannot be cut to a length in seconds; leave the "
+                "option out, or give the configurations fewer requests"
+            )
+        return cut(traffic, self._options.seconds, seed=self._options.seed)
+
+    def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
+        """What of the way of measuring a reader has to know."""
+        found = []
+        source = self._settings.load.source
+        if source == "api-server":
+            found.append(
+                "the load went through the API server, which adds latency and is for a look at "
+                "small load only: first tokens are later, and requests may queue there"
+            )
+        if source == "url":
+            found.append("the load came from outside the cluster, through what is at load.url")
+        if self._own(benchmark, configuration) is not None:
+            found.append(
+                "the manifest is the user's own: that it is this configuration is the user's word"
+            )
+        if self._unknown:
+            found.append("could not be found out beforehand: " + "; ".join(self._unknown))
+        return tuple(found)
+
+    def measure(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        progress: Progress,
+        *,
+        repeat: int = 0,
+    ) -> Run:
+        """Create, wait, measure, delete; see :class:`~..base.Target`.
+
+        Raises:
+            DeploymentError: it did not come up, did not answer, or did not go away.
+        """
+        documents = self._documents(benchmark, configuration)
+        deployment = Deployment(
+            self._cluster, documents, self.run_id, self._settings.limits, directory / "cluster",
+            progress,
+        )  # fmt: skip
+        deployment.add_secrets(self._options.access.secrets)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "manifest.yaml").write_text(
+            deployment.redact(dump_all(documents)), encoding="utf-8"
+        )
+        started = time.monotonic()
+        try:
+            with deployment.open():
+                ready_seconds = time.monotonic() - started
+                workers = self._workers(deployment, configuration)
+                found = self._send(
+                    benchmark, configuration, traffic, directory, deployment, progress
+                )
+                if found.problems:
+                    deployment.save_evidence("; ".join(found.problems))
+        except DynamoBenchError as error:
+            kind = DeploymentError if isinstance(error, ApiError) else type(error)
+            raise kind(deployment.redact(str(error))) from None
+        deployed = {
+            "model": benchmark.model,
+            "router": configuration.router,
+            "workers": configuration.replicas,
+            "block_size": configuration.block_size,
+            "engines": {item.mode: asdict(item) for item in configuration.workers},
+            "image": image_of(benchmark, self._settings),
+            "load": found.load,
+            "ready_seconds": round(ready_seconds, 1),
+        }
+        observed = {"workers": workers, "namespace": self._settings.namespace, **found.observed}
+        secrets_ = Secrets(self._cluster.secrets.values | self._options.access.secrets.values)
+        return Run(
+            benchmark=benchmark.name,
+            configuration=configuration.name,
+            target=self.name,
+            gpus=configuration.gpus,
+            records=[_clean(record, secrets_) for record in found.records],
+            started_at=found.started_at,
+            deployed=secrets_.clean(deployed),
+            observed=secrets_.clean(observed),
+            traffic={
+                "history": list(traffic.history),
+                "schedule": traffic.schedule.description,
+                **asdict(describe(traffic)),
+            },
+            problems=[secrets_.redact(problem) for problem in found.problems],
+        )
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        deployment: Deployment,
+        progress: Progress,
+    ) -> _Measured:
+        load = self._settings.load
+        name = frontend_service(deployment)
+        if load.source == "cluster":
+            url = f"http://{name}.{self._settings.namespace}.svc:{FRONTEND_PORT}"
+            service = Service(Address(url), benchmark.model, DYNAMO, True)
+            merged = send_from_cluster(
+                deployment, self._settings, service, traffic,
+                labels(configuration, self.run_id), progress,
+            )  # fmt: skip
+            logs = directory / "logs"
+            logs.mkdir(parents=True, exist_ok=True)
+            for file, text in merged.files.items():
+                (logs / Path(file).name).write_text(deployment.redact(text), encoding="utf-8")
+            start = datetime.fromtimestamp(merged.started_unix, UTC)
+            return _Measured(
+                merged.records,
+                start.isoformat(timespec="milliseconds"),
+                merged.problems,
+                {**merged.observed, "shards": merged.shards},
+                {"source": "cluster", "shards": load.shards},
+            )
+        address = (
+            Address(check_url("load.url", load.url), self._options.access)
+            if load.source == "url"
+            else self._through_api_server(name)
+        )
+        deployment.add_secrets(address.access.secrets)
+        before = deployment.restarts()
+        found = self._send_from_here(
+            benchmark, configuration, traffic, directory, address, progress
+        )
+        deployment.check_alive()
+        problems = [*found.problems, *restart_problems(before, deployment.restarts())]
+        return replace(found, problems=problems)
+
+    def _send_from_here(
+        self,
+        benchmark: Benchmark,
+        configuration: Configuration,
+        traffic: Traffic,
+        directory: Path,
+        address: Address,
+        progress: Progress,
+    ) -> _Measured:
+        progress.stage("asking")
+        service = asyncio.run(self._ask(address, benchmark))
+        count = max(_FEWEST_WARM_UPS, 2 * configuration.replicas)
+        total, done, failed = len(traffic.requests), 0, 0
+
+        def ended(whole: bool) -> None:
+            nonlocal done, failed
+            done, failed = done + 1, failed + (not whole)
+            progress.requests(done, failed, total)
+
+        progress.stage("warming")
+        asyncio.run(measure.warm_up(service, traffic.block_tokens, count))
+        progress.stage("measuring")
+        sent = asyncio.run(
+            measure.send(service, traffic, ended, processes=self._options.load_processes)
+        )
+        observed = asyncio.run(measure.observe(service, directory / "logs"))
+        observed["load_generator"] = sent.health
+        source = self._settings.load.source
+        return _Measured(sent.records, sent.started_at, [], observed, {"source": source})
+
+    async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
+        listed = await wait_for_models(
+            address, self._settings.limits.answer, wanted=benchmark.model
+        )
+        model = choose_model(address.url, listed, benchmark.model, None)
+        return await probe(address, model)
+
+    def _through_api_server(self, service: str) -> Address:
+        """The service's address on the API server, with the credentials of the kubeconfig."""
+        configuration = self._cluster.client.configuration
+        url = (
+            f"{self._cluster.host}/api/v1/namespaces/{self._settings.namespace}/services/"
+            f"{service}:{FRONTEND_PORT}/proxy"
+        )
+
+        def path(value: Any) -> Path | None:
+            return Path(value) if value else None
+
+        tls = Tls(
+            ca_file=path(configuration.ssl_ca_cert),
+            certificate_file=path(configuration.cert_file),
+            key_file=path(configuration.key_file),
+            verify=bool(configuration.verify_ssl),
+        )
+        return Address(url, Access(self._cluster.credentials, tls))
+
+    # -- manifests ----------------------------------------------------------------------------
+
+    def _own(self, benchmark: Benchmark, configuration: Configuration) -> Path | None:
+        manifests = self._options.manifests
+        return manifests.get(f"{benchmark.name}/{configuration.name}") or manifests.get(
+            configuration.name
+        )
+
+    def _documents(self, benchmark: Benchmark, configuration: Configuration) -> list[Object]:
+        own = self._own(benchmark, configuration)
+        if own is not None:
+            return read_manifest(own, configuration, self._settings, self.run_id)
+        return render(benchmark, configuration, self._settings, self.run_id)
+
+    def _workers(self, deployment: Deployment, configuration: Configuration) -> int:
+        """Workers whose pods are ready; those of one replica on several nodes count as one."""
+        states = [s for s in deployment.states() if s.phase == "ready"]
+        frontends = sum(state.service.lower() == FRONTEND.lower() for state in states)
+        pods = sum(worker.replicas * worker.nodes for worker in configuration.workers)
+        ready = len(states) - frontends
+        return configuration.replicas if ready >= pods else ready
+
+
+def _clean(record: RequestRecord, found: Secrets) -> RequestRecord:
+    return replace(record, error=found.redact(record.error)) if record.error else record
+
+
+def frontend_service(deployment: Deployment) -> str:
+    """The Service of the frontend: the operator makes it of deployment and component names."""
+    services = deployment.services
+    name = next(
+        (key for key, value in services.items() if value.get("componentType") == "frontend"),
+        FRONTEND,
+    )
+    return f"{deployment.name}-{name.lower()}"
+
+
+def leftovers(cluster: Cluster, run_id: str | None = None) -> list[tuple[str, Object]]:
+    """Everything of this plugin in the namespace, of one run or of all, with its resource.
+
+    Raises:
+        ApiError: it cannot be listed.
+    """
+    selector = f"{OWNER_LABEL}={OWNER}" + (f",{RUN_LABEL}={run_id}" if run_id else "")
+    return [
+        (resource, item)
+        for resource in (PLURAL, "jobs", "configmaps")
+        for item in cluster.all(resource, selector)
+    ]

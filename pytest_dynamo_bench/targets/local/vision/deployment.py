@@ -1,0 +1,247 @@
+"""The vision worker as the local target brings it up, and what it measured of each request."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.engines import find_profile, kv_capacity_tokens, model_dimensions
+from pytest_dynamo_bench.errors import TargetError, UnavailableError
+from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.local.vision.encoder import image_tokens
+from pytest_dynamo_bench.traffic import Traffic
+
+INSTALL_NIXL = "pip install --no-deps nixl==1.3.2 nixl-cu13==1.3.2"
+_PILLOW = "pip install 'pytest-dynamo-bench[local]'"
+_GIB = 1 << 30
+_EMBEDDING_ELEMENT_BYTES = 2
+_MOST_BODY_MEGABYTES = 200
+
+
+@dataclass(frozen=True)
+class VisionPlan:
+    """How images are served in one deployment.
+
+    Attributes:
+        image_bytes: embeddings of all distinct images of the traffic that is sent.
+        published_image_bytes: of the published traffic.
+    """
+
+    image_bytes: int
+    published_image_bytes: int
+
+    @property
+    def share(self) -> float:
+        """By how much embedding caches shrink, so that as much of them is used as published."""
+        return min(1.0, self.image_bytes / self.published_image_bytes)
+
+    def cache_bytes(self, worker: Worker) -> int:
+        """Capacity of a worker's embedding cache here; 0 for none."""
+        return round((worker.embedding_cache_gib or 0.0) * _GIB * self.share)
+
+
+def vision_plan(benchmark: Benchmark, traffic: Traffic) -> VisionPlan | None:
+    """How the images of a traffic are served; None for text alone.
+
+    Raises:
+        TargetError: the model has no image encoder.
+    """
+    if traffic.images is None:
+        return None
+    values = model_dimensions(benchmark.model).image_embedding_values
+    if not values:
+        raise TargetError(f"{benchmark.model} takes no images, but the traffic has some")
+    return VisionPlan(
+        _embedding_bytes(traffic, values), _embedding_bytes(benchmark.traffic.load(), values)
+    )
+
+
+def _embedding_bytes(traffic: Traffic, values: int) -> int:
+    if traffic.images is None:
+        return 0
+    shown = {image for request in traffic.requests for image in request.images}
+    tokens = sum(image_tokens(*traffic.images.size(image)) for image in shown)
+    return tokens * values * _EMBEDDING_ELEMENT_BYTES
+
+
+def check_vision(benchmark: Benchmark, configuration: Configuration) -> None:
+    """Find out whether a configuration can serve images here.
+
+    Raises:
+        UnavailableError: a package is missing; the message says how to install it.
+        TargetError: the configuration is of a kind that the vision worker isn't.
+    """
+    owner = f"configuration {configuration.name!r}"
+    if configuration.disaggregated:
+        raise TargetError(f"{owner}: images are served by aggregated workers only on 'local'")
+    (worker,) = configuration.workers
+    if find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker) is None:
+        raise TargetError(
+            f"{owner}: there is no engine profile of {benchmark.model} on {benchmark.hardware.gpu}"
+        )
+    if importlib.util.find_spec("PIL") is None:
+        raise UnavailableError(f"{owner}: images need Pillow; install it with: {_PILLOW}")
+    if worker.frontend_decoding and nixl_libraries() is None:
+        raise UnavailableError(
+            f"{owner}: frontend decoding moves pixels by NIXL, which is not installed; install it "
+            f"(67 MB, without PyTorch) with: {INSTALL_NIXL}"
+        )
+
+
+def nixl_libraries() -> tuple[Path, Path] | None:
+    """The two directories of NIXL's libraries, as its wheel lays them out; None without it."""
+    spec = importlib.util.find_spec("nixl_cu13")
+    if spec is None or spec.origin is None or importlib.util.find_spec("nixl") is None:
+        return None
+    packages = Path(spec.origin).parents[1]
+    found = (packages / ".nixl_cu13.mesonpy.libs", packages / "nixl_cu13.libs")
+    return found if all(directory.is_dir() for directory in found) else None
+
+
+def vision_environment(configuration: Configuration) -> dict[str, str]:
+    """What frontend and vision workers get beside the environment of every deployment.
+
+    Arithmetic keeps to one core, so that it takes as long every time. NIXL's UCX would listen
+    on the first interface that it finds.
+    """
+    found = {
+        "DYN_HTTP_BODY_LIMIT_MB": str(_MOST_BODY_MEGABYTES),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    libraries = nixl_libraries()
+    if any(worker.frontend_decoding for worker in configuration.workers) and libraries:
+        found |= {
+            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+            "NIXL_PLUGIN_DIR": str(libraries[0] / "plugins"),
+            "NIXL_LOG_LEVEL": "WARN",
+            "UCX_NET_DEVICES": "lo",
+        }
+    return found
+
+
+def vision_commands(
+    benchmark: Benchmark, configuration: Configuration, plan: VisionPlan, directory: Path
+) -> dict[str, list[str]]:
+    """The command lines of the vision workers by name, a process for each replica."""
+    (worker,) = configuration.workers
+    profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
+    assert profile is not None
+    if worker.kv_blocks is not None:
+        kv_tokens = worker.kv_blocks * configuration.block_size
+    else:
+        kv_tokens = kv_capacity_tokens(
+            benchmark.model, benchmark.hardware.gpu, worker, benchmark.engine
+        )
+    options: dict[str, object] = {
+        "--model-path": directory / "model",
+        "--profile": profile.path,
+        "--embedding-values": model_dimensions(benchmark.model).image_embedding_values,
+        "--embedding-cache-bytes": plan.cache_bytes(worker),
+        "--kv-tokens": kv_tokens,
+        "--block-size": configuration.block_size,
+    }
+    for option, value in (
+        ("--max-num-seqs", worker.max_num_seqs),
+        ("--max-num-batched-tokens", worker.max_num_batched_tokens),
+    ):
+        if value is not None:
+            options[option] = value
+    command = [sys.executable, "-m", f"{__package__}.worker"]
+    command += [text for option, value in options.items() for text in (option, str(value))]
+    command += ["--frontend-decoding"] if worker.frontend_decoding else []
+    return {
+        f"vision-{index}": [*command, "--measures", str(directory / f"images-{index}.jsonl")]
+        for index in range(worker.replicas)
+    }
+
+
+def vision_limitations(
+    benchmark: Benchmark, configuration: Configuration, plan: VisionPlan
+) -> tuple[str, ...]:
+    """What is Dynamo's, what is ours, and what is only modelled."""
+    (worker,) = configuration.workers
+    profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
+    found = [
+        "Dynamo's own: frontend, router, request path, and where it is on, frontend decoding with "
+        "its transfer over NIXL",
+        "ours, since Dynamo's mocker has no vision encoder: the worker, with a real but small "
+        "image encoder on one core of this machine, an LRU cache of its embeddings as large as "
+        "the model's, and a batching engine; on a GPU the encoder takes another share of the time",
+        "modelled: the time of prefill and decode steps, by the engine profile "
+        f"{profile.name if profile else 'of nothing'}; no KV prefix cache, since these prompts "
+        "share no prefix",
+        "left out: vLLM's own small encoder cache and processor cache, and the copy of cached "
+        "embeddings from host to GPU; the first two would help the baseline, the copy would cost "
+        "the cache a little",
+    ]
+    if worker.embedding_cache_gib and plan.share < 1:
+        found.append(
+            f"embedding caches are scaled with the images: {100 * plan.share:.2g} % of the "
+            "published bytes of distinct images, and as much of the published capacity, so that "
+            "the pressure on the cache is as published"
+        )
+    return tuple(found)
+
+
+def read_measures(directory: Path) -> dict[str, dict[str, Any]]:
+    """What the workers of a deployment wrote: request to its measures, in order."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.glob("images-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                measures = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            found[measures["request"]] = {**measures, "worker": path.stem}
+    return found
+
+
+def with_image_measures(
+    records: Iterable[RequestRecord], measures: Mapping[str, Mapping[str, Any]]
+) -> list[RequestRecord]:
+    """The records with what their images took; the frontend's name of an answer joins them."""
+    names = (
+        "images", "image_cache_hits", "images_decoded", "image_decode_ms", "image_transfer_ms",
+        "encoder_ms",
+    )  # fmt: skip
+    joined = []
+    for record in records:
+        own = measures.get((record.response_id or "").rpartition("chatcmpl-")[2])
+        joined.append(
+            record
+            if own is None
+            else dataclasses.replace(record, **{name: own[name] for name in names})
+        )
+    return joined
+
+
+def cache_summary(
+    measures: Mapping[str, Mapping[str, Any]], records: Sequence[RequestRecord]
+) -> dict[str, Any]:
+    """The embedding caches of all workers over the measured requests, for the run's record.
+
+    Hits, misses and evictions are those since the last request of the warm-up.
+    """
+    measured = {(record.response_id or "").rpartition("chatcmpl-")[2] for record in records}
+    total: dict[str, int] = {}
+    for worker in {own["worker"] for own in measures.values()}:
+        before: dict[str, int] = {}
+        after: dict[str, int] = {}
+        for name, own in measures.items():
+            if own["worker"] == worker:
+                if name in measured:
+                    after = own["cache"]
+                else:
+                    before = own["cache"]
+        for key, value in after.items():
+            counted = key in ("hits", "misses", "evictions")
+            total[key] = total.get(key, 0) + value - (before.get(key, 0) if counted else 0)
+    return total

@@ -1,0 +1,164 @@
+"""Lead the shards of a traffic: see how their clocks are off, start them together, collect."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.service.shards import (
+    Clock,
+    Merged,
+    merge,
+    unpack_result,
+)
+from pytest_dynamo_bench.traffic import Traffic
+
+_CLOCK_QUESTIONS = 9
+_POLL_SECONDS = 0.5
+_LEAD_SECONDS = 2.0
+
+
+class ShardConnection(Protocol):
+    """The way to one shard, wherever it runs."""
+
+    def get(self, path: str) -> bytes:
+        """The body of the answer.
+
+        Raises:
+            OSError: there was none.
+        """
+
+    def post(self, path: str, body: bytes) -> bytes:
+        """The body of the answer.
+
+        Raises:
+            OSError: there was none.
+        """
+
+
+def run_shards(
+    connections: Sequence[ShardConnection],
+    traffic: Traffic,
+    progress: Progress,
+    *,
+    prepare_seconds: float = 600,
+    still_there: Callable[[], None] = lambda: None,
+) -> Merged:
+    """Start all shards at one time, follow them, and put together what they measured.
+
+    Args:
+        connections: by the shards' numbers.
+        traffic: that was dealt out to them.
+        prepare_seconds: until all are ready to send.
+        still_there: called now and then; raises when the run cannot succeed any more.
+
+    Raises:
+        DeploymentError: a shard failed, or is gone.
+    """
+    progress.stage("preparing load")
+    _until_ready(connections, prepare_seconds, still_there)
+    clocks = [clock_of(connection) for connection in connections]
+    start = time.time() + _LEAD_SECONDS
+    for connection, clock in zip(connections, clocks, strict=True):
+        order = json.dumps({"unix": start + clock.offset_ms / 1000})
+        _try(partial(connection.post, "start", order.encode()), "start")
+    progress.stage("measuring")
+    _until_done(connections, len(traffic.requests), progress, still_there)
+    results = []
+    for index, (connection, clock) in enumerate(zip(connections, clocks, strict=True)):
+        data = _try(partial(connection.get, "results"), "results")
+        results.append(unpack_result(data, index, clock))
+    for connection in connections:
+        _try(partial(connection.post, "quit", b""), "quit")
+    return merge(results, traffic, start)
+
+
+def clock_of(connection: ShardConnection) -> Clock:
+    """How far a shard's clock is ahead: of several questions the one that was answered fastest.
+
+    As NTP does (RFC 5905): the answer is taken to be from the middle of its way.
+    """
+    best = Clock(0.0, float("inf"))
+    for _ in range(_CLOCK_QUESTIONS):
+        before = time.time()
+        told = float(_json(_try(partial(connection.get, "clock"), "clock"))["unix"])
+        after = time.time()
+        found = Clock((told - (before + after) / 2) * 1000, (after - before) / 2 * 1000)
+        if found.uncertainty_ms < best.uncertainty_ms:
+            best = found
+    return best
+
+
+def _until_ready(
+    connections: Sequence[ShardConnection], seconds: float, still_there: Callable[[], None]
+) -> None:
+    deadline = time.monotonic() + seconds
+    waiting = list(range(len(connections)))
+    last = "no answer yet"
+    while waiting:
+        still_there()
+        for index in list(waiting):
+            try:
+                status = _json(connections[index].get("status"))
+            except OSError as error:
+                last = str(error)
+                continue
+            _raise_if_failed(status)
+            last = f"shard {index}: {status['stage']}"
+            if status["stage"] == "waiting":
+                waiting.remove(index)
+        if waiting and time.monotonic() > deadline:
+            raise DeploymentError(
+                f"the load generator was not ready after {seconds:g} s: {len(waiting)} of "
+                f"{len(connections)} shards were missing (last: {last})"
+            )
+        if waiting:
+            time.sleep(_POLL_SECONDS)
+
+
+def _until_done(
+    connections: Sequence[ShardConnection],
+    total: int,
+    progress: Progress,
+    still_there: Callable[[], None],
+) -> None:
+    while True:
+        still_there()
+        found = [
+            _json(_try(partial(connection.get, "status"), "status")) for connection in connections
+        ]
+        for status in found:
+            _raise_if_failed(status)
+        done, failed = (sum(status[key] for status in found) for key in ("done", "failed"))
+        progress.requests(done, failed, total)
+        if all(status["stage"] == "done" for status in found):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _raise_if_failed(status: dict[str, Any]) -> None:
+    if status["stage"] == "failed":
+        raise DeploymentError(f"shard {status['shard']} of the load failed: {status['error']}")
+
+
+def _try(ask: Callable[[], bytes], what: str, attempts: int = 5) -> bytes:
+    for attempt in range(attempts):
+        try:
+            return ask()
+        except OSError as error:
+            if attempt == attempts - 1:
+                raise DeploymentError(
+                    f"a load generator does not answer ({what}): {error}"
+                ) from None
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(data)
+    return content

@@ -1,0 +1,184 @@
+"""Measure a service that is up: warm it, send the traffic, ask it what it saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.load.connection import Server
+from pytest_dynamo_bench.load.generator import LoadGenerator
+from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.frontend_metrics import summarize
+from pytest_dynamo_bench.targets.service.probe import Service
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic.prompts import WORDS
+
+_WARM_UP_OUTPUT = 4
+_WARM_UP_WORDS = 16
+_WARM_UP_AT_A_TIME = 4
+_ID_BITS = 40
+_SALT_BITS = 24
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of sending a traffic.
+
+    Attributes:
+        records: of the requests that ended.
+        started_at: wall-clock start, ISO 8601, UTC.
+        health: how the load generator itself did.
+    """
+
+    records: list[RequestRecord]
+    started_at: str
+    health: dict[str, Any]
+
+
+def new_salt() -> int:
+    """A number that no other run has, for :func:`salted`."""
+    return secrets.randbelow(2**_SALT_BITS - 2) + 1
+
+
+def salted(traffic: Traffic, salt: int) -> Traffic:
+    """The same traffic in other words.
+
+    Lengths, schedule, and which requests share how much of their prompts stay as they are. Only
+    the words differ from those of every other salt, so that no prompt can be in a cache from an
+    earlier run.
+
+    Args:
+        salt: 0 leaves the traffic as it is.
+
+    Raises:
+        ValueError: a block id is too large to be given another name.
+    """
+    if salt == 0:
+        return traffic
+    if not 0 <= salt < 2**_SALT_BITS:
+        raise ValueError(f"salt {salt} is outside 0 … 2**{_SALT_BITS} - 1")
+    requests = []
+    for request in traffic.requests:
+        if request.hash_ids and max(request.hash_ids) >= 2**_ID_BITS:
+            raise ValueError(f"request {request.request_id}: block ids must be below 2**{_ID_BITS}")
+        ids = tuple((salt << _ID_BITS) + block_id for block_id in request.hash_ids)
+        requests.append(dataclasses.replace(request, hash_ids=ids))
+    return dataclasses.replace(traffic, requests=tuple(requests))
+
+
+async def warm_up(service: Service, block_tokens: int, count: int) -> None:
+    """Send a few short requests, so that none of the measured ones is anybody's first.
+
+    Raises:
+        DeploymentError: one of them failed.
+    """
+    tokens = _WARM_UP_WORDS + service.dialect.template_tokens
+    blocks = -(-tokens // block_tokens)
+    # Block ids that neither a traffic nor a salted one has, different in every run.
+    top = (new_salt() << _ID_BITS) + (1 << _ID_BITS) - 1
+    requests = []
+    for index in range(count):
+        name, first = f"warm-{index}", top - index * blocks
+        ids = tuple(first - block for block in range(blocks))
+        requests.append(TrafficRequest(name, name, 0, 0.0, 0.0, tokens, _WARM_UP_OUTPUT, ids))
+    traffic = Traffic(requests, Concurrency(_WARM_UP_AT_A_TIME), block_tokens, ())
+    sent = await send(
+        service, traffic, lambda whole: None, request_timeout_seconds=300, processes=0
+    )
+    for record in sent.records:
+        if record.error:
+            raise DeploymentError(
+                f"{service.address.url} lists {service.model!r} but does not answer: {record.error}"
+            )
+
+
+async def send(
+    service: Service,
+    traffic: Traffic,
+    ended: Callable[[bool], None],
+    *,
+    request_timeout_seconds: float = 1200,
+    prepared: Callable[[], Awaitable[None]] | None = None,
+    processes: int = 1,
+) -> Sent:
+    """Send a traffic to a service, and wait until everything has ended.
+
+    Args:
+        ended: called when a request has ended, with whether its response is whole.
+        prepared: awaited when everything is ready to be sent.
+        processes: of the load generator; 0 for a few requests whose times do not matter.
+
+    Raises:
+        LoadError: a process of the load generator died.
+    """
+    access = service.address.access
+    generator = LoadGenerator(
+        Server(service.address.chat_url, access.headers, access.tls.context),
+        service.model,
+        request_timeout_seconds=request_timeout_seconds,
+        processes=processes,
+        dialect=service.dialect,
+    )
+    await generator.send(traffic, ended, prepared=prepared)
+    records = [_without_secrets(record, service) for record in generator.records()]
+    return Sent(records, generator.started_at, generator.health())
+
+
+def _without_secrets(record: RequestRecord, service: Service) -> RequestRecord:
+    if record.error is None:
+        return record
+    error = service.address.access.secrets.redact(record.error)
+    return dataclasses.replace(record, error=error)
+
+
+def warm_tokens(records: Sequence[RequestRecord], traffic: Traffic) -> int | None:
+    """Prompt tokens that a KV router took for cached though no request of this run sent them.
+
+    It stands in where the engines do not report cached tokens. Only first turns count, since a
+    later one repeats what the session generated.
+
+    Returns:
+        None where the server has no such router.
+    """
+    first_block = {request.request_id: request.hash_ids[:1] for request in traffic.requests}
+    seen: set[tuple[int, ...]] = set()
+    known, warm = False, 0.0
+    for record in sorted(records, key=lambda record: record.sent_ms or record.scheduled_ms):
+        block = first_block.get(record.request_id, ())
+        if block not in seen and record.turn == 0 and record.router_hit_rate is not None:
+            known = True
+            warm += record.router_hit_rate * record.input_tokens
+        seen.add(block)
+    return round(warm) if known else None
+
+
+async def observe(service: Service, directory: Path) -> dict[str, Any]:
+    """What the service says of itself: its model, and the frontend's counters where it is Dynamo.
+
+    The metrics are also written to ``directory``.
+    """
+    observed: dict[str, Any] = {
+        "model": service.model,
+        "is_dynamo": service.is_dynamo,
+        "prompt_words": len(service.dialect.words or WORDS),
+        "template_tokens": service.dialect.template_tokens,
+        "forced_output_length": service.dialect.forced_length,
+    }
+    if not service.is_dynamo:
+        return observed
+    try:
+        async with service.address.client() as client:
+            text = (await client.get("/metrics")).text
+    except httpx.HTTPError as error:
+        return observed | {"metrics": f"not readable: {type(error).__name__}"}
+    text = service.address.access.secrets.redact(text)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "frontend-metrics.txt").write_text(text, encoding="utf-8")
+    return observed | {"frontend": summarize(text)}
