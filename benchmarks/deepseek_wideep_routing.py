@@ -48,9 +48,9 @@ benchmark = Benchmark(
     traffic=SynthesizedMooncake("conversation", requests=10_000, prefix_len_multiplier=16,
                                 prompt_len_multiplier=10, max_isl=110_000, seed=0),
     sizes={
-        "smoke": Size(seconds=14, fast_forward=5, configurations=(
+        "smoke": Size(seconds=14, fast_forward=3, configurations=(
             "agg-round-robin", "disagg-kv-router")),
-        "standard": Size(seconds=35, fast_forward=4),
+        "standard": Size(seconds=35, fast_forward=2.5),
     },
     goodput=Goodput(time_to_first_token_ms=20_000, inter_token_latency_ms=50),
     held_constant="model, engine, 32 GPUs, fixed schedule, service-level objectives",

@@ -66,9 +66,9 @@ benchmark = Benchmark(
     engine="trtllm",
     traffic=AgenticCoding(sessions=1131, seed=42, schedule=Concurrency(8)),
     sizes={
-        "smoke": Size(seconds=18, sessions=32, turns=2, fast_forward=4, ramp_seconds=20,
+        "smoke": Size(seconds=24, sessions=32, turns=2, fast_forward=3, ramp_seconds=20,
                       configurations=("agg-round-robin-c32", "disagg-eagle-kv-router")),
-        "standard": Size(seconds=30, sessions=32, turns=3, fast_forward=4, ramp_seconds=30),
+        "standard": Size(seconds=28, sessions=32, turns=2, fast_forward=2.5, ramp_seconds=20),
     },
     goodput=Goodput(time_to_first_token_ms=5000, inter_token_latency_ms=10),
     held_constant="model, engine, 24 GPUs, sessions, service-level objectives; not the "

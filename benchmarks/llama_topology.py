@@ -46,9 +46,9 @@ benchmark = Benchmark(
     engine="vllm",
     traffic=SyntheticTraffic(isl=8192, osl=1024, requests=2560, schedule=Concurrency(64)),
     sizes={
-        "smoke": Size(seconds=16, sessions=256, fast_forward=4,
+        "smoke": Size(seconds=20, sessions=256, fast_forward=3,
                       configurations=("agg", "disagg-single-node")),
-        "standard": Size(seconds=40, sessions=256, fast_forward=1.5),
+        "standard": Size(seconds=50, sessions=256, fast_forward=1.25),
     },
     held_constant="model, engine, GPU type, 8192 tokens in, 1024 out, 16 requests in flight per "
     "GPU; the number of GPUs differs by design",

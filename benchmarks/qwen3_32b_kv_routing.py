@@ -41,7 +41,7 @@ benchmark = Benchmark(
     engine="vllm",
     traffic=MooncakeTrace("conversation"),
     sizes={
-        "smoke": Size(seconds=12, fast_forward=3, configurations=(
+        "smoke": Size(seconds=12, fast_forward=2, configurations=(
             "agg-round-robin", "agg-kv-router", "disagg-kv-router")),
     },
     goodput=Goodput(time_to_first_token_ms=2000, inter_token_latency_ms=25),

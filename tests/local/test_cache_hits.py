@@ -108,3 +108,25 @@ def test_blocks_that_left_the_gpu_since_are_the_hosts():
     assert [item.host_tokens for item in found] == [0, 0, 64, 0]
     found = with_host_tokens(records, prompts, 64, 4)
     assert [item.host_tokens for item in found] == [0, 0, 0, 0]
+
+
+def test_where_nobody_says_which_rank_a_block_of_any_rank_is_charged(tmp_path):
+    records = [
+        record(i, chunks=(1000.0 * i, 1000.0 * i + 10), prefill_worker="a") for i in (1, 2, 3)
+    ]
+    path = tmp_path / "events.jsonl"
+    lines = [
+        {"at_ms": START_MS + 1000 * i, "kind": "stored", "worker": "a", "rank": i, "blocks": [7]}
+        for i in (1, 2)
+    ]
+    passes = [
+        {"at_ms": START_MS + 300, "kind": "pass", "worker": "a", "rank": rank, "prefill": 0,
+         "decode": 1}
+        for rank in (0, 1)
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, lines + passes)))
+    events = read_events(path)
+    found = with_cached_tokens(records, {"1": [7], "2": [7], "3": [7]}, events, START_MS, 64)
+    assert [item.cached_tokens for item in found] == [0, 0, 64]
+    unknown = [record(1, chunks=(200.0, 400.0), decode_worker="a")]
+    assert with_decode_steps(unknown, events, START_MS)[0].decode_steps is None

@@ -20,11 +20,16 @@ from pytest_dynamo_bench.targets.local.engine_events import EngineEvents, Place
 _CLOCK_SLACK_MS = 100.0
 
 
+# Only a router that chooses among ranks says which it chose.
+_ANY_RANK = -1
+
+
 def _place(record: RequestRecord) -> Place | None:
     """Where the prompt was processed; None where that is not known, or nothing came of it."""
     if record.prefill_worker is None or record.first_token_ms is None:
         return None
-    return record.prefill_worker, record.prefill_rank or 0
+    rank = _ANY_RANK if record.prefill_rank is None else record.prefill_rank
+    return record.prefill_worker, rank
 
 
 def with_cached_tokens(
@@ -38,7 +43,8 @@ def with_cached_tokens(
     """The records with ``cached_tokens`` filled in.
 
     A stored block is charged to the request that it was stored for: of those on its worker
-    and rank whose prompt has the block, the first whose first token came after the event.
+    and rank whose prompt has the block, the first whose first token came after the event. Where
+    nobody said which rank a request was on, any rank of its worker counts.
 
     Args:
         prompts: request id to the hashes of the prompt's full blocks, as the engines hash.
@@ -55,7 +61,8 @@ def with_cached_tokens(
     for place, blocks in events.stored.items():
         for at_ms, block in blocks:
             due = (at_ms - start_wall_ms - _CLOCK_SLACK_MS) * fast_forward
-            for record in wanting.get((place, block), ()):
+            somewhere = (place[0], _ANY_RANK)
+            for record in wanting.get((place, block), []) or wanting.get((somewhere, block), []):
                 if (record.first_token_ms or 0.0) >= due:
                     computed_blocks[record.request_id] += 1
                     break

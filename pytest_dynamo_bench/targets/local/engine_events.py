@@ -90,7 +90,14 @@ def with_decode_steps(
         first, last = record.first_token_ms, record.last_token_ms
         if record.decode_worker is None or first is None or last is None:
             return record
-        passes = events.decode_passes.get((record.decode_worker, record.decode_rank or 0), ())
+        rank = record.decode_rank
+        if rank is None:
+            ranks = [r for worker, r in events.decode_passes if worker == record.decode_worker]
+            if len(ranks) > 1:
+                # Each rank makes passes of its own, and nobody said which one it was.
+                return record
+            rank = ranks[0] if ranks else 0
+        passes = events.decode_passes.get((record.decode_worker, rank), ())
         first, last = (start_wall_ms + time_ms / fast_forward for time_ms in (first, last))
         steps = bisect.bisect_right(passes, last) - bisect.bisect_right(passes, first)
         return dataclasses.replace(record, decode_steps=steps)
