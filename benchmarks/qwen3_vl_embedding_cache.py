@@ -12,31 +12,22 @@ from pytest_dynamo_bench import (
     Worker,
 )
 
+# fmt: off
 SHARED = {"memory_fraction": 0.85}
 TTFT, ITL = "time_to_first_token.mean", "inter_token_latency.mean"
 
 OFF = Configuration("cache-off", role="baseline", workers=[Worker(1, **SHARED)])
-ON = OFF.but(
-    name="cache-on", role="treatment", workers=[Worker(1, embedding_cache_gib=10, **SHARED)]
-)
+ON = OFF.but(name="cache-on", role="treatment", workers=[Worker(1, embedding_cache_gib=10,
+    **SHARED)])
 # A tenth of the images' embeddings fit, 0.98 GB.
-SMALL = ON.but(
-    name="cache-small", workers=[Worker(1, embedding_cache_gib=0.092, **SHARED)], published=False
-)
+SMALL = ON.but(name="cache-small", workers=[Worker(1, embedding_cache_gib=0.092, **SHARED)],
+    published=False)
 
 
 def local(requests):
     """As many repeats; a quarter of the pixels and words of each request, a fifth of the output."""
-    return PooledImages(
-        requests=requests,
-        images_per_request=1,
-        pool=requests // 5,
-        text_tokens=100,
-        osl=30,
-        image_width=320,
-        image_height=240,
-        schedule=Concurrency(8),
-    )
+    return PooledImages(requests=requests, images_per_request=1, pool=requests // 5,
+        text_tokens=100, osl=30, image_width=320, image_height=240, schedule=Concurrency(8))
 
 
 COLUMNS = ("output TPS", "TTFT avg ms", "TTFT p50 ms", "ITL avg ms", "request latency avg ms")
@@ -52,16 +43,8 @@ benchmark = Benchmark(
     model="Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
     hardware=Hardware("GB200", count=1),
     engine="vllm",
-    traffic=PooledImages(
-        requests=1000,
-        images_per_request=1,
-        pool=200,
-        text_tokens=400,
-        osl=150,
-        image_width=640,
-        image_height=480,
-        schedule=Concurrency(64),
-    ),
+    traffic=PooledImages(requests=1000, images_per_request=1, pool=200, text_tokens=400, osl=150,
+        image_width=640, image_height=480, schedule=Concurrency(64)),
     sizes={
         "smoke": Size(traffic=local(requests=100)),
         "standard": Size(traffic=local(requests=600)),
@@ -71,62 +54,20 @@ benchmark = Benchmark(
     configurations=[OFF, ON, SMALL],
     # Thresholds: kubernetes at half of the published change (one run each); local from LOCALRUNS.
     claims=[
-        Claim.higher(
-            "The cache raises output throughput",
-            "output_token_throughput",
-            ON,
-            OFF,
-            kubernetes=(0.08, "published 16.4 %"),
-            local=(0.1, "?"),
-        ),
-        Claim.lower(
-            "The cache lowers TTFT",
-            TTFT,
-            ON,
-            OFF,
-            kubernetes=(0.14, "published 27.7 %"),
-            local=(0.1, "?"),
-        ),
-        Claim.lower(
-            "The cache lowers ITL",
-            ITL,
-            ON,
-            OFF,
-            kubernetes=(0.04, "published 8.8 %"),
-            local=(0, "?"),
-        ),
-        Claim.lower(
-            "The cache lowers request latency",
-            "request_latency.mean",
-            ON,
-            OFF,
-            kubernetes=(0.06, "published 13.4 %"),
-            local=(0.1, "?"),
-        ),
-        Claim.higher(
-            "It finds the images that come again",
-            "embedding_hit_rate",
-            ON,
-            OFF,
-            kind="mechanism",
-            local=(0.5, "?"),
-        ),
-        Claim.lower(
-            "It spares the encoder",
-            "encoder_time.mean",
-            ON,
-            OFF,
-            kind="mechanism",
-            local=(0.3, "?"),
-        ),
-        Claim.not_higher(
-            "A cache for a tenth of the images finds few of them",
-            "embedding_hit_rate",
-            SMALL,
-            OFF,
-            kind="control",
-            local=(0.25, "?"),
-        ),
+        Claim.higher("The cache raises output throughput", "output_token_throughput", ON, OFF,
+            kubernetes=(0.08, "published 16.4 %"), local=(0.1, "?")),
+        Claim.lower("The cache lowers TTFT", TTFT, ON, OFF, kubernetes=(0.14, "published 27.7 %"),
+            local=(0.1, "?")),
+        Claim.lower("The cache lowers ITL", ITL, ON, OFF, kubernetes=(0.04, "published 8.8 %"),
+            local=(0, "?")),
+        Claim.lower("The cache lowers request latency", "request_latency.mean", ON, OFF,
+            kubernetes=(0.06, "published 13.4 %"), local=(0.1, "?")),
+        Claim.higher("It finds the images that come again", "embedding_hit_rate", ON, OFF,
+            kind="mechanism", local=(0.5, "?")),
+        Claim.lower("It spares the encoder", "encoder_time.mean", ON, OFF, kind="mechanism",
+            local=(0.3, "?")),
+        Claim.not_higher("A cache for a tenth of the images finds few of them",
+            "embedding_hit_rate", SMALL, OFF, kind="control", local=(0.25, "?")),
     ],
     published=PublishedResults(
         source="Dynamo documentation, Qwen3-VL-30B embedding cache",
