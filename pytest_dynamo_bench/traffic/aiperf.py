@@ -32,8 +32,9 @@ def aiperf_rows(
         text_of: makes a prompt of block ids, its length and the length of a block, in tokens.
         name_sessions: name them also where each has one request only.
     """
-    if text_of is None:
-        from pytest_dynamo_bench.traffic.prompts import english_text as text_of
+    from pytest_dynamo_bench.traffic.prompts import english_text
+
+    text_of = text_of or english_text
     sessions = name_sessions or any(request.turn for request in traffic.requests)
     timed = not isinstance(traffic.schedule, Concurrency)
     for request in traffic.requests:
