@@ -16,42 +16,24 @@ from pytest_dynamo_bench import (
     Worker,
 )
 
+# fmt: off
 SHARED = {"memory_fraction": 0.85}
+TTFT, RPS, ITL = "time_to_first_token.mean", "request_throughput", "inter_token_latency.mean"
 
 BASELINE = Configuration("vllm-serve", role="baseline", workers=[Worker(1, **SHARED)])
-FD = BASELINE.but(
-    name="dynamo-fd", role="treatment", workers=[Worker(1, frontend_decoding=True, **SHARED)]
-)
-FD_EC = BASELINE.but(
-    name="dynamo-fd-ec",
-    role="winner",
-    workers=[Worker(1, frontend_decoding=True, embedding_cache_gib=8, **SHARED)],
-)
-EC = BASELINE.but(
-    name="dynamo-ec",
-    role="treatment",
-    workers=[Worker(1, embedding_cache_gib=8, **SHARED)],
-    published=False,
-)
+FD = BASELINE.but(name="dynamo-fd", role="treatment", workers=[Worker(1, frontend_decoding=True,
+    **SHARED)])
+FD_EC = BASELINE.but(name="dynamo-fd-ec", role="winner", workers=[Worker(1, frontend_decoding=True,
+    embedding_cache_gib=8, **SHARED)])
+EC = BASELINE.but(name="dynamo-ec", role="treatment", workers=[Worker(1, embedding_cache_gib=8,
+    **SHARED)], published=False)
 
 
 def local(users):
-    """Less of everything but turns, window and repeats; of the pixels a 36th, 32nd of the words."""
-    return SlidingWindowImages(
-        users=users,
-        turns=8,
-        window=5,
-        text_tokens=250,
-        osl=16,
-        image_width=180,
-        image_height=400,
-        schedule=Concurrency(6),
-    )
+    """Turns, window and repeats as published; of each request fewer pixels, words and output."""
+    return SlidingWindowImages(users=users, turns=8, window=5, text_tokens=250, osl=16,
+        image_width=180, image_height=400, schedule=Concurrency(6))
 
-
-RUN = "local, 160 requests"
-PAGE = "published, one run each, H100 and GB200"
-TTFT, RPS = "time_to_first_token.mean", "request_throughput"
 
 COLUMNS = ("RPS", "ITL ms", "TTFT avg ms", "TTFT p50 ms", "TTFT p90 ms", "TTFT p99 ms")
 ROWS = {
@@ -68,124 +50,43 @@ benchmark = Benchmark(
     question="What do frontend decoding, then an embedding cache on top, change against plain "
     "vllm serve on one GPU?",
     model="Qwen/Qwen3.6-35B-A3B-FP8",
+    # Published on one H100 and on one GB200.
     hardware=Hardware("H100", count=1),
     engine="vllm",
     # The published generator shapes its noise as (2400, 1080, 3): 1080 wide and 2400 high.
-    traffic=SlidingWindowImages(
-        users=30,
-        turns=8,
-        window=5,
-        text_tokens=8000,
-        osl=1024,
-        image_width=1080,
-        image_height=2400,
-        schedule=Concurrency(30),
-    ),
+    traffic=SlidingWindowImages(users=30, turns=8, window=5, text_tokens=8000, osl=1024,
+        image_width=1080, image_height=2400, schedule=Concurrency(30)),
     sizes={"smoke": Size(traffic=local(users=6)), "standard": Size(traffic=local(users=20))},
     held_constant="model, GPU, images, texts, 240 requests at 30 in flight",
     recipe="recipes/qwen3.6-35b/deploy/dynamo-fd-ec",
     configurations=[BASELINE, FD, FD_EC, EC],
+    # Thresholds: kubernetes at about half of the smaller published change (H100, GB200; one run
+    # each); local from LOCALRUNS.
     claims=[
-        Claim(
-            "Frontend decoding raises the request rate",
-            RPS,
-            "dynamo-fd",
-            "vllm-serve",
-            higher_by={"kubernetes": 0.05},
-            evidence=f"{PAGE}: 12.8 and 18.8 % higher",
-        ),
-        Claim(
-            "Frontend decoding lowers TTFT",
-            TTFT,
-            "dynamo-fd",
-            "vllm-serve",
-            lower_by={"kubernetes": 0.2},
-            evidence=f"{PAGE}: 60.4 and 36.6 % lower",
-        ),
-        Claim(
-            "Frontend decoding costs ITL",
-            "inter_token_latency.mean",
-            "dynamo-fd",
-            "vllm-serve",
-            higher_by={"kubernetes": 0.0},
-            evidence=f"{PAGE}: 33.5 and 9.4 % higher; the page's text says roughly flat",
-        ),
-        Claim(
-            "With frontend decoding the worker decodes no image",
-            "worker_decode_share",
-            "dynamo-fd",
-            "vllm-serve",
-            lower_by={"local": 0.9},
-            kind="mechanism",
-            evidence=RUN,
-        ),
-        Claim(
-            "The full stack raises the request rate",
-            RPS,
-            "dynamo-fd-ec",
-            "vllm-serve",
-            higher_by={"kubernetes": 0.15},
-            evidence=f"{PAGE}: 29.8 and 31.5 % higher",
-        ),
-        Claim(
-            "The full stack lowers TTFT",
-            TTFT,
-            "dynamo-fd-ec",
-            "vllm-serve",
-            lower_by={"kubernetes": 0.25},
-            evidence=f"{PAGE}: 66.4 and 43.3 % lower",
-        ),
-        Claim(
-            "The embedding cache raises the request rate on top of frontend decoding",
-            RPS,
-            "dynamo-fd-ec",
-            "dynamo-fd",
-            higher_by={"kubernetes": 0.05},
-            evidence=f"{PAGE}: 15.0 and 10.7 % higher",
-        ),
-        Claim(
-            "The embedding cache alone lowers TTFT",
-            TTFT,
-            "dynamo-ec",
-            "vllm-serve",
-            lower_by={"local": 0.1},
-            evidence=RUN,
-        ),
-        Claim(
-            "The embedding cache alone raises the request rate",
-            RPS,
-            "dynamo-ec",
-            "vllm-serve",
-            higher_by={"local": 0.02},
-            evidence=RUN,
-        ),
-        Claim(
-            "The embedding cache finds the images that come again",
-            "embedding_hit_rate",
-            "dynamo-fd-ec",
-            "dynamo-fd",
-            higher_by={"local": 0.5},
-            kind="mechanism",
-            evidence=RUN,
-        ),
-        Claim(
-            "The embedding cache spares the encoder",
-            "encoder_time.mean",
-            "dynamo-ec",
-            "vllm-serve",
-            lower_by={"local": 0.4},
-            kind="mechanism",
-            evidence=RUN,
-        ),
-        Claim(
-            "The embedding cache leaves decoding to the worker",
-            "worker_decode_share",
-            "dynamo-ec",
-            "vllm-serve",
-            not_lower_by={"local": 0.0},
-            kind="control",
-            evidence=RUN,
-        ),
+        Claim.higher("Frontend decoding raises the request rate", RPS, FD, BASELINE,
+            kubernetes=(0.06, "published 12.8 and 18.8 %")),
+        Claim.lower("Frontend decoding lowers TTFT", TTFT, FD, BASELINE,
+            kubernetes=(0.18, "published 60.4 and 36.6 %")),
+        Claim.higher("Frontend decoding costs ITL", ITL, FD, BASELINE,
+            kubernetes=(0, "published 33.5 and 9.4 %, where the text says roughly flat")),
+        Claim.lower("With frontend decoding the worker decodes no image", "worker_decode_share", FD,
+            BASELINE, kind="mechanism", local=(0.9, "?")),
+        Claim.higher("The full stack raises the request rate", RPS, FD_EC, BASELINE,
+            kubernetes=(0.15, "published 29.8 and 31.5 %")),
+        Claim.lower("The full stack lowers TTFT", TTFT, FD_EC, BASELINE,
+            kubernetes=(0.2, "published 66.4 and 43.3 %")),
+        Claim.higher("The cache raises the request rate on top of frontend decoding", RPS, FD_EC,
+            FD, kubernetes=(0.05, "published 15.0 and 10.7 %")),
+        Claim.lower("The cache alone lowers TTFT", TTFT, EC, BASELINE, local=(0.1, "?")),
+        Claim.higher("The cache alone raises the request rate", RPS, EC, BASELINE, local=(0, "?")),
+        Claim.higher("The cache finds the images that come again", "embedding_hit_rate", EC,
+            BASELINE, kind="mechanism", local=(0.5, "?")),
+        Claim.lower("The cache spares the encoder", "encoder_time.mean", EC, BASELINE,
+            kind="mechanism", local=(0.3, "?")),
+        Claim.higher("The full stack finds them too", "embedding_hit_rate", FD_EC, FD,
+            kind="mechanism", local=(0.5, "?")),
+        Claim("The cache leaves decoding to the worker", "worker_decode_share", "dynamo-ec",
+            "vllm-serve", not_lower_by={"local": 0.0}, kind="control", evidence="?"),
     ],
     published=PublishedResults(
         source="Dynamo documentation, Qwen3.6-35B feature stack and embedding cache",

@@ -12,37 +12,23 @@ from pytest_dynamo_bench import (
     Worker,
 )
 
+# fmt: off
 SHARED = {"memory_fraction": 0.85}
+TTFT, ITL = "time_to_first_token.mean", "inter_token_latency.mean"
 
 OFF = Configuration("cache-off", role="baseline", workers=[Worker(1, **SHARED)])
-ON = OFF.but(
-    name="cache-on", role="treatment", workers=[Worker(1, embedding_cache_gib=10, **SHARED)]
-)
-# A tenth of the images fit.
-SMALL = OFF.but(
-    name="cache-small",
-    role="treatment",
-    workers=[Worker(1, embedding_cache_gib=0.092, **SHARED)],
-    published=False,
-)
+ON = OFF.but(name="cache-on", role="treatment", workers=[Worker(1, embedding_cache_gib=10,
+    **SHARED)])
+# A tenth of the images' embeddings fit, 0.98 GB.
+SMALL = ON.but(name="cache-small", workers=[Worker(1, embedding_cache_gib=0.092, **SHARED)],
+    published=False)
 
 
 def local(requests):
-    """Fewer requests and images, as many repeats; a quarter of pixels and words, a fifth out."""
-    return PooledImages(
-        requests=requests,
-        images_per_request=1,
-        pool=requests // 5,
-        text_tokens=100,
-        osl=30,
-        image_width=320,
-        image_height=240,
-        schedule=Concurrency(8),
-    )
+    """As many repeats; a quarter of the pixels and words of each request, a fifth of the output."""
+    return PooledImages(requests=requests, images_per_request=1, pool=requests // 5,
+        text_tokens=100, osl=30, image_width=320, image_height=240, schedule=Concurrency(8))
 
-
-RUN = "local, 600 requests"
-PAGE = "published, one run each"
 
 COLUMNS = ("output TPS", "TTFT avg ms", "TTFT p50 ms", "ITL avg ms", "request latency avg ms")
 ROWS = {
@@ -57,16 +43,8 @@ benchmark = Benchmark(
     model="Qwen/Qwen3-VL-30B-A3B-Instruct-FP8",
     hardware=Hardware("GB200", count=1),
     engine="vllm",
-    traffic=PooledImages(
-        requests=1000,
-        images_per_request=1,
-        pool=200,
-        text_tokens=400,
-        osl=150,
-        image_width=640,
-        image_height=480,
-        schedule=Concurrency(64),
-    ),
+    traffic=PooledImages(requests=1000, images_per_request=1, pool=200, text_tokens=400, osl=150,
+        image_width=640, image_height=480, schedule=Concurrency(64)),
     sizes={
         "smoke": Size(traffic=local(requests=100)),
         "standard": Size(traffic=local(requests=600)),
@@ -74,66 +52,22 @@ benchmark = Benchmark(
     held_constant="everything but the capacity of the cache; 150 tokens out",
     recipe="recipes/qwen3-vl-30b/vllm/agg-embedding-cache",
     configurations=[OFF, ON, SMALL],
+    # Thresholds: kubernetes at half of the published change (one run each); local from LOCALRUNS.
     claims=[
-        Claim(
-            "The cache raises output throughput",
-            "output_token_throughput",
-            "cache-on",
-            "cache-off",
-            higher_by={"kubernetes": 0.08, "local": 0.1},
-            evidence=f"{PAGE}: 16.4 % higher; {RUN}",
-        ),
-        Claim(
-            "The cache lowers TTFT",
-            "time_to_first_token.mean",
-            "cache-on",
-            "cache-off",
-            lower_by={"kubernetes": 0.14, "local": 0.1},
-            evidence=f"{PAGE}: 27.7 % lower; {RUN}",
-        ),
-        Claim(
-            "The cache lowers ITL",
-            "inter_token_latency.mean",
-            "cache-on",
-            "cache-off",
-            lower_by={"kubernetes": 0.04, "local": 0.1},
-            evidence=f"{PAGE}: 8.8 % lower; {RUN}",
-        ),
-        Claim(
-            "The cache lowers request latency",
-            "request_latency.mean",
-            "cache-on",
-            "cache-off",
-            lower_by={"kubernetes": 0.06, "local": 0.1},
-            evidence=f"{PAGE}: 13.4 % lower; {RUN}",
-        ),
-        Claim(
-            "It finds the images that come again",
-            "embedding_hit_rate",
-            "cache-on",
-            "cache-off",
-            higher_by={"local": 0.5},
-            kind="mechanism",
-            evidence=RUN,
-        ),
-        Claim(
-            "It spares the encoder",
-            "encoder_time.mean",
-            "cache-on",
-            "cache-off",
-            lower_by={"local": 0.4},
-            kind="mechanism",
-            evidence=RUN,
-        ),
-        Claim(
-            "A cache for a tenth of the images finds few of them",
-            "embedding_hit_rate",
-            "cache-small",
-            "cache-off",
-            not_higher_by={"local": 0.25},
-            kind="control",
-            evidence=RUN,
-        ),
+        Claim.higher("The cache raises output throughput", "output_token_throughput", ON, OFF,
+            kubernetes=(0.08, "published 16.4 %"), local=(0.1, "?")),
+        Claim.lower("The cache lowers TTFT", TTFT, ON, OFF, kubernetes=(0.14, "published 27.7 %"),
+            local=(0.1, "?")),
+        Claim.lower("The cache lowers ITL", ITL, ON, OFF, kubernetes=(0.04, "published 8.8 %"),
+            local=(0, "?")),
+        Claim.lower("The cache lowers request latency", "request_latency.mean", ON, OFF,
+            kubernetes=(0.06, "published 13.4 %"), local=(0.1, "?")),
+        Claim.higher("It finds the images that come again", "embedding_hit_rate", ON, OFF,
+            kind="mechanism", local=(0.5, "?")),
+        Claim.lower("It spares the encoder", "encoder_time.mean", ON, OFF, kind="mechanism",
+            local=(0.3, "?")),
+        Claim.not_higher("A cache for a tenth of the images finds few of them",
+            "embedding_hit_rate", SMALL, OFF, kind="control", local=(0.25, "?")),
     ],
     published=PublishedResults(
         source="Dynamo documentation, Qwen3-VL-30B embedding cache",

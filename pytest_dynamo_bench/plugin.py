@@ -182,6 +182,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target | None:
     """The targets that come with the plugin."""
+    if config.getoption("dynamo_load") != "own" and name in _TARGETS and name != "local":
+        raise pytest.UsageError(
+            f"--dynamo-load={config.getoption('dynamo_load')} is for --dynamo-target=local only, "
+            f"not for {name}; leave it out, or judge AIPerf's own results of a server with "
+            "--dynamo-aiperf-results"
+        )
     from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 
     if name == "local":

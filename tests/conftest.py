@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import io
+import signal
 
 import matplotlib.figure  # noqa: F401
 import pandas as pd
@@ -14,6 +15,9 @@ import pytest_dynamo_bench.reports.write
 import pytest_dynamo_bench.targets.local  # noqa: F401
 
 pytest_plugins = ["pytester"]
+
+# A shell has its background jobs ignore Ctrl-C, which tests of Ctrl-C would then do too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pd.DataFrame({"period": [1]}).to_parquet(io.BytesIO())
 

@@ -238,6 +238,12 @@ def test_a_mistake_names_its_line_and_shows_no_traceback(project):
     result.stdout.no_fnmatch_line("*pytest_dynamo_bench/benchmark.py*")
 
 
+def test_aiperf_as_the_load_generator_is_for_the_local_target(project):
+    result = project().runpytest("--dynamo-target=replay", "--dynamo-load=aiperf")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--dynamo-load=aiperf is for --dynamo-target=local only*"])
+
+
 def test_an_unknown_target_is_a_usage_error(project):
     result = project().runpytest("--dynamo-target=lokal")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -22,7 +22,8 @@ def project(pytester):
 
 def test_a_claim_is_judged_on_what_aiperf_measured(project):
     result = project.runpytest(AGG, KV, "-rs")
-    result.assert_outcomes(passed=1, skipped=2)
+    # What is claimed on kubernetes is claimed on an endpoint too.
+    result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(
         [
             "example on endpoint: Is it faster?*",

@@ -82,7 +82,7 @@ def arguments(
         str(program), "profile", "--model", model,
         "--url", f"{parts.scheme}://{parts.netloc}", "--endpoint", parts.path,
         "--endpoint-type", "chat", "--streaming", "--use-legacy-max-tokens",
-        "--use-server-token-count", "--tokenizer", "builtin",
+        "--use-server-token-count", "--tokenizer", model if Path(model).is_dir() else "builtin",
         "--input-file", str(dataset), "--custom-dataset-type", "single_turn",
         "--dataset-sampling-strategy", "sequential", *schedule,
         "--request-count", str(len(traffic.requests)),

@@ -38,11 +38,12 @@ _IN, _OUT, _BAD = 1, 4, 8 | 16
 _IDLE_CONNECTIONS = 512
 _BODIES_AHEAD = 64
 _BODY_BYTES_AHEAD = 16_000_000
-_MOST_WAITING_BYTES = 32_000_000
+_MOST_WAITING_BYTES = 16_000_000
 _CHECK_CLOCK_NS = 100_000_000
 _REPORT_NS = 100_000_000
 _SPIN_NS = 300_000
 _STEP_NS = 300_000
+_STARVED_NS = 2_000_000
 _COARSE_NS = 3_000_000
 _PROBE_SECONDS = 2.0
 _PR_SET_TIMERSLACK = 29
@@ -139,6 +140,7 @@ class Driver:
         self._next_check_ns = self._next_report_ns = 0
         self._stopping = False
         self._has_work = True
+        self._worked_ns = 0
         self._start_ns = 0
         self._maker = RecordMaker(self._clock, job.fast_forward, job.count_tokens)
         self._loop_busy = Sampler()
@@ -299,8 +301,11 @@ class Driver:
                 seen = clock()
             if deadlines and deadlines[0][0] <= seen:
                 self._expire(seen)
-            if self._ended_bytes > _MOST_WAITING_BYTES:
+            while self._ended_bytes > _MOST_WAITING_BYTES:
                 self._interpret(force=True)
+            if self._has_work and seen - self._worked_ns > _STARVED_NS:
+                # Never idle: what can wait would wait for ever.
+                self._work_a_little(seen, due[0][0] if due else seen + _STARVED_NS)
 
     def _serve(self, fd: int, mask: int, seen_ns: int) -> None:
         """Everything that can happen to a connection."""
@@ -459,6 +464,7 @@ class Driver:
 
     def _work_a_little(self, now_ns: int, wake_ns: int) -> bool:
         """One small step; False when there is nothing to do, or not enough time."""
+        self._worked_ns = now_ns
         if now_ns >= self._next_check_ns:
             self._next_check_ns = now_ns + _CHECK_CLOCK_NS
             self._clock.check()

@@ -274,9 +274,15 @@ class ComparisonReport:
         count = max(len(records), 1)
         isl = sum(record.input_tokens for record in records) / count
         osl = sum(record.output_tokens for record in records) / count
-        told += f". {len(records):,} requests in {item.metrics.duration_seconds:,.0f} s"
-        if schedule := traffic.get("schedule"):
-            told += f", {schedule}"
+        schedule = str(traffic.get("schedule") or "")
+        # Open loop: how long the traffic is; closed loop: how long it took.
+        seconds = (
+            max((record.scheduled_ms for record in records), default=0.0) / 1000
+            if schedule.startswith("fixed")
+            else item.metrics.duration_seconds
+        )
+        told += f". {len(records):,} requests in {seconds:,.0f} s"
+        told += f", {schedule}" if schedule else ""
         told += f"; mean ISL {isl:,.0f}, mean OSL {osl:,.0f} tokens"
         reusable = traffic.get("reusable_share")
         if isinstance(reusable, float):

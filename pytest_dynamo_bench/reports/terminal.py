@@ -128,7 +128,7 @@ def _changes(report: ComparisonReport, width: int) -> Table | None:
     by_metric = {column.metric: column for column in report.columns}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", overflow="fold")
-    room = width - max(len(item.name) for item in others)
+    room = width - max(len("configuration"), *(len(item.name) for item in others))
     shown: list[list[Text]] = []
     for metric in _CHANGES:
         column = by_metric.get(metric)

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pytest_dynamo_bench.traffic.model import Concurrency, Traffic
-from pytest_dynamo_bench.traffic.prompts import english_text
 
 
 def aiperf_rows(
     traffic: Traffic,
     place_of: Callable[[int], str],
     *,
-    text_of: Callable[[tuple[int, ...], int, int], str] = english_text,
+    text_of: Callable[[tuple[int, ...], int, int], str] | None = None,
     name_sessions: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """The lines of the dataset, one by one.
@@ -33,6 +32,9 @@ def aiperf_rows(
         text_of: makes a prompt of block ids, its length and the length of a block, in tokens.
         name_sessions: name them also where each has one request only.
     """
+    from pytest_dynamo_bench.traffic.prompts import english_text
+
+    text_of = text_of or english_text
     sessions = name_sessions or any(request.turn for request in traffic.requests)
     timed = not isinstance(traffic.schedule, Concurrency)
     for request in traffic.requests:

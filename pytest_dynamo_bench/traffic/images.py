@@ -17,11 +17,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from pytest_dynamo_bench.errors import TrafficError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MEDIA_TYPES = ((_PNG, "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
@@ -76,6 +78,8 @@ class NoiseImages(Images):
     def pixels(self, image: int) -> npt.NDArray[np.uint8]:
         """(height, width, 3) noise."""
         count = self.height * self.width * 3
+        import numpy as np
+
         bits = np.random.PCG64(np.random.SeedSequence([self.seed, image]))
         raw = np.asarray(bits.random_raw(-(-count // 8)), dtype="<u8")
         return raw.view(np.uint8)[:count].reshape(self.height, self.width, 3)
@@ -182,6 +186,8 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     Args:
         pixels: (height, width, 3).
     """
+    import numpy as np
+
     height, width, _ = pixels.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)
     rows[:, 1:] = pixels.reshape(height, 3 * width)

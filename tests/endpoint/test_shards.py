@@ -22,6 +22,7 @@ from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.service.address import Address
 from pytest_dynamo_bench.targets.service.coordinate import clock_of, run_shards
+from pytest_dynamo_bench.targets.service.measure import salted
 from pytest_dynamo_bench.targets.service.probe import Service
 from pytest_dynamo_bench.targets.service.shards import (
     Clock,
@@ -34,6 +35,7 @@ from pytest_dynamo_bench.targets.service.shards import (
     unpack_result,
 )
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic.images import ImageFiles, NoiseImages
 from tests.dynamo_by_hand import dynamo
 from tests.servers import FAST, serving
 
@@ -147,6 +149,18 @@ def test_orders_and_results_survive_the_way(ids, closed):
     result = unpack_result(data, 1, Clock(0, 0))
     assert (result.records, result.started_unix) == (records, 5.5)
     assert (result.observed, result.files) == ({"a": 1}, {"f": "text"})
+
+
+def test_images_that_are_made_go_along_and_those_of_files_do_not():
+    made = dataclasses.replace(traffic(4), images=NoiseImages(8, 8, seed=3))
+    service = Service(Address("http://h:1"), "m", Dialect(), True)
+    for part in split(made, 2):
+        assert unpack_order(pack_order(service, part, {}))[1].images == NoiseImages(8, 8, seed=3)
+    assert salted(made, 5).images != salted(made, 6).images != made.images
+    files = dataclasses.replace(made, images=ImageFiles(("a.png",)))
+    assert salted(files, 5).images == files.images
+    with pytest.raises(TargetError, match="images of files are not in the cluster"):
+        pack_order(service, files, {})
 
 
 # -- processes ---------------------------------------------------------------------------------

@@ -365,20 +365,17 @@ def test_kv_offload():
 
 
 @pytest.mark.parametrize("engine", ["vllm", "trtllm", "sglang"])
-def test_images(engine, monkeypatch):
-    """By attributes, until workers have the fields."""
-    worker = Worker(1)
-    object.__setattr__(worker, "frontend_decoding", True)
-    configuration = AGG.but(workers=[worker])
-    args = engine_command(bench(engine, configuration), configuration, worker).args
-    assert {"--enable-multimodal", "--frontend-decoding"} <= args.keys()
-    object.__setattr__(worker, "embedding_cache_gib", 8)
+def test_images(engine):
+    assert {"--enable-multimodal", "--frontend-decoding"} <= command(
+        engine, one(frontend_decoding=True)
+    ).args.keys()
+    cached = one(frontend_decoding=True, embedding_cache_gib=0.5)
     if engine == "vllm":
-        args = engine_command(bench(engine, configuration), configuration, worker).args
-        assert args["--multimodal-embedding-cache-capacity-gb"] == "8"
+        args = command(engine, cached).args
+        assert args["--multimodal-embedding-cache-capacity-gb"] == "0.5"
     else:
         with pytest.raises(TargetError, match="embedding cache"):
-            engine_command(bench(engine, configuration), configuration, worker)
+            command(engine, cached)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "trtllm", "sglang"])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import json
+import socket
+import sys
 import zlib
 
 import pytest
 
+from pytest_dynamo_bench.load.connection import Server
+from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.traffic import Concurrency
-from tests.load.test_load import request, send
+from tests.load.test_load import request, send, traffic
 from tests.reference_server import Script
 
 pytestmark = pytest.mark.anyio
@@ -299,3 +305,41 @@ async def test_gaps_by_token():
     metrics = Metrics(Run("b", "c", "local", 1, [record], ""))
     assert metrics.sample("inter_token_gap.max").values.tolist() == [10, 10, 10, 10]
     assert metrics.value("inter_chunk_latency.max") == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems acknowledge as they like")
+async def test_a_server_that_waits_for_acknowledgements_is_not_kept_waiting():
+    # With Nagle's algorithm the second small write leaves only when the first is acknowledged;
+    # delayed acknowledgements of a reused connection would hold it back for 40 ms.
+    head, first = whole(chunk(USUAL[0])), chunk(USUAL[1])
+    rest = stream(*USUAL[2:])
+
+    answering = []
+
+    async def answer(reader, writer):
+        answering.append(writer)
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                got = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = int(got.partition(b"content-length:")[2].split()[0])
+                await reader.readexactly(length)
+                for part in (head, first, rest):
+                    writer.write(part)
+                    await asyncio.sleep(0.005)
+        writer.close()
+        answering.remove(writer)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    generator = LoadGenerator(Server(f"http://127.0.0.1:{port}/"), "m", processes=0)
+    requests = [request(i) for i in range(20)]
+    await generator.send(traffic(requests, Concurrency(1)), lambda whole: None)
+    server.close()
+    while answering:
+        await asyncio.sleep(0.01)
+    records = generator.records()
+    assert [record.error for record in records] == [None] * 20
+    waits = sorted(record.chunk_ms[0] - record.sent_ms for record in records)
+    assert waits[10] < 35

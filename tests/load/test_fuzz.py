@@ -103,7 +103,8 @@ def test_no_chunk_is_noted_before_its_last_byte_or_after_the_next_read(listener,
     expected, at = [], len(head)
     for item in events:
         wire = chunk(item)
-        last_byte = at + len(wire) - 2
+        # A carriage return ends a line by itself, whatever follows it.
+        last_byte = at + len(wire) - 2 - item.endswith(b"\r\n")
         at += len(wire)
         if item.startswith(b"data: ") and b'"content": ""' not in item and b'"content"' in item:
             expected.append(next(i for i, end in enumerate(ends) if end >= last_byte))
@@ -136,7 +137,9 @@ GARBAGE = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(GARBAGE, CUTS)
 def test_garbage_is_an_error_and_never_an_exception(listener, data, cuts):
-    assert received(listener, cut(data, cuts)).error
+    record = received(listener, cut(data, cuts))
+    # It may happen to be a whole response.
+    assert record.error or (record.chunk_ms and record.completion_tokens is not None)
 
 
 @settings(max_examples=200, deadline=None)

@@ -32,8 +32,8 @@ def workers():
 
 
 async def test_two_processes_send_one_traffic_on_one_clock():
-    requests = [request(i, at=30.0 * i) for i in range(8)]
-    requests += [request(20 + i, session="a", turn=i, delay=20) for i in range(3)]
+    requests = [request(i, at=30.0 * i, isl=30 + i) for i in range(8)]
+    requests += [request(20 + i, session="a", turn=i, delay=20, isl=50 + i) for i in range(3)]
     requests.sort(key=lambda r: r.timestamp_ms)
     async with reference_server(Script(0.01, 0.002)) as server:
         generator = LoadGenerator(Server(server.url), "m", processes=2)
@@ -48,10 +48,13 @@ async def test_two_processes_send_one_traffic_on_one_clock():
     assert measured.processes == 2
     assert measured.cpu_seconds > 0
     assert workers() == []
-    # The server's order of arrival is the order of the merged records.
-    by_sending = sorted(records.values(), key=lambda r: r.sent_ms)
-    asked = [len(seen.body["messages"][0]["content"].split()) for seen in server.seen]
-    assert asked == [record.input_tokens for record in by_sending]
+    # Between sending and arriving at the server there is next to nothing, in either process.
+    arrived = {
+        len(seen.body["messages"][0]["content"].split()): 1000 * seen.arrived
+        for seen in server.seen
+    }
+    apart = [arrived[record.input_tokens] - record.sent_ms for record in records.values()]
+    assert max(apart) - min(apart) < 100
 
 
 async def test_the_concurrency_is_divided_and_kept():

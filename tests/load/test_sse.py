@@ -21,7 +21,7 @@ LINES = st.lists(
 
 
 def events(pieces):
-    return [(event.event, event.data) for event in parse_events(enumerate(pieces))]
+    return [(name, data) for name, data, _ in parse_events(enumerate(pieces))]
 
 
 @given(LINES, st.sampled_from(["\n", "\r\n", "\r"]), st.data())
@@ -46,7 +46,7 @@ def test_garbage_never_raises(pieces):
 def test_data_lines_are_joined_and_the_arrival_is_that_of_the_piece_that_ended_the_event():
     pieces = [(10, b"data: a\nda"), (20, b"ta: b\n"), (30, b"\ndata: c\n\n")]
     found = list(parse_events(pieces))
-    assert [(event.data, event.piece) for event in found] == [(b"a\nb", 30), (b"c", 30)]
+    assert [(data, piece) for _, data, piece in found] == [(b"a\nb", 30), (b"c", 30)]
 
 
 def test_an_event_without_its_empty_line_is_dropped():

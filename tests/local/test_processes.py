@@ -114,6 +114,18 @@ async def test_a_program_that_does_not_exist_is_told(tmp_path, scratch):
     assert not scratch.exists()
 
 
+async def test_a_ctrl_c_while_processes_are_ended_is_not_lost(tmp_path, scratch):
+    async def bring_up_and_down():
+        async with Processes([spec(tmp_path, "stubborn", STUBBORN)], scratch) as processes:
+            await started(processes, 1)
+            asyncio.get_running_loop().call_later(0.05, task.cancel)
+
+    task = asyncio.ensure_future(bring_up_and_down())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not scratch.exists()
+
+
 async def test_cancelling_in_the_middle_leaves_nothing(tmp_path, scratch):
     pids = []
 

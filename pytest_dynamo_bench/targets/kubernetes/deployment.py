@@ -24,8 +24,8 @@ from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
     GRAPH_LABEL,
     GraphState,
     PodState,
-    expected_services,
     graph_state,
+    missing_services,
     pod_state,
     progress_text,
 )
@@ -175,7 +175,7 @@ class Deployment:
                 told = text
                 self._progress.stage(f"bringing up: {text}")
             found = graph_state(graph)
-            missing = expected_services(self._graph) - (found.services or expected_services(graph))
+            missing = missing_services(self._graph, found.services)
             if found.ready and not missing and _all_ready(states):
                 return
             problem = waiting.problem(found, states)

@@ -201,6 +201,18 @@ def progress_text(graph: Object, states: Sequence[PodState]) -> str:
     return f"{text} ({why.name}: {why.reason[:160]})" if why else text
 
 
-def expected_services(graph: Object) -> frozenset[str]:
-    """The services that a deployment has to have."""
-    return frozenset((graph.get("spec") or {}).get("services") or {FRONTEND: {}})
+def missing_services(asked: Object, known: frozenset[str]) -> list[str]:
+    """The services of a deployment that its status does not know of yet.
+
+    A status has them by their own names or by those of the objects made for them; one that has
+    none at all is of an operator that does not say.
+    """
+    if not known:
+        return []
+    names = [name.lower() for name in known]
+    wanted = (asked.get("spec") or {}).get("services") or {FRONTEND: {}}
+    return [
+        service
+        for service in wanted
+        if not any(n == service.lower() or n.endswith(f"-{service.lower()}") for n in names)
+    ]

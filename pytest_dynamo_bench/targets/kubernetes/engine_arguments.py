@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.traffic import PooledImages, SlidingWindowImages
 
 # vLLM's default changed between versions, and the published recipes that name one name this.
 _VLLM_MEMORY = 0.9
@@ -55,18 +56,10 @@ def _unsupported(engine: str, feature: str, remedy: str) -> TargetError:
     return TargetError(f"{engine} has no {feature}: {remedy}")
 
 
-def _multimodal(worker: Worker) -> tuple[bool, float | None]:
-    """Frontend decoding, and GiB of the embedding cache."""
-    decoding = bool(getattr(worker, "frontend_decoding", False))
-    cache = getattr(worker, "embedding_cache_gib", None)
-    return decoding, cache
-
-
 def _images(benchmark: Benchmark, worker: Worker) -> bool:
     """Whether requests have images, which workers have to be told."""
-    decoding, cache = _multimodal(worker)
-    kind = type(benchmark.traffic).__name__
-    return decoding or cache is not None or "Image" in kind or "Multimodal" in kind
+    used = worker.frontend_decoding or worker.embedding_cache_gib is not None
+    return used or isinstance(benchmark.traffic, PooledImages | SlidingWindowImages)
 
 
 def _number(value: float) -> str:
@@ -137,14 +130,13 @@ def _vllm(benchmark: Benchmark, configuration: Configuration, worker: Worker) ->
         args["--speculative-config"] = _compact(speculative)
     if _routes_by_events(configuration, worker):
         args["--kv-events-config"] = _events()
-    decoding, cache = _multimodal(worker)
     if _images(benchmark, worker):
         args["--enable-multimodal"] = None
-    if decoding:
+    if worker.frontend_decoding:
         args["--frontend-decoding"] = None
     env = {}
-    if cache is not None:
-        args["--multimodal-embedding-cache-capacity-gb"] = _number(cache)
+    if worker.embedding_cache_gib is not None:
+        args["--multimodal-embedding-cache-capacity-gb"] = _number(worker.embedding_cache_gib)
         env["DYN_VLLM_EMBEDDING_TRANSFER_MODE"] = "nixl-write"
     return EngineCommand(("python3", "-m", "dynamo.vllm"), args, env=env)
 
@@ -199,12 +191,11 @@ def _trtllm(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
             **({"speculative_model_dir": draft.draft_model} if draft.draft_model else {}),
             **({"allow_advanced_sampling": True} if draft.method.startswith("Eagle") else {}),
         }
-    decoding, embeddings = _multimodal(worker)
     if _images(benchmark, worker):
         args["--enable-multimodal"] = None
-    if decoding:
+    if worker.frontend_decoding:
         args["--frontend-decoding"] = None
-    if embeddings is not None:
+    if worker.embedding_cache_gib is not None:
         raise _unsupported(
             "TensorRT-LLM",
             "embedding cache for workers that encode and prefill themselves",
@@ -254,14 +245,13 @@ def _sglang(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
             args["--speculative-draft-model-path"] = draft.draft_model
     if _routes_by_events(configuration, worker):
         args["--kv-events-config"] = _events()
-    decoding, embeddings = _multimodal(worker)
-    if embeddings is not None:
+    if worker.embedding_cache_gib is not None:
         raise _unsupported(
             "SGLang", "embedding cache", "use engine='vllm', or leave embedding_cache_gib out"
         )
     if _images(benchmark, worker):
         args["--enable-multimodal"] = None
-    if decoding:
+    if worker.frontend_decoding:
         args["--frontend-decoding"] = None
     return EngineCommand(("python3", "-m", "dynamo.sglang"), args)
 

@@ -352,10 +352,14 @@ class KubernetesTarget:
 
     def _workers(self, deployment: Deployment, configuration: Configuration) -> int:
         """Workers whose pods are ready; those of one replica on several nodes count as one."""
-        states = [s for s in deployment.states() if s.phase == "ready"]
-        frontends = sum(state.service.lower() == FRONTEND.lower() for state in states)
+        states = [state for state in deployment.states() if state.phase == "ready"]
+        others = {
+            name.lower()
+            for name, service in deployment.services.items()
+            if service.get("componentType") != "worker"
+        }
         pods = sum(worker.replicas * worker.nodes for worker in configuration.workers)
-        ready = len(states) - frontends
+        ready = sum(state.service.lower() not in others for state in states)
         return configuration.replicas if ready >= pods else ready
 
 

@@ -85,11 +85,14 @@ class Processes:
         self._supervisor.stdin.close()
         # A second Ctrl-C must not leave processes behind, so the end is waited for to the end.
         waiting = asyncio.ensure_future(self._wait_for_end())
+        interrupted: asyncio.CancelledError | None = None
         while not waiting.done():
             try:
                 await asyncio.shield(waiting)
-            except asyncio.CancelledError:
-                continue
+            except asyncio.CancelledError as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     async def _wait_for_end(self) -> None:
         assert self._supervisor is not None and self._reader is not None

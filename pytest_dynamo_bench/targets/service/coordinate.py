@@ -21,6 +21,9 @@ from pytest_dynamo_bench.traffic import Traffic
 _CLOCK_QUESTIONS = 9
 _POLL_SECONDS = 0.5
 _LEAD_SECONDS = 2.0
+_SILENCE_SECONDS = 60.0
+_FIRST_WAIT_SECONDS = 0.2
+_LONGEST_WAIT_SECONDS = 5.0
 
 
 class ShardConnection(Protocol):
@@ -41,13 +44,17 @@ class ShardConnection(Protocol):
         """
 
 
+def _nothing() -> None:
+    """What there is to look at while waiting, where there is nothing."""
+
+
 def run_shards(
     connections: Sequence[ShardConnection],
     traffic: Traffic,
     progress: Progress,
     *,
     prepare_seconds: float = 600,
-    still_there: Callable[[], None] = lambda: None,
+    still_there: Callable[[], None] = _nothing,
 ) -> Merged:
     """Start all shards at one time, follow them, and put together what they measured.
 
@@ -71,7 +78,7 @@ def run_shards(
     _until_done(connections, len(traffic.requests), progress, still_there)
     results = []
     for index, (connection, clock) in enumerate(zip(connections, clocks, strict=True)):
-        data = _try(partial(connection.get, "results"), "results")
+        data = _try(partial(connection.get, "results"), "results", still_there)
         results.append(unpack_result(data, index, clock))
     for connection in connections:
         _try(partial(connection.post, "quit", b""), "quit")
@@ -130,7 +137,8 @@ def _until_done(
     while True:
         still_there()
         found = [
-            _json(_try(partial(connection.get, "status"), "status")) for connection in connections
+            _json(_try(partial(connection.get, "status"), "status", still_there))
+            for connection in connections
         ]
         for status in found:
             _raise_if_failed(status)
@@ -146,17 +154,25 @@ def _raise_if_failed(status: dict[str, Any]) -> None:
         raise DeploymentError(f"shard {status['shard']} of the load failed: {status['error']}")
 
 
-def _try(ask: Callable[[], bytes], what: str, attempts: int = 5) -> bytes:
-    for attempt in range(attempts):
+def _try(ask: Callable[[], bytes], what: str, still_there: Callable[[], None] = _nothing) -> bytes:
+    """Ask until there is an answer: what is in between may be away for a while.
+
+    Raises:
+        DeploymentError: there was none for a minute, or there is nobody left to answer.
+    """
+    deadline, wait = time.monotonic() + _SILENCE_SECONDS, _FIRST_WAIT_SECONDS
+    while True:
         try:
             return ask()
         except OSError as error:
-            if attempt == attempts - 1:
+            still_there()
+            if time.monotonic() + wait > deadline:
                 raise DeploymentError(
-                    f"a load generator does not answer ({what}): {error}"
+                    f"a load generator has not answered for {_SILENCE_SECONDS:g} s ({what}): "
+                    f"{error}"
                 ) from None
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+        time.sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
 def _json(data: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.service.probe import Service
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic.images import NoiseImages
 from pytest_dynamo_bench.traffic.prompts import WORDS
 
 _WARM_UP_OUTPUT = 4
@@ -52,7 +53,7 @@ def salted(traffic: Traffic, salt: int) -> Traffic:
 
     Lengths, schedule, and which requests share how much of their prompts stay as they are. Only
     the words differ from those of every other salt, so that no prompt can be in a cache from an
-    earlier run.
+    earlier run; and so do images that are made. Those of files are what they are.
 
     Args:
         salt: 0 leaves the traffic as it is.
@@ -70,7 +71,10 @@ def salted(traffic: Traffic, salt: int) -> Traffic:
             raise ValueError(f"request {request.request_id}: block ids must be below 2**{_ID_BITS}")
         ids = tuple((salt << _ID_BITS) + block_id for block_id in request.hash_ids)
         requests.append(dataclasses.replace(request, hash_ids=ids))
-    return dataclasses.replace(traffic, requests=tuple(requests))
+    images = traffic.images
+    if isinstance(images, NoiseImages):
+        images = dataclasses.replace(images, seed=images.seed + (salt << _ID_BITS))
+    return dataclasses.replace(traffic, requests=tuple(requests), images=images)
 
 
 async def warm_up(service: Service, block_tokens: int, count: int) -> None:

@@ -20,6 +20,7 @@ from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.service.address import Access, Address
 from pytest_dynamo_bench.targets.service.probe import Service
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic.images import NoiseImages
 
 _TIMES = ("scheduled_ms", "sent_ms", "end_ms")
 _RECORD_FIELDS = tuple(item.name for item in dataclasses.fields(RequestRecord))
@@ -112,7 +113,7 @@ def split(traffic: Traffic, count: int) -> list[Traffic]:
             share, rest = divmod(schedule.sessions, count)
             own = Concurrency(share + (index < rest))
         history = (*traffic.history, f"shard {index + 1} of {count}")
-        shards.append(Traffic(tuple(requests), own, traffic.block_tokens, history))
+        shards.append(Traffic(tuple(requests), own, traffic.block_tokens, history, traffic.images))
     return shards
 
 
@@ -176,12 +177,13 @@ def pack_order(service: Service, traffic: Traffic, settings: dict[str, Any]) -> 
     """Everything that a shard needs to know, compressed. Keys and headers are not in it.
 
     Raises:
-        TargetError: the traffic has images.
+        TargetError: the traffic has images that are files here.
     """
-    if traffic.images is not None:
+    images = traffic.images
+    if images is not None and not isinstance(images, NoiseImages):
         raise TargetError(
-            "traffic with images cannot be sent from the cluster yet; use load.source: url, or "
-            "api-server"
+            "images of files are not in the cluster; use load.source: url or api-server, or "
+            "images that are made"
         )
     schedule = traffic.schedule
     order = {
@@ -192,6 +194,7 @@ def pack_order(service: Service, traffic: Traffic, settings: dict[str, Any]) -> 
         "concurrency": schedule.sessions if isinstance(schedule, Concurrency) else None,
         "block_tokens": traffic.block_tokens,
         "history": list(traffic.history),
+        "images": dataclasses.asdict(images) if images is not None else None,
         "requests": [
             [_packed(getattr(request, name)) for name in _REQUEST_FIELDS]
             for request in traffic.requests
@@ -238,7 +241,11 @@ def unpack_order(data: bytes) -> tuple[Service, Traffic, dict[str, Any]]:
                 )
         requests.append(TrafficRequest(**values))
     schedule = FixedSchedule() if concurrency is None else Concurrency(concurrency)
-    traffic = Traffic(requests, schedule, order.pop("block_tokens"), tuple(order.pop("history")))
+    images = order.pop("images")
+    traffic = Traffic(
+        requests, schedule, order.pop("block_tokens"), tuple(order.pop("history")),
+        NoiseImages(**images) if images is not None else None,
+    )  # fmt: skip
     return service, traffic, order
 
 
