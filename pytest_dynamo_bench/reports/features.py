@@ -106,11 +106,13 @@ def _known(value: float, text: str) -> str:
 
 
 def _routing(metrics: Metrics) -> str:
-    expected = [r.router_hit_rate for r in metrics.run.records if r.router_hit_rate is not None]
+    told = [record for record in metrics.run.records if record.router_hit_rate is not None]
     found = metrics.value("kv_hit_rate")
     saw = _known(found, f"{100 * found:.1f} % of prompt tokens were cached where they were sent")
-    if expected:
-        saw += f"; the router expected {100 * sum(expected) / len(expected):.1f} % of a prompt"
+    if told:
+        expected = sum((record.router_hit_rate or 0) * record.input_tokens for record in told)
+        share = expected / sum(record.input_tokens for record in told)
+        saw += f"; the router expected {100 * share:.1f} %"
     return saw
 
 
