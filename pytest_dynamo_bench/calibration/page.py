@@ -47,6 +47,11 @@ How to read it:
 * With the same traffic the naive method can look harmless for times to first token: by not pairing
   it takes the traffic for noise, which happens to hide that it takes correlated noise for
   independent. Where the traffic matters little, as for the time between tokens, nothing hides it.
+* **Where it fails.** Under "stress" bursts make queues of hundreds of requests, and what one run
+  does to such a queue the other does not. Blocks of 200 requests are too short for that: a single
+  run of each claims a difference of the mean time to first token in 14 % of cases, and of its p99,
+  which one or two bursts decide, in 28 %. Nothing within one run shows that. Repeats do: see
+  "stress, 3 repeats".
 * One run of each configuration cannot know that runs differ. Where they do by 2 %, a single run of
   each claims a difference of inter-token latency far too often, and three runs of each do not:
   compare "1 repeat" with "3 repeats". Use repeats on a machine that is not quiet.

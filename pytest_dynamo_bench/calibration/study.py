@@ -179,6 +179,9 @@ def scenarios(scale: float = 1.0) -> dict[str, Scenario]:
             "A/A, different traffic", many(400), n=4000, same_traffic=False
         ),
         "aa-stress": Scenario("A/A, same traffic, stress", many(400), n=4000, model=STRESS),
+        "aa-stress-repeats": Scenario(
+            "A/A, same traffic, stress, 3 repeats", many(200), n=4000, repeats=3, model=STRESS
+        ),
         "slower": Scenario("prefill 5 % slower, same traffic", many(1000), prefill_factor=1.05),
         "delayed": Scenario("half delayed, same traffic", many(1000), delay=0.10),
         "delayed-small": Scenario("half delayed, same traffic", many(1000), n=200, delay=0.10),
