@@ -54,6 +54,7 @@ from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
     FloatArray,
+    SeriesUncertainty,
     block_length,
     hidden_drift_variance,
     resampled_blocks,
@@ -179,6 +180,30 @@ class Effect:
         if self.standard_error == 0:
             return 0.0 if distance >= 0 else 1.0
         return float(special.stdtr(self.degrees_of_freedom, -distance / self.standard_error))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one group of runs with the same requests adds to the uncertainty of the estimate.
+
+    Attributes:
+        length: of the blocks, in requests.
+        seen: of the sum of the runs' influences.
+        variance: of the estimate, with ``hidden``.
+        hidden: what blocks as short as these hide.
+        freedom: degrees of freedom of ``variance``.
+        within: the variance that noise inside the runs explains, without the runs' ends.
+        ends: that of when the runs ended.
+    """
+
+    group: RequestGroup
+    length: int
+    seen: SeriesUncertainty
+    variance: float
+    hidden: float
+    freedom: float
+    within: float
+    ends: float
 
 
 def _check_confidence(confidence: float) -> None:
@@ -343,75 +368,30 @@ class _Comparison:
         return self._blocks(resamples, seed)
 
     def _blocks(self, resamples: int, seed: int) -> _Uncertainty:
-        drawn = [np.zeros(resamples), np.zeros(resamples)]
-        variances, freedoms, longest = [], [], 1
-        raw = unbiased = ends = hidden = 0.0
-        within, lengthened = 0.0, 1.0
-        repeated = len(self.arms[0]) + len(self.arms[1]) > 2
-        groups = [RequestGroup([self._sample(r) for r in runs], runs) for runs in self.groups]
-        by_formula = all(group.paired_percentile for group in groups)
-        for number, group in enumerate(groups):
-            slopes = [self._slope(run) for run in group.runs]
-            influences = group.influences(slopes)
-            series = np.sum(influences, axis=0)
-            if np.abs(series).max() < _NEGLIGIBLE:
-                series = np.zeros(group.n)
-            by_arm = [
-                np.sum(
-                    [x for run, x in zip(group.runs, influences, strict=True) if run[0] == arm],
-                    axis=0,
-                )
-                for arm in sorted({arm for arm, _ in group.runs})
-            ]
-            length = block_length([series, *by_arm], repeated=repeated)
-            if group.n < max(_FEWEST_REQUESTS, 2 * length):
-                return _Uncertainty("no interval: too few requests", block_length=length)
-            uncertain = uncertainty_of_mean(series, length)
-            variance, freedom = uncertain.variance, uncertain.degrees_of_freedom
-            if group.paired_percentile:
-                variance, freedom = group.percentile_variance(uncertain, slopes)
-                if math.isinf(variance):
-                    return _Uncertainty("no interval: too few requests near this percentile")
-            elif isinstance(group.statistics[0], Quantile):
-                freedom = min(freedom, clusters_beyond(series) - 1)
-            longest = max(longest, length)
-            drift = 0.0
-            if not repeated and self.scale == "log ratio":
-                drift = hidden_drift_variance(
-                    group.n, length, uncertain.unbiased_variance, queued=self.queued
-                )
-            hidden += drift
-            variances.append(variance + drift)
-            freedoms.append(max(freedom, 1.0))
-            raw += uncertain.block_variance
-            unbiased += uncertain.unbiased_variance
-            within += self._within(group.runs, influences, length)
-            ends += group.end_variance(slopes)
-            if by_formula:
-                continue
-            generator = np.random.default_rng([seed, number])
-            starts = resampled_blocks(group.n, length, resamples, generator)
-            # Whole blocks make a resample a little longer than the run.
-            lengthened = max(lengthened, starts.shape[1] * length / group.n)
-            counts = picks(starts, group.n)
-            for (arm, _), statistic in zip(group.runs, group.statistics, strict=True):
-                drawn[arm] += statistic.resampled(counts, length) / len(self.arms[arm])
-        enlarged = sum(variances)
-        if not by_formula:
-            bootstrap = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
-            bootstrap *= unbiased / raw if raw > 0 else 1.0
-            enlarged = max(enlarged, bootstrap + hidden)
-        squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
-        squares += ends**2 / END_DEGREES_OF_FREEDOM
-        freedom = (sum(variances) + ends) ** 2 / squares if squares > 0 else min(freedoms)
-        if hidden > 0 and not self.paired:
+        parts: list[_Part] = []
+        for runs in self.groups:
+            part = self._part(RequestGroup([self._sample(run) for run in runs], runs))
+            if isinstance(part, _Uncertainty):
+                return part
+            parts.append(part)
+        longest = max(part.length for part in parts)
+        ends = sum(part.ends for part in parts)
+        within = ends + sum(part.within for part in parts)
+        by_blocks = sum(part.variance for part in parts)
+        squares = ends**2 / END_DEGREES_OF_FREEDOM
+        squares += sum(part.variance**2 / part.freedom for part in parts)
+        fewest = min(part.freedom for part in parts)
+        freedom = (by_blocks + ends) ** 2 / squares if squares > 0 else fewest
+        if not self.paired and any(part.hidden > 0 for part in parts):
             # Blocks that are too short are too short for both.
-            freedom = min(freedoms)
-        enlarged, within = enlarged + ends, within + ends
+            freedom = fewest
         paired = "paired by request" if self.paired else "not paired"
-        how = "variance of circular blocks" if by_formula else "circular block bootstrap"
+        how = "variance of circular blocks"
+        if not all(part.group.paired_percentile for part in parts):
+            how = "circular block bootstrap"
+            by_blocks = max(by_blocks, self._drawn_variance(parts, resamples, seed))
         method = f"{how}, blocks of {longest} requests, {paired}, Student's t"
-        enlarged = max(enlarged, self._rare_events_variance())
+        enlarged = max(by_blocks + ends, self._rare_events_variance())
         between, between_freedom = self._between_runs()
         traffic = 0.0
         if between_freedom > 0:
@@ -421,9 +401,69 @@ class _Comparison:
             squares = enlarged**2 / freedom + between**2 / between_freedom
             freedom = max(total**2 / squares, 1.0) if squares > 0 else freedom
             enlarged = total
-            runs = len(self.arms[0]) + len(self.arms[1])
-            method += f", with the variation between {runs} runs"
+            count = len(self.arms[0]) + len(self.arms[1])
+            method += f", with the variation between {count} runs"
         return _Uncertainty(method, math.sqrt(enlarged), freedom, longest, math.sqrt(traffic))
+
+    def _part(self, group: RequestGroup) -> _Part | _Uncertainty:
+        """What one group of runs adds; or why there is no interval."""
+        slopes = [self._slope(run) for run in group.runs]
+        influences = group.influences(slopes)
+        series = np.sum(influences, axis=0)
+        if np.abs(series).max() < _NEGLIGIBLE:
+            series = np.zeros(group.n)
+        by_arm = [
+            np.sum(
+                [x for run, x in zip(group.runs, influences, strict=True) if run[0] == arm], axis=0
+            )
+            for arm in sorted({arm for arm, _ in group.runs})
+        ]
+        repeated = len(self.arms[0]) + len(self.arms[1]) > 2
+        length = block_length([series, *by_arm], repeated=repeated)
+        if group.n < max(_FEWEST_REQUESTS, 2 * length):
+            return _Uncertainty("no interval: too few requests", block_length=length)
+        seen = uncertainty_of_mean(series, length)
+        variance, freedom = seen.variance, seen.degrees_of_freedom
+        if group.paired_percentile:
+            variance, freedom = group.percentile_variance(seen, slopes)
+            if math.isinf(variance):
+                return _Uncertainty("no interval: too few requests near this percentile")
+        elif isinstance(group.statistics[0], Quantile):
+            freedom = min(freedom, clusters_beyond(series) - 1)
+        hidden = 0.0
+        if not repeated and self.scale == "log ratio":
+            hidden = hidden_drift_variance(
+                group.n, length, seen.unbiased_variance, queued=self.queued
+            )
+        return _Part(
+            group=group,
+            length=length,
+            seen=seen,
+            variance=variance + hidden,
+            hidden=hidden,
+            freedom=max(freedom, 1.0),
+            within=self._within(group.runs, influences, length),
+            ends=group.end_variance(slopes),
+        )
+
+    def _drawn_variance(self, parts: Sequence[_Part], resamples: int, seed: int) -> float:
+        """Variance of the estimate by drawing blocks, enlarged as that of the influences is."""
+        drawn = [np.zeros(resamples), np.zeros(resamples)]
+        lengthened = 1.0
+        for number, part in enumerate(parts):
+            group, length = part.group, part.length
+            generator = np.random.default_rng([seed, number])
+            starts = resampled_blocks(group.n, length, resamples, generator)
+            # Whole blocks make a resample a little longer than the run.
+            lengthened = max(lengthened, starts.shape[1] * length / group.n)
+            counts = picks(starts, group.n)
+            for (arm, _), statistic in zip(group.runs, group.statistics, strict=True):
+                drawn[arm] += statistic.resampled(counts, length) / len(self.arms[arm])
+        variance = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
+        raw = sum(part.seen.block_variance for part in parts)
+        if raw > 0:
+            variance *= sum(part.seen.unbiased_variance for part in parts) / raw
+        return variance + sum(part.hidden for part in parts)
 
     def _within(
         self,
