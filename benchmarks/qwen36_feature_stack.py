@@ -105,8 +105,8 @@ benchmark = Benchmark(
         note="one run each",
     ),
     notes=[
-        "On local frontend decoding shows where images are decoded, and no gain: the machine has two "
-        "cores for everything, and reading pixels takes longer than decoding did.",
+        "On local frontend decoding shows where images are decoded, and no gain: the machine has "
+        "two cores for everything, and reading pixels takes longer than decoding did.",
         "dynamo-ec is ours: in the published steps the cache always comes with frontend decoding.",
         "The published baseline is vllm serve without Dynamo; on local all arms have Dynamo's "
         "frontend, so that what it spares vLLM's own API server does not show.",

@@ -66,7 +66,8 @@ benchmark = Benchmark(
         Claim.higher("It finds the images that come again", "embedding_hit_rate", ON, OFF,
             kind="mechanism", local=(0.2, "80 points, at least 38")),
         Claim.not_higher("A cache for a tenth of the images finds few of them",
-            "embedding_hit_rate", SMALL, OFF, kind="control", local=(0.25, "8.3 and 7.8 points, at most 13")),
+            "embedding_hit_rate", SMALL, OFF, kind="control",
+            local=(0.25, "8.3 and 7.8 points, at most 13")),
     ],
     published=PublishedResults(
         source="Dynamo documentation, Qwen3-VL-30B embedding cache",
