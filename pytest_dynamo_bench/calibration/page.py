@@ -26,14 +26,16 @@ requests of each run on its own, as if they were independent.
 
 How to read it:
 
-* A run of 1,000 requests or more: coverage is meant to be between 93 and 97 %.
-  Where it is more, intervals are wider than they need to be, which costs power, not truth:
+* Coverage is meant to be between 93 and 97 %. Where it is more, intervals are wider than they need
+  to be, which costs power, not truth:
   * *Goodput* of two runs of the same traffic differs by a handful of requests. The fewer change
     sides, the more a difference widens its own interval, and below a dozen the rule of three
-    does. It is covered as it should be where more change sides.
-  * *Repeats* where runs differ: what the blocks say of the noise within runs is not taken out of
-    what runs differ by unless it is smaller, and two or three runs count for few degrees of
-    freedom.
+    does.
+  * *A p99* of 1,000 requests is known from ten of them, and Student's t allows for that.
+  * *Repeats*: what runs differ by is added to the noise within them unless that explains it, and
+    two or three runs leave few degrees of freedom.
+  * *Throughput of different traffic*: the time between requests due is resampled in blocks that are
+    longer than its bursts.
 * *Throughput in an open loop* that is not overloaded is what is offered. All that two runs of the
   same traffic differ by is when the last response came; its interval shows how much that varies
   along the run. The naive method is always wrong for requests per second, since each request
