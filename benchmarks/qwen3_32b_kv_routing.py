@@ -43,6 +43,7 @@ benchmark = Benchmark(
     sizes={
         "smoke": Size(seconds=12, fast_forward=2, configurations=(
             "agg-round-robin", "agg-kv-router", "disagg-kv-router")),
+        "standard": Size(seconds=40, fast_forward=1.5),
     },
     goodput=Goodput(time_to_first_token_ms=2000, inter_token_latency_ms=25),
     held_constant="model, engine, 16 GPUs, fixed schedule, service-level objectives",
