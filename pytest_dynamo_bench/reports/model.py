@@ -284,8 +284,11 @@ class ComparisonReport:
         told += f". {len(records):,} requests in {seconds:,.0f} s"
         told += f", {schedule}" if schedule else ""
         told += f"; mean ISL {isl:,.0f}, mean OSL {osl:,.0f} tokens"
-        reusable = traffic.get("reusable_share")
-        if isinstance(reusable, float):
+        reusable, images = traffic.get("reusable_share"), traffic.get("images")
+        if images:
+            seen = 1 - traffic.get("distinct_images", images) / images
+            told += f"; {images:,} images, {seen:.1%} of them seen before"
+        elif isinstance(reusable, float):
             told += f"; {reusable:.1%} of the prompt blocks are reusable"
         return told
 

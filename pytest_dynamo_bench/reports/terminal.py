@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
 
 _LONGEST_ERROR = 1500
+# Of a published table, what fits into 80 columns side by side.
+_PUBLISHED_COLUMNS = 6
 # What fits into 80 columns; the other reports have all of them.
 _SHOWN = (
     "time_to_first_token.mean", "time_to_first_token.p50", "time_to_first_token.p99",
@@ -167,14 +169,18 @@ def _published(published: Mapping[str, Any]) -> Group:
     told = f"published, not measured here: {source}; on {hardware}"
     if published.get("note"):
         told += f"; {published['note']}"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("configuration", overflow="fold")
-    for what in columns:
-        table.add_column(Text(printable(what)), justify="right")
-    for name, row in values.items():
-        cells = [f"{row[what]:,g}" if what in row else "-" for what in columns]
-        table.add_row(printable(name), *cells)
-    return Group(Text(printable(told), style="dim"), table)
+    tables = []
+    for start in range(0, len(columns), _PUBLISHED_COLUMNS):
+        shown = columns[start : start + _PUBLISHED_COLUMNS]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("configuration", overflow="fold")
+        for what in shown:
+            table.add_column(Text(printable(what)), justify="right")
+        for name, row in values.items():
+            cells = [f"{row[what]:,g}" if what in row else "-" for what in shown]
+            table.add_row(printable(name), *cells)
+        tables.append(table)
+    return Group(Text(printable(told), style="dim"), *tables)
 
 
 def _regressions(found: Iterable[RegressionReport]) -> Table:

@@ -90,6 +90,10 @@ def test_nothing_of_the_users_environment_steers_dynamo():
     assert "DYN_ROUTER_MODE" not in environment(Path("/scratch"), PORTS)
 
 
+def test_what_dynamo_leaves_behind_is_left_where_it_is_removed():
+    assert environment(Path("/scratch"), PORTS)["TMPDIR"] == "/scratch"
+
+
 def test_drafts_ranks_and_a_host_tier_reach_the_workers():
     drafts = SpeculativeDecoding(2, (0.8, 0.5))
     offload = KvOffload(host_gib=1)

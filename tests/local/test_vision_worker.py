@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +32,7 @@ from pytest_dynamo_bench.targets.local.vision.encoder import (
     token_grid,
 )
 from pytest_dynamo_bench.targets.local.vision.engine import Engine, Limits, Request
+from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
 from pytest_dynamo_bench.targets.local.vision.worker import decode
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import NoiseImages, SyntheticTraffic
@@ -313,3 +317,20 @@ def test_on_replay_the_reason_for_no_claims_is_said():
     assert "vision encoder" in target.why_not_claimed(benchmark())
     text = benchmark(traffic=SyntheticTraffic(isl=9, osl=2, requests=3, schedule=Concurrency(1)))
     assert target.why_not_claimed(text) == ""
+
+
+async def test_threads_that_poll_get_the_lowest_priority_and_others_keep_theirs():
+    commands = ("while True: pass", "import time; time.sleep(60)")
+    polling, idle = (subprocess.Popen([sys.executable, "-c", command]) for command in commands)
+    try:
+        await asyncio.sleep(0.3)
+        pollers = await calm_pollers([polling.pid, idle.pid, 2**22 + 1])
+        assert pollers.threads == ((polling.pid, polling.pid),)
+        assert psutil.Process(polling.pid).nice() == 19
+        assert psutil.Process(idle.pid).nice() < 19
+        assert pollers.seconds() > 0
+    finally:
+        for process in (polling, idle):
+            process.kill()
+            process.wait()
+    assert pollers.seconds() == 0 == Pollers().seconds()

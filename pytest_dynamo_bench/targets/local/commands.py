@@ -44,6 +44,8 @@ def environment(directory: Path, ports: Ports) -> dict[str, str]:
     """
     return {
         "DYN_FILE_KV": str(directory / "discovery"),
+        # A mocker leaves a file there.
+        "TMPDIR": str(directory),
         "DYN_HTTP_RPC_HOST": LOOPBACK,
         "DYN_TCP_RPC_HOST": LOOPBACK,
         "DYN_SYSTEM_HOST": LOOPBACK,

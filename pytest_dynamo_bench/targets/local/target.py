@@ -64,6 +64,7 @@ from pytest_dynamo_bench.targets.local.vision.deployment import (
     vision_plan,
     with_image_measures,
 )
+from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     NoiseImages,
@@ -279,6 +280,7 @@ class _Measurement:
         size: Size,
     ) -> None:
         self._processor_use: list[float] = []
+        self._pollers = Pollers()
         self._size = size
         self._fast_forward = size.fast_forward
         self._ramp_seconds = size.ramp_seconds
@@ -381,6 +383,8 @@ class _Measurement:
         server = Server(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
         self._progress.stage("warming")
         await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
+        if any(worker.frontend_decoding for worker in self._configuration.workers):
+            self._pollers = await calm_pollers(processes.pids.values())
         self._progress.stage("measuring")
         used = _cpu_seconds(processes)
         generator = self._generator(server, model)
@@ -495,11 +499,18 @@ class _Measurement:
         return []
 
     async def _watch_processor(self) -> None:
-        """Note how busy this machine is; one that has nothing left delays what it models."""
+        """Note how busy this machine is; one that has nothing left delays what it models.
+
+        Threads that only take what is left do not count.
+        """
         psutil.cpu_percent()
+        polled, since = self._pollers.seconds(), time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            self._processor_use.append(psutil.cpu_percent() / 100)
+            polled_before, polled = polled, self._pollers.seconds()
+            began, since = since, time.monotonic()
+            share = (polled - polled_before) / (since - began) / (psutil.cpu_count() or 1)
+            self._processor_use.append(max(0.0, psutil.cpu_percent() / 100 - share))
 
     async def _warm_up(self, server: Server, model: str) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""

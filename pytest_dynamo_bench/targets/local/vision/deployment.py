@@ -182,6 +182,11 @@ def vision_limitations(
         "embeddings from host to GPU; the first two would help the baseline, the copy would cost "
         "the cache a little",
     ]
+    if worker.frontend_decoding:
+        found.append(
+            "NIXL's polling threads have the lowest priority, so that they take time that nothing "
+            "else on this machine needs; where it is meant to run they have cores of their own"
+        )
     if worker.embedding_cache_gib and plan.share < 1:
         found.append(
             f"embedding caches are scaled with the images: {100 * plan.share:.2g} % of the "
