@@ -42,7 +42,7 @@ _LONGEST_ERROR = 4000
 _IN_SUMMARY = (
     "gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics",
 )  # fmt: skip
-_PACKAGES = ("pytest-dynamo-bench", "ai-dynamo", "pytest", "numpy", "httptools", "uvloop")
+_PACKAGES = ("pytest-dynamo-bench", "ai-dynamo", "pytest", "numpy", "httptools")
 
 
 class ResultStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, Target
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.endpoint.switch import split_command, switch
+from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.address import Access, Address, check_url
 from pytest_dynamo_bench.targets.service.probe import (
@@ -120,7 +120,7 @@ class EndpointTarget:
             assert url is not None
             address = Address(url, self._options.access)
             try:
-                listed = asyncio.run(wait_for_models(address, 0))
+                listed = run(wait_for_models(address, 0))
             except DeploymentError as error:
                 raise TargetError(self._secrets.redact(str(error))) from None
             choose_model(url, listed, benchmark.model, self._options.model)
@@ -212,16 +212,16 @@ class EndpointTarget:
             raise TargetError(self._no_address(benchmark, [configuration.name]))
         address = Address(url, self._options.access)
         progress.stage("asking")
-        service = asyncio.run(self._ask(address, benchmark))
+        service = run(self._ask(address, benchmark))
         salt = 0 if self._options.same_prompts else measure.new_salt()
         warm_up_requests = max(_WARM_UP_REQUESTS, 2 * configuration.replicas)
         progress.stage("warming")
-        asyncio.run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
+        run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
         progress.stage("measuring")
-        sent = asyncio.run(
+        sent = run(
             _send(service, measure.salted(traffic, salt), progress, self._options.load_processes)
         )
-        observed = asyncio.run(measure.observe(service, directory / "logs"))
+        observed = run(measure.observe(service, directory / "logs"))
         observed["load_generator"] = sent.health
         warm = measure.warm_tokens(sent.records, traffic)
         if warm is not None:

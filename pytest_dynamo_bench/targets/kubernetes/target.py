@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from pytest_dynamo_bench.targets.kubernetes.preflight import preflight
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.kubernetes.user_manifest import read_manifest
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump_all
+from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.address import (
     NO_ACCESS,
@@ -290,7 +290,7 @@ class KubernetesTarget:
         progress: Progress,
     ) -> _Measured:
         progress.stage("asking")
-        service = asyncio.run(self._ask(address, benchmark))
+        service = run(self._ask(address, benchmark))
         count = max(_FEWEST_WARM_UPS, 2 * configuration.replicas)
         total, done, failed = len(traffic.requests), 0, 0
 
@@ -300,12 +300,10 @@ class KubernetesTarget:
             progress.requests(done, failed, total)
 
         progress.stage("warming")
-        asyncio.run(measure.warm_up(service, traffic.block_tokens, count))
+        run(measure.warm_up(service, traffic.block_tokens, count))
         progress.stage("measuring")
-        sent = asyncio.run(
-            measure.send(service, traffic, ended, processes=self._options.load_processes)
-        )
-        observed = asyncio.run(measure.observe(service, directory / "logs"))
+        sent = run(measure.send(service, traffic, ended, processes=self._options.load_processes))
+        observed = run(measure.observe(service, directory / "logs"))
         observed["load_generator"] = sent.health
         source = self._settings.load.source
         return _Measured(sent.records, sent.started_at, [], observed, {"source": source})

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-import uvloop
 
 from pytest_dynamo_bench.benchmark import (
     SCALES,
@@ -65,6 +64,7 @@ from pytest_dynamo_bench.targets.local.vision.deployment import (
     with_image_measures,
 )
 from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
+from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     NoiseImages,
@@ -252,8 +252,7 @@ class LocalTarget:
             benchmark, configuration, traffic, directory, progress, self._options,
             self.size(benchmark),
         )  # fmt: skip
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(measuring.run())
+        return run(measuring.run())
 
 
 def _portable(text: str, scratch: Path) -> str:
