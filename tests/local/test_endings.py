@@ -72,6 +72,11 @@ def all_gone(processes, before):
     return False
 
 
+@pytest.mark.xfail(
+    strict=False,
+    raises=subprocess.TimeoutExpired,
+    reason="about one time in three pytest does not end after SIGTERM: a defect, not understood",
+)
 @pytest.mark.parametrize(
     ("number", "preexec"),
     [
