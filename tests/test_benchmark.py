@@ -170,5 +170,5 @@ def test_a_claim_by_target_is_the_claim_written_out():
 def test_with_some_of_its_configurations_a_benchmark_has_sizes_of_those():
     made = benchmark(sizes={"smoke": Size(configurations=["agg", "kv"]), "full": Size(seconds=9)})
     some = made.only({"agg"})
-    assert some.sizes["smoke"].configurations == ["agg"]
+    assert some.sizes["smoke"].configurations == ("agg",)
     assert some.sizes["full"] == made.sizes["full"]
