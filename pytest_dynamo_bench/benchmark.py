@@ -758,4 +758,12 @@ class Benchmark:
             configurations=[item for item in self.configurations if item.name in names],
             claims=[c for c in self.claims if {c.treatment, c.baseline} <= set(names)],
             published=None,
+            sizes={
+                scale: dataclasses.replace(
+                    size, configurations=[name for name in size.configurations if name in names]
+                )
+                if size.configurations is not None
+                else size
+                for scale, size in self.sizes.items()
+            },
         )

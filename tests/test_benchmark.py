@@ -14,6 +14,7 @@ from pytest_dynamo_bench import (
     MooncakeTrace,
     Worker,
 )
+from pytest_dynamo_bench.benchmark import Size
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 
 AGG = Configuration("agg", "baseline", [Worker(8, tp=2)])
@@ -164,3 +165,10 @@ def test_a_claim_by_target_is_the_claim_written_out():
         Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, local=0.1)
     with pytest.raises(BenchmarkError, match="'nowhere' is not one of"):
         Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, nowhere=(0, "?"))
+
+
+def test_with_some_of_its_configurations_a_benchmark_has_sizes_of_those():
+    made = benchmark(sizes={"smoke": Size(configurations=["agg", "kv"]), "full": Size(seconds=9)})
+    some = made.only({"agg"})
+    assert some.sizes["smoke"].configurations == ("agg",)
+    assert some.sizes["full"] == made.sizes["full"]
