@@ -23,8 +23,7 @@ from pytest_dynamo_bench.targets.service.probe import (
     probe,
     wait_for_models,
 )
-from pytest_dynamo_bench.traffic import Traffic, cut, describe
-from pytest_dynamo_bench.traffic.model import Concurrency
+from pytest_dynamo_bench.traffic import Traffic, describe
 
 _NAMED = re.compile(r"([a-z0-9][a-z0-9._/-]*)=(.*)")
 _WARM_UP_REQUESTS = 8
@@ -131,15 +130,8 @@ class EndpointTarget:
         Raises:
             TargetError: a closed loop cannot be cut to a length in seconds.
         """
-        traffic = benchmark.traffic.load()
-        if self._options.seconds is None:
-            return traffic
-        if isinstance(traffic.schedule, Concurrency):
-            raise TargetError(
-                "--dynamo-seconds: a closed loop cannot be cut to a length in seconds; leave the "
-                "option out, or give the configurations fewer requests"
-            )
-        return cut(traffic, self._options.seconds, seed=self._options.seed)
+        options = self._options
+        return measure.whole_or_cut(benchmark.traffic.load(), options.seconds, options.seed)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is taken on trust here."""

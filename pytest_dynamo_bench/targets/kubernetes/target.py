@@ -44,7 +44,7 @@ from pytest_dynamo_bench.targets.service.address import (
     check_url,
 )
 from pytest_dynamo_bench.targets.service.probe import Service, choose_model, probe, wait_for_models
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, cut, describe
+from pytest_dynamo_bench.traffic import Traffic, describe
 
 _FEWEST_WARM_UPS = 8
 
@@ -138,15 +138,8 @@ class KubernetesTarget:
         Raises:
             TargetError: a closed loop cannot be cut to a length in seconds.
         """
-        traffic = benchmark.traffic.load()
-        if self._options.seconds is None:
-            return traffic
-        if isinstance(traffic.schedule, Concurrency):
-            raise TargetError(
-                "--dynamo-seconds: a closed loop cannot be cut to a length in seconds; leave the "
-                "option out, or give the configurations fewer requests"
-            )
-        return cut(traffic, self._options.seconds, seed=self._options.seed)
+        options = self._options
+        return measure.whole_or_cut(benchmark.traffic.load(), options.seconds, options.seed)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What of the way of measuring a reader has to know."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 
-from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.service.probe import Service
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest, cut
 from pytest_dynamo_bench.traffic.images import NoiseImages
 from pytest_dynamo_bench.traffic.prompts import WORDS
 
@@ -41,6 +41,22 @@ class Sent:
     records: list[RequestRecord]
     started_at: str
     health: dict[str, Any]
+
+
+def whole_or_cut(traffic: Traffic, seconds: float | None, seed: int) -> Traffic:
+    """The traffic in full, or cut to a length.
+
+    Raises:
+        TargetError: a closed loop cannot be cut to a length in seconds.
+    """
+    if seconds is None:
+        return traffic
+    if isinstance(traffic.schedule, Concurrency):
+        raise TargetError(
+            "--dynamo-seconds: a closed loop cannot be cut to a length in seconds; leave the "
+            "option out, or give the configurations fewer requests"
+        )
+    return cut(traffic, seconds, seed=seed)
 
 
 def new_salt() -> int:
