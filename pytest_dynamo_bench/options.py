@@ -67,6 +67,12 @@ def add_options(add: Callable[..., object]) -> None:
         help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
     )  # fmt: skip
     add(
+        "--dynamo-engine", choices=("mocker", "vllm"), default="mocker",
+        help="local: 'mocker' is Dynamo's, with a vision worker of this plugin for images "
+        "(default); 'vllm' is Dynamo's real vLLM backend with a toy model on the processor, for "
+        "benchmarks with images: docs/images-and-caches.md",
+    )  # fmt: skip
+    add(
         "--dynamo-load", choices=("own", "aiperf"), default="own",
         help="the load generator: the own one (default), or the program aiperf with the same "
         "traffic, for a second opinion; docs/load-generator.md compares them",

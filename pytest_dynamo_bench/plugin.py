@@ -199,6 +199,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
                 seed=config.getoption("dynamo_cut_seed"),
                 load=config.getoption("dynamo_load"),
                 load_processes=config.getoption("dynamo_load_processes"),
+                engine=config.getoption("dynamo_engine"),
             )
         )
     if name == "replay":

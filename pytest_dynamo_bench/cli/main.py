@@ -22,6 +22,7 @@ from pytest_dynamo_bench.cli import (
     check_client,
     cleanup,
     compare,
+    install_vllm,
     report,
     show,
     sweep,
@@ -60,7 +61,7 @@ COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
 _COMMANDS = (
     "sweep", "attribution", "traffic", "show", "report", "compare", "history", "cleanup",
-    "check-client",
+    "check-client", "install-vllm",
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_arguments(commands)
     compare.add_arguments(commands)
     check_client.add_arguments(commands)
+    install_vllm.add_arguments(commands)
     return top
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,8 @@ from pytest_dynamo_bench.engines import (
     model_dimensions,
 )
 from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.processes import ProcessSpec
-from pytest_dynamo_bench.targets.local.vision.deployment import (
-    VisionPlan,
-    vision_commands,
-    vision_environment,
-)
 
 LOOPBACK = "127.0.0.1"
 
@@ -74,16 +70,15 @@ def process_specs(
     logs: Path,
     ports: Ports,
     fast_forward: float = 1.0,
-    vision: VisionPlan | None = None,
+    images: ImageServing | None = None,
 ) -> list[ProcessSpec]:
     """Event tap, frontend, and workers, in starting order.
 
-    Workers are one process of mockers for each role; for traffic with images a vision worker for
-    each replica.
+    Workers are one process of mockers for each role; for traffic with images those of its engine.
     """
     variables = {**inherited_environment(), **environment(directory, ports)}
-    if vision is not None:
-        variables |= vision_environment(configuration)
+    if images is not None:
+        variables |= images.variables
     tap = [
         sys.executable, str(Path(__file__).with_name("event_tap.py")),
         "--publishers-port", str(ports.event_publishers),
@@ -91,13 +86,13 @@ def process_specs(
         "--events", str(directory / "events.jsonl"),
     ]  # fmt: skip
     frontend = [
-        sys.executable, "-m", "dynamo.frontend",
+        sys.executable if images is None else images.python, "-m", "dynamo.frontend",
         "--http-host", LOOPBACK, "--http-port", str(ports.frontend),
         "--router-mode", configuration.router, "--discovery-backend", "file",
     ]  # fmt: skip
-    commands = {"event-tap": tap, "frontend": frontend}
-    if vision is not None:
-        commands |= vision_commands(benchmark, configuration, vision, directory)
+    commands: dict[str, Sequence[str]] = {"event-tap": tap, "frontend": frontend}
+    if images is not None:
+        commands |= images.commands
     else:
         for worker in configuration.workers:
             commands[worker.mode] = mocker_command(

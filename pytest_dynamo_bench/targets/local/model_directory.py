@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_dynamo_bench.engines import ModelDimensions
 from pytest_dynamo_bench.traffic.prompts import VOCABULARY_TOKENS, word
 
-_END_OF_TEXT = "<end>"
+END_OF_TEXT = "<end>"
 _UNKNOWN = "<unknown>"
 _MAX_TOKENS = 262_144
 # Text as it is; images leave nothing in the prompt, their tokens are the worker's.
@@ -21,46 +22,68 @@ _CHAT_TEMPLATE = (
 )
 
 
+def write_tokenizer(
+    directory: Path, chat_template: str, special: Sequence[str] = ()
+) -> dict[str, int]:
+    """Write a tokenizer, and who ends an answer.
+
+    It knows the words of :mod:`pytest_dynamo_bench.traffic.prompts`, one word one token.
+
+    Args:
+        directory: made if it does not exist.
+        chat_template: what makes a prompt of messages.
+        special: further tokens, found in a text without spaces around them too.
+
+    Returns:
+        All tokens with their ids.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word(token): token for token in range(VOCABULARY_TOKENS)}
+    vocabulary |= {_UNKNOWN: VOCABULARY_TOKENS, END_OF_TEXT: VOCABULARY_TOKENS + 1}
+    vocabulary |= {token: VOCABULARY_TOKENS + 2 + index for index, token in enumerate(special)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    files = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": _UNKNOWN,
+            "eos_token": END_OF_TEXT,
+            "chat_template": chat_template,
+        },
+        "generation_config.json": {"eos_token_id": vocabulary[END_OF_TEXT]},
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return vocabulary
+
+
 def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
     """Write tokenizer and configuration.
 
-    The tokenizer knows the words of :mod:`pytest_dynamo_bench.traffic.prompts`, one word one
-    token, and the chat template adds nothing, so that a prompt of n words is n tokens.
+    The chat template adds nothing, so that a prompt of n words is n tokens.
 
     Args:
         directory: made if it does not exist.
         dimensions: the model's; ``config.json`` says those that size a KV cache. It names an
             architecture that every reader of such files knows, since no weights are loaded.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    directory.mkdir(parents=True, exist_ok=True)
-    vocabulary = {word(token): token for token in range(VOCABULARY_TOKENS)}
-    vocabulary |= {_UNKNOWN: VOCABULARY_TOKENS, _END_OF_TEXT: VOCABULARY_TOKENS + 1}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    files = {
-        "config.json": {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": dimensions.hidden_size,
-            "num_hidden_layers": dimensions.layers,
-            "num_attention_heads": dimensions.query_heads,
-            "num_key_value_heads": dimensions.kv_heads,
-            "head_dim": dimensions.head_dim,
-            "torch_dtype": "bfloat16",
-            "max_position_embeddings": _MAX_TOKENS,
-            "vocab_size": len(vocabulary),
-            "eos_token_id": vocabulary[_END_OF_TEXT],
-        },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": _UNKNOWN,
-            "eos_token": _END_OF_TEXT,
-            "chat_template": _CHAT_TEMPLATE,
-        },
-        "generation_config.json": {"eos_token_id": vocabulary[_END_OF_TEXT]},
+    vocabulary = write_tokenizer(directory, _CHAT_TEMPLATE)
+    configuration = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": dimensions.hidden_size,
+        "num_hidden_layers": dimensions.layers,
+        "num_attention_heads": dimensions.query_heads,
+        "num_key_value_heads": dimensions.kv_heads,
+        "head_dim": dimensions.head_dim,
+        "torch_dtype": "bfloat16",
+        "max_position_embeddings": _MAX_TOKENS,
+        "vocab_size": len(vocabulary),
+        "eos_token_id": vocabulary[END_OF_TEXT],
     }
-    for name, content in files.items():
-        (directory / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    text = json.dumps(configuration, indent=2)
+    (directory / "config.json").write_text(text, encoding="utf-8")

@@ -52,18 +52,13 @@ from pytest_dynamo_bench.targets.local.engine_events import (
     read_events,
     with_decode_steps,
 )
+from pytest_dynamo_bench.targets.local.image_engine import ImageEngine
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
 from pytest_dynamo_bench.targets.local.scaling import in_words, sized, survived
-from pytest_dynamo_bench.targets.local.vision.deployment import (
-    cache_summary,
-    check_vision,
-    read_measures,
-    vision_limitations,
-    vision_plan,
-    with_image_measures,
-)
+from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
 from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
+from pytest_dynamo_bench.targets.local.vllm.deployment import VllmWorkers
 from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.traffic import (
     Concurrency,
@@ -102,6 +97,8 @@ class LocalOptions:
         seed: chooses among equally good cuts.
         load: the load generator: ``own`` or ``aiperf``.
         load_processes: that the own load generator runs in.
+        engine: ``mocker``, with a vision worker of ours for images, or ``vllm``, Dynamo's real
+            backend for images only.
     """
 
     scale: ScaleName = "standard"
@@ -110,6 +107,7 @@ class LocalOptions:
     seed: int = 0
     load: str = "own"
     load_processes: int = 1
+    engine: str = "mocker"
 
 
 class LocalTarget:
@@ -119,9 +117,12 @@ class LocalTarget:
 
     def __init__(self, options: LocalOptions | None = None) -> None:
         self._options = options or LocalOptions()
+        self._images: ImageEngine = (
+            VllmWorkers() if self._options.engine == "vllm" else VisionWorkers()
+        )
 
     def check(self, benchmark: Benchmark) -> None:
-        """Find out whether Dynamo is installed and the asked port is free.
+        """Find out whether Dynamo and the engine are installed and the asked port is free.
 
         Raises:
             TargetError: says what to install or change.
@@ -136,6 +137,7 @@ class LocalTarget:
             ) from None
         if importlib.util.find_spec("dynamo.mocker") is None:
             raise TargetError(f"ai-dynamo {version} has no dynamo.mocker; {remedy}")
+        self._images.check(benchmark)
         if self._options.load == "aiperf":
             find_aiperf()
         port = self._options.frontend_port
@@ -177,8 +179,7 @@ class LocalTarget:
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
         if benchmark.traffic.load().images is not None:
-            plan = vision_plan(benchmark, self.traffic(benchmark))
-            return () if plan is None else vision_limitations(benchmark, configuration, plan)
+            return self._images.limitations(benchmark, configuration, self.traffic(benchmark))
         found = [
             "engines are Dynamo's mockers: scheduling, KV cache and routing are real, the time of "
             "a forward pass is modelled",
@@ -247,10 +248,10 @@ class LocalTarget:
             UnavailableError: it needs a package that isn't installed.
         """
         if traffic.images is not None:
-            check_vision(benchmark, configuration)
+            self._images.check_configuration(benchmark, configuration)
         measuring = _Measurement(
             benchmark, configuration, traffic, directory, progress, self._options,
-            self.size(benchmark),
+            self.size(benchmark), self._images if traffic.images is not None else None,
         )  # fmt: skip
         return run(measuring.run())
 
@@ -277,7 +278,9 @@ class _Measurement:
         progress: Progress,
         options: LocalOptions,
         size: Size,
+        images: ImageEngine | None,
     ) -> None:
+        self._images = images
         self._processor_use: list[float] = []
         self._pollers = Pollers()
         self._size = size
@@ -305,11 +308,18 @@ class _Measurement:
         try:
             self._progress.stage("bringing up")
             (scratch / "discovery").mkdir()
-            write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
             ports = _choose_ports(self._options.frontend_port)
+            serving = None
+            if self._images is None:
+                write_model_directory(scratch / "model", model_dimensions(self._benchmark.model))
+            else:
+                self._images.write_model(scratch / "model", self._benchmark)
+                serving = self._images.serving(
+                    self._benchmark, self._configuration, self._traffic, scratch
+                )
             specs = process_specs(
                 self._benchmark, self._configuration, scratch, self._logs, ports,
-                self._fast_forward, vision_plan(self._benchmark, self._traffic),
+                self._fast_forward, serving,
             )  # fmt: skip
             started = time.monotonic()
             async with Processes(specs, scratch) as processes:
@@ -322,6 +332,7 @@ class _Measurement:
                 self._progress.stage("taking down")
             deployed = {
                 "model": self._benchmark.model,
+                "engine": self._images.name if self._images else "mocker",
                 "router": self._configuration.router,
                 "workers": self._configuration.replicas,
                 # Command lines have ports and paths in them, so that a stored run is compared
@@ -353,8 +364,9 @@ class _Measurement:
         come from anybody else's frontend.
         """
         seen = 0
+        seconds = self._images.ready_seconds if self._images else _READY_SECONDS
         try:
-            async with asyncio.timeout(_READY_SECONDS):
+            async with asyncio.timeout(seconds):
                 while True:
                     self._raise_if_dead(processes, "while coming up")
                     with contextlib.suppress(httpx.HTTPError, ValueError):
@@ -367,7 +379,7 @@ class _Measurement:
                 f"{name}.log ends:\n{processes.log_tail(name)}" for name in processes.pids
             )
             raise DeploymentError(
-                f"{self._configuration.name} was not ready after {_READY_SECONDS:.0f} s: the "
+                f"{self._configuration.name} was not ready after {seconds:.0f} s: the "
                 f"frontend knew {seen} of {self._configuration.replicas} workers\n{logs}"
             ) from None
 
@@ -381,7 +393,9 @@ class _Measurement:
     ) -> Run:
         server = Server(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
         self._progress.stage("warming")
-        await self._unless_dead(processes, self._warm_up(server, model), "while warming up")
+        await self._unless_dead(
+            processes, self._warm_up(server, model, scratch), "while warming up"
+        )
         if any(worker.frontend_decoding for worker in self._configuration.workers):
             self._pollers = await calm_pollers(processes.pids.values())
         self._progress.stage("measuring")
@@ -401,10 +415,11 @@ class _Measurement:
         if not problems:
             observed |= await self._observe(frontend, model)
         records, started_at = generator.records(), generator.started_at
-        if self._traffic.images is not None:
-            measures = read_measures(scratch)
-            observed["embedding_cache"] = cache_summary(measures, records)
-            return self._run(with_image_measures(records, measures), observed, started_at, problems)
+        if self._images is not None:
+            measures = self._images.measures(scratch)
+            observed |= {**self._images.versions, **self._images.summary(measures, records)}
+            records = self._images.with_measures(records, measures)
+            return self._run(records, observed, started_at, problems)
         events = read_events(scratch / "events.jsonl")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
         records = self._with_mechanisms(records, events, start_wall_ms)
@@ -511,10 +526,10 @@ class _Measurement:
             share = (polled - polled_before) / (since - began) / (psutil.cpu_count() or 1)
             self._processor_use.append(max(0.0, psutil.cpu_percent() / 100 - share))
 
-    async def _warm_up(self, server: Server, model: str) -> None:
+    async def _warm_up(self, server: Server, model: str, scratch: Path) -> None:
         """Two short requests per worker, so that none of the measured ones is anybody's first."""
         count = 2 * self._configuration.replicas
-        images = _WARM_UP_IMAGES if self._traffic.images is not None else None
+        images = _WARM_UP_IMAGES if self._images is not None else None
         requests = [
             TrafficRequest(f"warm-{i}", f"warm-{i}", 0, 0.0, 0.0, _WARM_UP_TOKENS, 2,
                            (_WARM_UP_BLOCK_ID - i,), (i,) if images else ())
@@ -523,7 +538,10 @@ class _Measurement:
         traffic = Traffic(requests, Concurrency(4), self._traffic.block_tokens, (), images)
         generator = LoadGenerator(server, model, request_timeout_seconds=30, processes=0)
         await generator.send(traffic, lambda whole: None)
-        for record in generator.records():
+        records = generator.records()
+        if self._images is not None:
+            records = self._images.with_measures(records, self._images.measures(scratch))
+        for record in records:
             if record.error:
                 raise DeploymentError(
                     f"{self._configuration.name} came up but did not answer: {record.error}"
@@ -600,12 +618,13 @@ async def _frontend(ports: Ports) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def _cpu_seconds(processes: Processes) -> dict[str, float]:
-    """Processor time that each process of a deployment has used so far."""
+    """Processor time that each process of a deployment has used so far, with its children."""
     found = {}
     for name, pid in processes.pids.items():
         with contextlib.suppress(psutil.Error):
-            times = psutil.Process(pid).cpu_times()
-            found[name] = times.user + times.system
+            process = psutil.Process(pid)
+            every = [item.cpu_times() for item in (process, *process.children(recursive=True))]
+            found[name] = sum(times.user + times.system for times in every)
     return found
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import find_profile, kv_capacity_tokens, model_dimensions
 from pytest_dynamo_bench.errors import TargetError, UnavailableError
 from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.local.image_engine import ImageServing, Measures
+from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
 from pytest_dynamo_bench.targets.local.vision.encoder import image_tokens
 from pytest_dynamo_bench.traffic import Traffic
 
@@ -22,7 +25,64 @@ INSTALL_NIXL = "pip install --no-deps nixl==1.3.2 nixl-cu13==1.3.2"
 _PILLOW = "pip install 'pytest-dynamo-bench[local]'"
 _GIB = 1 << 30
 _EMBEDDING_ELEMENT_BYTES = 2
-_MOST_BODY_MEGABYTES = 200
+MOST_BODY_MEGABYTES = 200
+# Of a record, what a worker measures of its images.
+IMAGE_MEASURES = (
+    "images", "image_cache_hits", "images_decoded", "image_decode_ms", "image_transfer_ms",
+    "encoder_ms",
+)  # fmt: skip
+
+
+class VisionWorkers:
+    """The vision worker as the target's engine for images; see :class:`~..image_engine`."""
+
+    name = "vision worker"
+    ready_seconds = 90.0
+    versions: Mapping[str, str] = types.MappingProxyType({})
+
+    def check(self, benchmark: Benchmark) -> None:
+        """It comes with this package."""
+
+    def check_configuration(self, benchmark: Benchmark, configuration: Configuration) -> None:
+        """See :func:`check_vision`."""
+        check_vision(benchmark, configuration)
+
+    def limitations(
+        self, benchmark: Benchmark, configuration: Configuration, traffic: Traffic
+    ) -> tuple[str, ...]:
+        """See :func:`vision_limitations`."""
+        plan = vision_plan(benchmark, traffic)
+        return () if plan is None else vision_limitations(benchmark, configuration, plan)
+
+    def write_model(self, directory: Path, benchmark: Benchmark) -> None:
+        """As for mockers: images leave nothing in the prompt, their tokens are the worker's."""
+        write_model_directory(directory, model_dimensions(benchmark.model))
+
+    def serving(
+        self, benchmark: Benchmark, configuration: Configuration, traffic: Traffic, directory: Path
+    ) -> ImageServing:
+        """A worker for each replica."""
+        plan = vision_plan(benchmark, traffic)
+        assert plan is not None
+        return ImageServing(
+            vision_commands(benchmark, configuration, plan, directory),
+            sys.executable,
+            vision_environment(configuration),
+        )
+
+    def measures(self, directory: Path) -> Measures:
+        """See :func:`read_measures`."""
+        return read_measures(directory)
+
+    def with_measures(
+        self, records: Sequence[RequestRecord], measures: Measures
+    ) -> list[RequestRecord]:
+        """See :func:`with_image_measures`."""
+        return with_image_measures(records, measures)
+
+    def summary(self, measures: Measures, records: Sequence[RequestRecord]) -> dict[str, Any]:
+        """See :func:`cache_summary`."""
+        return {"embedding_cache": cache_summary(measures, records)}
 
 
 @dataclass(frozen=True)
@@ -96,34 +156,46 @@ def check_vision(benchmark: Benchmark, configuration: Configuration) -> None:
 
 
 def nixl_libraries() -> tuple[Path, Path] | None:
-    """The two directories of NIXL's libraries, as its wheel lays them out; None without it."""
+    """The two directories of NIXL's libraries in this environment; None without it."""
     spec = importlib.util.find_spec("nixl_cu13")
     if spec is None or spec.origin is None or importlib.util.find_spec("nixl") is None:
         return None
-    packages = Path(spec.origin).parents[1]
+    return nixl_libraries_in(Path(spec.origin).parents[1])
+
+
+def nixl_libraries_in(packages: Path) -> tuple[Path, Path] | None:
+    """The two directories of NIXL's libraries, as its wheel lays them out; None without it.
+
+    Args:
+        packages: an environment's ``site-packages``.
+    """
     found = (packages / ".nixl_cu13.mesonpy.libs", packages / "nixl_cu13.libs")
     return found if all(directory.is_dir() for directory in found) else None
+
+
+def nixl_environment(libraries: tuple[Path, Path]) -> dict[str, str]:
+    """What lets a process find NIXL; its UCX would listen on the first interface it finds."""
+    return {
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        "NIXL_PLUGIN_DIR": str(libraries[0] / "plugins"),
+        "NIXL_LOG_LEVEL": "WARN",
+        "UCX_NET_DEVICES": "lo",
+    }
 
 
 def vision_environment(configuration: Configuration) -> dict[str, str]:
     """What frontend and vision workers get beside the environment of every deployment.
 
-    Arithmetic keeps to one core, so that it takes as long every time. NIXL's UCX would listen
-    on the first interface that it finds.
+    Arithmetic keeps to one core, so that it takes as long every time.
     """
     found = {
-        "DYN_HTTP_BODY_LIMIT_MB": str(_MOST_BODY_MEGABYTES),
+        "DYN_HTTP_BODY_LIMIT_MB": str(MOST_BODY_MEGABYTES),
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
     libraries = nixl_libraries()
     if any(worker.frontend_decoding for worker in configuration.workers) and libraries:
-        found |= {
-            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-            "NIXL_PLUGIN_DIR": str(libraries[0] / "plugins"),
-            "NIXL_LOG_LEVEL": "WARN",
-            "UCX_NET_DEVICES": "lo",
-        }
+        found |= nixl_environment(libraries)
     return found
 
 
@@ -209,21 +281,22 @@ def read_measures(directory: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def request_name(record: RequestRecord) -> str:
+    """What the frontend calls a request on the way to the worker."""
+    return (record.response_id or "").rpartition("chatcmpl-")[2]
+
+
 def with_image_measures(
     records: Iterable[RequestRecord], measures: Mapping[str, Mapping[str, Any]]
 ) -> list[RequestRecord]:
     """The records with what their images took; the frontend's name of an answer joins them."""
-    names = (
-        "images", "image_cache_hits", "images_decoded", "image_decode_ms", "image_transfer_ms",
-        "encoder_ms",
-    )  # fmt: skip
     joined = []
     for record in records:
-        own = measures.get((record.response_id or "").rpartition("chatcmpl-")[2])
+        own = measures.get(request_name(record))
         joined.append(
             record
             if own is None
-            else dataclasses.replace(record, **{name: own[name] for name in names})
+            else dataclasses.replace(record, **{name: own[name] for name in IMAGE_MEASURES})
         )
     return joined
 
@@ -235,7 +308,7 @@ def cache_summary(
 
     Hits, misses and evictions are those since the last request of the warm-up.
     """
-    measured = {(record.response_id or "").rpartition("chatcmpl-")[2] for record in records}
+    measured = {request_name(record) for record in records}
     total: dict[str, int] = {}
     for worker in {own["worker"] for own in measures.values()}:
         before: dict[str, int] = {}

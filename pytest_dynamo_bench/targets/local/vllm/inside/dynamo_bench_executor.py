@@ -1,0 +1,21 @@
+"""vLLM's executor of a single worker, without a port that is open to other machines.
+
+vLLM has PyTorch meet at a TCP store even where there is a single process, and such a store
+listens on all interfaces. Here it meets at a file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+
+class LoopbackExecutor(UniProcExecutor):  # type: ignore[misc,unused-ignore]
+    """The executor, with a file as the place to meet."""
+
+    def _distributed_args(self) -> tuple[str, int, int]:
+        _, rank, local_rank = super()._distributed_args()
+        store = Path(os.environ["TMPDIR"]) / f"store-{os.getpid()}"
+        return f"file://{store}", rank, local_rank

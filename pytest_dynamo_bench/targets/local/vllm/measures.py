@@ -1,0 +1,121 @@
+"""What the observer in vLLM's processes wrote, as measures of requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.local.image_engine import Measures
+from pytest_dynamo_bench.targets.local.vision.deployment import IMAGE_MEASURES, request_name
+from pytest_dynamo_bench.targets.local.vllm.toy_model import MARKS_OF_AN_IMAGE
+
+
+def read_observations(directory: Path) -> Measures:
+    """Request to its measures: those of :data:`IMAGE_MEASURES`, and
+
+    * ``image_tokens``: of all its images in the prompt, as vLLM's scheduler has them
+    * ``encoder_cache_hits``: images that vLLM's own encoder cache had
+    * ``encoded``: images that were encoded
+    * ``cache``: Dynamo's cache after it, with what was evicted for it; None without one
+
+    What was not observed is None.
+    """
+    events = list(_events(directory))
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] == "asked":
+            found[event["request"]] = {
+                "images": event["images"],
+                "images_decoded": 0,
+                "image_decode_ms": 0.0,
+                "image_transfer_ms": 0.0,
+                **dict.fromkeys(
+                    ("image_cache_hits", "encoder_ms", "image_tokens", "encoder_cache_hits",
+                     "encoded", "cache")
+                ),
+            }  # fmt: skip
+    for event in sorted(events, key=lambda event: event["event"] != "queued"):
+        own = found.get(event["request"])
+        if own is None:
+            # vLLM adds something of its own to what the request is called.
+            own = found.get(event["request"].rpartition("-")[0])
+        if own is not None:
+            _add(own, event)
+    return found
+
+
+def _events(directory: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(directory.glob("observed-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def _add(own: dict[str, Any], event: Mapping[str, Any]) -> None:
+    match event["event"]:
+        case "decoded":
+            own["images_decoded"] += 1
+            own["image_decode_ms"] += event["ms"]
+        case "read":
+            own["image_transfer_ms"] += event["ms"]
+        case "queued":
+            own["image_tokens"] = event["tokens"]
+            own |= {"image_cache_hits": 0, "encoder_ms": 0.0, "encoder_cache_hits": 0, "encoded": 0}
+        case "kept":
+            own["encoder_cache_hits"] += 1
+        case "encoded":
+            own["encoded"] += event["images"]
+            own["encoder_ms"] += event["ms"]
+        case "cached":
+            own["image_cache_hits"] += event["hit"]
+            cache = {key: event[key] for key in ("bytes", "entries", "capacity_bytes")}
+            evicted = (own["cache"] or {}).get("evictions", 0) + event["evicted"]
+            own["cache"] = {**cache, "evictions": evicted}
+
+
+def with_observations(records: Sequence[RequestRecord], measures: Measures) -> list[RequestRecord]:
+    """The records with what their images took, their prompts counted without images.
+
+    A traffic says how long the text of a prompt is. vLLM counts the tokens of images too, and
+    two marks around each; these are taken off where they are known, so that what remains can
+    be compared with what was asked for.
+    """
+    joined = []
+    for record in records:
+        own = measures.get(request_name(record))
+        if own is not None:
+            changes = {name: own[name] for name in IMAGE_MEASURES}
+            if record.prompt_tokens is not None and own["image_tokens"] is not None:
+                marks = MARKS_OF_AN_IMAGE * own["images"]
+                changes["prompt_tokens"] = record.prompt_tokens - own["image_tokens"] - marks
+            record = dataclasses.replace(record, **changes)
+        joined.append(record)
+    return joined
+
+
+def summary(measures: Measures, records: Sequence[RequestRecord]) -> dict[str, Any]:
+    """Dynamo's cache and vLLM's over the measured requests, for the run's record."""
+    own = [measures[name] for record in records if (name := request_name(record)) in measures]
+    known = [item for item in own if item["encoder_cache_hits"] is not None]
+    found: dict[str, Any] = {
+        "encoder_cache": {
+            "hits": sum(item["encoder_cache_hits"] for item in known),
+            "encoded": sum(item["encoded"] for item in known),
+        }
+    }
+    caches = [item["cache"] for item in known if item["cache"] is not None]
+    if caches:
+        fullest = max(caches, key=lambda cache: cache["entries"])
+        found["embedding_cache"] = {
+            **{key: fullest[key] for key in ("capacity_bytes", "bytes", "entries")},
+            "hits": sum(item["image_cache_hits"] for item in known),
+            "misses": sum(item["encoded"] for item in known),
+            "evictions": sum(cache["evictions"] for cache in caches),
+        }
+    return found
