@@ -240,6 +240,8 @@ def variables_of(
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "GLOO_SOCKET_IFNAME": "lo",
+        # A sampler that this model has no use for would be compiled, for half a minute.
+        "TORCHDYNAMO_DISABLE": "1",
     }
     libraries = nixl_libraries_in(environment.packages)
     if any(worker.frontend_decoding for worker in configuration.workers) and libraries:

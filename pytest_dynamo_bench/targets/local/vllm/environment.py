@@ -145,7 +145,7 @@ def install(
     cache = directory / "downloads"
     run(
         [
-            str(directory / "bin" / "uv"), "pip", "install", "--python", python,
+            str(directory / "bin" / "uv"), "pip", "install", "--python", python, "--compile-bytecode",
             "--override", str(overrides), *requirements(),
         ],
         {"UV_CACHE_DIR": str(cache), **_index_of_pip()},
