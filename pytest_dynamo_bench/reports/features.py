@@ -10,6 +10,7 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.engines import model_dimensions
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.records import Run
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _features(
         yield FeatureAtWork(
             "embedding_cache",
             _embeddings(metrics),
-            "the cache and the encoder are this plugin's, not the engine's" if local else "",
+            _whose_cache(run) if local else "",
         )
     if "multi_node" in features:
         yield FeatureAtWork(
@@ -173,6 +174,12 @@ def _decoding(metrics: Metrics) -> str:
     if math.isfinite(transfer):
         saw += f"; reading the pixels of a request took {transfer:.1f} ms"
     return saw
+
+
+def _whose_cache(run: Run) -> str:
+    if run.deployed.get("engine") == "vllm":
+        return "the cache is Dynamo's; the encoder is a toy's, on the processor"
+    return "the cache and the encoder are this plugin's, not the engine's"
 
 
 def _embeddings(metrics: Metrics) -> str:
