@@ -188,6 +188,11 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
             f"not for {name}; leave it out, or judge AIPerf's own results of a server with "
             "--dynamo-aiperf-results"
         )
+    if config.getoption("dynamo_engine") != "mocker" and name in _TARGETS and name != "local":
+        raise pytest.UsageError(
+            f"--dynamo-engine={config.getoption('dynamo_engine')} is for --dynamo-target=local "
+            f"only, not for {name}; leave it out"
+        )
     from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 
     if name == "local":

@@ -178,13 +178,16 @@ def _decoding(metrics: Metrics) -> str:
 
 def _whose_cache(run: Run) -> str:
     if run.deployed.get("engine") == "vllm":
-        return "the cache is Dynamo's; the encoder is a toy's, on the processor"
+        return "a toy's encoder on the processor; the cache is Dynamo's"
     return "the cache and the encoder are this plugin's, not the engine's"
 
 
 def _embeddings(metrics: Metrics) -> str:
     found = metrics.value("embedding_hit_rate")
     saw = _known(found, f"{100 * found:.1f} % of images were found")
+    beside = metrics.run.observed.get("encoder_cache")
+    if beside:
+        saw += f", and {beside['hits']:,} in vLLM's own encoder cache"
     cache = metrics.run.observed.get("embedding_cache")
     if cache:
         saw += (

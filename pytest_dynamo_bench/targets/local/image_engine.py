@@ -44,6 +44,9 @@ class ImageEngine(Protocol):
     def versions(self) -> Mapping[str, str]:
         """Of its own packages, for the run's record."""
 
+    def not_served(self, benchmark: Benchmark) -> str:
+        """Why nothing is measured of a benchmark with this engine; or empty."""
+
     def check(self, benchmark: Benchmark) -> None:
         """Find out, before anything is brought up, whether it is there.
 

@@ -167,7 +167,9 @@ class LocalTarget:
         )  # fmt: skip
 
     def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
-        """Why claims about these configurations cannot be judged at this scale; or empty."""
+        """Why claims about these configurations cannot be judged so; or empty."""
+        if why := self._images.not_served(benchmark):
+            return why
         brought_up = self.size(benchmark).configurations
         missing = [n for n in configurations if brought_up is not None and n not in brought_up]
         if not missing:

