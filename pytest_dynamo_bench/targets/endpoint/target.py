@@ -211,7 +211,10 @@ class EndpointTarget:
         run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
         progress.stage("measuring")
         sent = run(
-            _send(service, measure.salted(traffic, salt), progress, self._options.load_processes)
+            measure.send(
+                service, measure.salted(traffic, salt), progress,
+                processes=self._options.load_processes,
+            )  # fmt: skip
         )
         observed = run(measure.observe(service, directory / "logs"))
         observed["load_generator"] = sent.health
@@ -269,19 +272,6 @@ class EndpointTarget:
             f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "
             f"{missing[0]}=URL, or leave out with -k the claims that need it"
         )
-
-
-async def _send(
-    service: Service, traffic: Traffic, progress: Progress, processes: int
-) -> measure.Sent:
-    total, done, failed = len(traffic.requests), 0, 0
-
-    def ended(whole: bool) -> None:
-        nonlocal done, failed
-        done, failed = done + 1, failed + (not whole)
-        progress.requests(done, failed, total)
-
-    return await measure.send(service, traffic, ended, processes=processes)
 
 
 def traffic_facts(traffic: Traffic) -> dict[str, Any]:
