@@ -13,7 +13,6 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Traffic
 
-
 # Requests that a display takes the current latencies from.
 RECENT = 20
 

@@ -210,12 +210,9 @@ class EndpointTarget:
         progress.stage("warming")
         run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
         progress.stage("measuring")
-        sent = run(
-            measure.send(
-                service, measure.salted(traffic, salt), progress,
-                processes=self._options.load_processes,
-            )  # fmt: skip
-        )
+        sending = measure.salted(traffic, salt)
+        processes = self._options.load_processes
+        sent = run(measure.send(service, sending, progress, processes=processes))
         observed = run(measure.observe(service, directory / "logs"))
         observed["load_generator"] = sent.health
         warm = measure.warm_tokens(sent.records, traffic)
