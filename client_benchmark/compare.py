@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -166,7 +167,7 @@ def measure(tool: Tool, workload: Workload, program: Path) -> dict[str, Any] | N
             server_before, own_before = others.cpu_times(), psutil.Process().cpu_times()
             busy_before, began_ns = _machine_busy_seconds(), time.monotonic_ns()
             # The children that have been waited for are in the parent's own account.
-            usage_before = os.times()
+            usage_before = resource.getrusage(resource.RUSAGE_CHILDREN)
             with (scratch / "output.txt").open("w") as output:
                 child = subprocess.Popen(
                     argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -182,9 +183,9 @@ def measure(tool: Tool, workload: Workload, program: Path) -> dict[str, Any] | N
                         child.wait()
             wall = (time.monotonic_ns() - began_ns) / 1e9
             busy = _machine_busy_seconds() - busy_before
-            usage = os.times()
-            reaped = (usage.children_user + usage.children_system) - (
-                usage_before.children_user + usage_before.children_system
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            reaped = (usage.ru_utime + usage.ru_stime) - (
+                usage_before.ru_utime + usage_before.ru_stime
             )
             cpu = max(reaped, tree.cpu_seconds)
             server_after, own_after = others.cpu_times(), psutil.Process().cpu_times()

@@ -255,6 +255,6 @@ def _wrk(program: str, workload: Workload, url: str, scratch: Path) -> list[str]
         f"wrk.body = [[{body}]]\n"
     )
     return [
-        program, "-t1", f"-c{workload.concurrency}", "-d3s", "-s", str(script),
+        program, "-t1", f"-c{workload.concurrency}", "-d10s", "-s", str(script),
         f"{url}/v1/chat/completions",
     ]  # fmt: skip

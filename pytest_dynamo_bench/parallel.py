@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -104,24 +106,43 @@ def _prepare(function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
 
 
 def _end(*_: object) -> None:
-    """Leave the computation through its clean-up; an idle process is ended by its pool."""
+    """Leave the computation through its clean-up; an idle process is ended by its pool.
+
+    Only the first signal does, so that a second one does not end the clean-up.
+    """
     global _told_to_end
-    _told_to_end = True
+    first, _told_to_end = not _told_to_end, True
     if _busy:
-        raise _ToldToEnd
-    if os.getppid() != _parent:
+        if first:
+            raise _ToldToEnd
+    elif os.getppid() != _parent:
         os._exit(1)
 
 
 def _call(*job: Any) -> Any:
+    """Compute one job, with a directory for temporary files that is gone afterwards.
+
+    A signal can come between the making of a temporary directory and whatever would remove it,
+    so that the directory of all of them is made and removed while none can.
+    """
     global _busy
     assert _function is not None
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    directory = tempfile.mkdtemp(prefix="dynamo-bench-")
+    elsewhere, tempfile.tempdir = tempfile.tempdir, directory
     try:
-        _busy = True
-        if _told_to_end:
-            raise _ToldToEnd
-        return _function(*job, *_shared)
+        try:
+            _busy = True
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            if _told_to_end:
+                raise _ToldToEnd
+            return _function(*job, *_shared)
+        finally:
+            _busy = False
     finally:
-        _busy = False
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        tempfile.tempdir = elsewhere
+        shutil.rmtree(directory, ignore_errors=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if os.getppid() != _parent:
             os._exit(1)  # there is no pool any more to hand a result to, or to end this

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,31 @@ def test_a_killed_process_is_an_error_that_says_so():
     with pytest.raises(DeploymentError, match="ended from outside"):
         list(compute_all(os._exit, {"only": (3,)}))
     assert no_children_left()
+
+
+def leave_files(seconds):
+    """A computation that cleans nothing up."""
+    directory = Path(tempfile.mkdtemp())
+    (directory / "file").touch()
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_temporary_files_of_a_computation_are_gone_however_it_ends(
+    tmp_path, monkeypatch, interrupted
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # The interpreter itself remembers where temporary files go.
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    jobs = {"short": (0,), "other": (60 if interrupted else 0,)}
+    results = compute_all(leave_files, jobs, processes=2)
+    if interrupted:
+        assert next(results) == ("short", None)
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.rglob("file")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert list(tmp_path.rglob("file"))
+        results.close()
+    else:
+        assert dict(results) == {"short": None, "other": None}
+    assert list(tmp_path.iterdir()) == []

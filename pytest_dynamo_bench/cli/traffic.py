@@ -20,7 +20,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName, traffic_for
+from pytest_dynamo_bench.benchmark import (
+    DEFAULT_SIZES,
+    Benchmark,
+    Configuration,
+    ScaleName,
+    traffic_for,
+)
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
@@ -41,6 +47,7 @@ from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 _WINDOW_SECONDS = 10.0
 _PERCENTILES = (50, 90, 99)
 _SCALE: ScaleName = "standard"
+_SECONDS = DEFAULT_SIZES[_SCALE].seconds or 0.0
 
 
 def add_arguments(commands: Any) -> None:
@@ -54,8 +61,9 @@ def add_arguments(commands: Any) -> None:
     )
     parser.add_argument("source", type=Path, metavar="MODULE.py|FILE", help="a benchmark or a file")
     parser.add_argument(
-        "--seconds", type=_seconds, default=35.0, metavar="N",
-        help="length of the cut (default: %(default)g, the local target's)",
+        "--seconds", type=_seconds, metavar="N",
+        help="length of the cut (default: that of the benchmark at the local target's scale "
+        f"{_SCALE}, {_SECONDS:g} for a file)",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N",
@@ -157,20 +165,21 @@ def _short(
     benchmark: Benchmark | None, whole: Traffic, options: argparse.Namespace
 ) -> tuple[str, Traffic | None, str]:
     """What the local target sends: its name, the traffic if it is another, and why it isn't."""
-    size = None if benchmark is None else benchmark.sizes.get(_SCALE)
-    if benchmark is not None and size is not None:
+    if benchmark is not None and _SCALE in benchmark.sizes:
         from pytest_dynamo_bench.targets.local.scaling import sized
 
+        size = benchmark.size(_SCALE).lasting(options.seconds)
         return f"local, {_SCALE}", sized(benchmark, _SCALE, size, options.seed), ""
-    label = f"cut to {options.seconds:g} s"
+    seconds = options.seconds or _SECONDS
+    label = f"cut to {seconds:g} s"
     try:
-        short = cut(whole, options.seconds, seed=options.seed)
+        short = cut(whole, seconds, seed=options.seed)
     except TrafficError as error:
         return label, None, str(error)
     if short is not whole:
         return label, short, ""
     if whole.duration_seconds > 0:
-        return label, None, f"no cut: it is no longer than {options.seconds:g} s as it is"
+        return label, None, f"no cut: it is no longer than {seconds:g} s as it is"
     return label, None, f"no cut: with {whole.schedule.description} it has no times to compress"
 
 

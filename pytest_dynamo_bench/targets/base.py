@@ -5,13 +5,16 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Traffic
+
+# Requests that a display takes the current latencies from.
+RECENT = 20
 
 
 class Progress(Protocol):
@@ -36,6 +39,31 @@ def show_latency(progress: Progress, records: Sequence[RequestRecord]) -> None:
     """Show what latencies are like at the moment, where the display can."""
     if isinstance(progress, ShowsLatency):
         progress.latency(records)
+
+
+class Tally:
+    """Counts requests as they end, and shows the count with what latencies are like.
+
+    Args:
+        progress: shows it.
+        total: requests that will be sent.
+        latest: the requests that have ended last, so many at most.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        total: int,
+        latest: Callable[[int], Sequence[RequestRecord]],
+    ) -> None:
+        self._progress, self._latest = progress, latest
+        self.done, self.failed, self.total = 0, 0, total
+
+    def __call__(self, whole: bool) -> None:
+        """A request has ended, with a whole response or without."""
+        self.done, self.failed = self.done + 1, self.failed + (not whole)
+        self._progress.requests(self.done, self.failed, self.total)
+        show_latency(self._progress, self._latest(RECENT))
 
 
 class Unwatched:

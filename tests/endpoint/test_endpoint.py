@@ -42,13 +42,16 @@ BENCHMARK = Benchmark(
 
 class Silent:
     def __init__(self):
-        self.stages = []
+        self.stages, self.latest = [], []
 
     def stage(self, name):
         self.stages.append(name)
 
     def requests(self, done, failed, total):
-        pass
+        self.done = done
+
+    def latency(self, records):
+        self.latest = records
 
 
 def traffic(count=6, tokens=100, block_tokens=64):
@@ -180,7 +183,10 @@ def test_a_closed_loop_and_what_the_run_says_of_itself(tmp_path):
         progress = Silent()
         run = target.measure(BENCHMARK, AGG, target_traffic, tmp_path, progress)
     assert progress.stages == ["asking", "warming", "measuring"]
-    assert len(run.records) == 6
+    assert progress.done == len(run.records) == 6
+    assert sorted(r.request_id for r in progress.latest) == sorted(
+        r.request_id for r in run.records
+    )
     assert run.deployed.pop("url").startswith("http://127.0.0.1:")
     assert run.deployed == {"model": "m", "prompts": "words of their own"}
     assert run.observed["model"] == "m"

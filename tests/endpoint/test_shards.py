@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.chat import Dialect
-from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.metrics import Metrics, per_request
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.targets.base import RECENT
 from pytest_dynamo_bench.targets.service.address import Address
 from pytest_dynamo_bench.targets.service.coordinate import clock_of, run_shards
 from pytest_dynamo_bench.targets.service.measure import salted
@@ -43,11 +44,16 @@ TOKEN = "t0k3n"
 
 
 class Silent:
+    latest = ()
+
     def stage(self, name):
         pass
 
     def requests(self, done, failed, total):
         pass
+
+    def latency(self, records):
+        self.latest = records
 
 
 def traffic(sessions=20, turns=1, schedule=FixedSchedule(), spacing_ms=20.0, tokens=100):  # noqa: B008
@@ -218,7 +224,8 @@ def test_shards_against_a_server_that_is_not_dynamo(tmp_path):
     with serving(FAST) as server:
         service = Service(Address(server.base_url), "m", Dialect(), False)
         with shards(tmp_path, service, whole, 3, ask=True, answer_seconds=20) as processes:
-            merged = run_shards(processes, whole, Silent(), prepare_seconds=60)
+            progress = Silent()
+            merged = run_shards(processes, whole, progress, prepare_seconds=60)
             assert [item.process.wait(10) for item in processes] == [0, 0, 0]
     assert merged.problems == []
     assert {record.request_id for record in merged.records} == {
@@ -231,6 +238,13 @@ def test_shards_against_a_server_that_is_not_dynamo(tmp_path):
         assert abs(entry["clock_offset_ms"]) <= entry["clock_uncertainty_ms"] + 1
         assert -2 < entry["start_late_ms"] < 1000
     assert merged.observed["is_dynamo"] is False
+    # A display showed what latencies were like, of the requests that ended last.
+    assert len(progress.latest) == RECENT
+    by_id = {record.request_id: record for record in merged.records}
+    for brief in progress.latest:
+        whole_record = by_id[brief.request_id]
+        for metric in ("time_to_first_token", "inter_token_latency"):
+            assert per_request(metric, brief) == pytest.approx(per_request(metric, whole_record))
 
 
 def test_the_clock_of_another_machine_is_found(tmp_path):

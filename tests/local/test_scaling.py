@@ -68,6 +68,15 @@ def test_another_traffic_can_take_the_place_of_the_published_one():
     assert at("smoke").traffic(benchmark).requests == other.load().requests
 
 
+def test_another_traffic_is_not_cut_and_says_so():
+    smaller = SyntheticTraffic(isl=10, osl=2, requests=5, schedule=Concurrency(2))
+    benchmark = make(MooncakeTrace("conversation"), sizes={"standard": Size(traffic=smaller)})
+    asked = at("standard", seconds=7)
+    assert len(asked.traffic(benchmark).requests) == 5
+    assert "is not cut to 7 s" in asked.scaling(benchmark)
+    assert "is not cut" not in at("standard").scaling(benchmark)
+
+
 def test_claims_about_configurations_that_are_not_brought_up_say_what_to_use():
     benchmark = make(LOOP.traffic, sizes={"smoke": Size(configurations=["agg"])})
     told = at("smoke").not_measured(benchmark, ["agg", "kv"])

@@ -210,9 +210,9 @@ class EndpointTarget:
         progress.stage("warming")
         run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
         progress.stage("measuring")
-        sent = run(
-            _send(service, measure.salted(traffic, salt), progress, self._options.load_processes)
-        )
+        sending = measure.salted(traffic, salt)
+        processes = self._options.load_processes
+        sent = run(measure.send(service, sending, progress, processes=processes))
         observed = run(measure.observe(service, directory / "logs"))
         observed["load_generator"] = sent.health
         warm = measure.warm_tokens(sent.records, traffic)
@@ -269,19 +269,6 @@ class EndpointTarget:
             f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "
             f"{missing[0]}=URL, or leave out with -k the claims that need it"
         )
-
-
-async def _send(
-    service: Service, traffic: Traffic, progress: Progress, processes: int
-) -> measure.Sent:
-    total, done, failed = len(traffic.requests), 0, 0
-
-    def ended(whole: bool) -> None:
-        nonlocal done, failed
-        done, failed = done + 1, failed + (not whole)
-        progress.requests(done, failed, total)
-
-    return await measure.send(service, traffic, ended, processes=processes)
 
 
 def traffic_facts(traffic: Traffic) -> dict[str, Any]:

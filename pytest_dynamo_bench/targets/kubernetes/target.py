@@ -285,17 +285,10 @@ class KubernetesTarget:
         progress.stage("asking")
         service = run(self._ask(address, benchmark))
         count = max(_FEWEST_WARM_UPS, 2 * configuration.replicas)
-        total, done, failed = len(traffic.requests), 0, 0
-
-        def ended(whole: bool) -> None:
-            nonlocal done, failed
-            done, failed = done + 1, failed + (not whole)
-            progress.requests(done, failed, total)
-
         progress.stage("warming")
         run(measure.warm_up(service, traffic.block_tokens, count))
         progress.stage("measuring")
-        sent = run(measure.send(service, traffic, ended, processes=self._options.load_processes))
+        sent = run(measure.send(service, traffic, progress, processes=self._options.load_processes))
         observed = run(measure.observe(service, directory / "logs"))
         observed["load_generator"] = sent.health
         source = self._settings.load.source

@@ -110,6 +110,11 @@ def in_words(
             for name, (before, after) in survived(benchmark, configuration, whole, part).items()
         )
         steps.append(f"published → sent, {configuration.name}: {changes}")
+    if size.traffic is not None and size.seconds is not None:
+        steps.append(
+            f"what is sent in place of the published traffic has no length in seconds, and is not "
+            f"cut to {size.seconds:g} s"
+        )
     if size.fast_forward != 1:
         steps.append(
             f"modelled time runs {size.fast_forward:g} times faster than the clock: HTTP, routing "

@@ -38,7 +38,7 @@ from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.targets.base import Progress, show_latency
+from pytest_dynamo_bench.targets.base import Progress, Tally
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
 from pytest_dynamo_bench.targets.local.commands import (
@@ -74,8 +74,6 @@ _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
 _ATTEMPTS = 3
-# Requests that a display takes the current latencies from.
-_RECENT = 20
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
@@ -494,21 +492,14 @@ class _Measurement:
 
     async def _send(self, processes: Processes, generator: Generator) -> list[str]:
         """Send the traffic; what ended it early, if anything did."""
-        total, done, failed = len(self._traffic.requests), 0, 0
-
-        def ended(whole: bool) -> None:
-            nonlocal done, failed
-            done, failed = done + 1, failed + (not whole)
-            self._progress.requests(done, failed, total)
-            show_latency(self._progress, generator.latest(_RECENT))
-
+        tally = Tally(self._progress, len(self._traffic.requests), generator.latest)
         watching = asyncio.ensure_future(self._watch_processor())
         try:
             await self._unless_dead(
-                processes, generator.send(self._traffic, ended), "while measuring"
+                processes, generator.send(self._traffic, tally), "while measuring"
             )
         except DeploymentError as error:
-            return [f"{error}\n  ({done} of {total} requests had ended by then)"]
+            return [f"{error}\n  ({tally.done} of {tally.total} requests had ended by then)"]
         finally:
             watching.cancel()
         self._raise_if_dead(processes, "at the end of the run")

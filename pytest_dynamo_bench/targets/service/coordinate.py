@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from pytest_dynamo_bench.errors import DeploymentError
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import RECENT, Progress, show_latency
 from pytest_dynamo_bench.targets.service.shards import (
     Clock,
     Merged,
     merge,
+    unpack_brief,
     unpack_result,
 )
 from pytest_dynamo_bench.traffic import Traffic
@@ -144,6 +145,9 @@ def _until_done(
             _raise_if_failed(status)
         done, failed = (sum(status[key] for status in found) for key in ("done", "failed"))
         progress.requests(done, failed, total)
+        latest = [unpack_brief(packed) for status in found for packed in status["recent"]]
+        latest.sort(key=lambda record: record.end_ms or 0.0)
+        show_latency(progress, latest[-RECENT:])
         if all(status["stage"] == "done" for status in found):
             return
         time.sleep(_POLL_SECONDS)

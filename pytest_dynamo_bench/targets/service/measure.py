@@ -15,6 +15,7 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.base import Progress, Tally, Unwatched
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.service.probe import Service
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest, cut
@@ -109,9 +110,7 @@ async def warm_up(service: Service, block_tokens: int, count: int) -> None:
         ids = tuple(first - block for block in range(blocks))
         requests.append(TrafficRequest(name, name, 0, 0.0, 0.0, tokens, _WARM_UP_OUTPUT, ids))
     traffic = Traffic(requests, Concurrency(_WARM_UP_AT_A_TIME), block_tokens, ())
-    sent = await send(
-        service, traffic, lambda whole: None, request_timeout_seconds=300, processes=0
-    )
+    sent = await send(service, traffic, Unwatched(), request_timeout_seconds=300, processes=0)
     for record in sent.records:
         if record.error:
             raise DeploymentError(
@@ -122,7 +121,7 @@ async def warm_up(service: Service, block_tokens: int, count: int) -> None:
 async def send(
     service: Service,
     traffic: Traffic,
-    ended: Callable[[bool], None],
+    progress: Progress,
     *,
     request_timeout_seconds: float = 1200,
     prepared: Callable[[], Awaitable[None]] | None = None,
@@ -131,7 +130,7 @@ async def send(
     """Send a traffic to a service, and wait until everything has ended.
 
     Args:
-        ended: called when a request has ended, with whether its response is whole.
+        progress: shows how many requests have ended.
         prepared: awaited when everything is ready to be sent.
         processes: of the load generator; 0 for a few requests whose times do not matter.
 
@@ -146,7 +145,8 @@ async def send(
         processes=processes,
         dialect=service.dialect,
     )
-    await generator.send(traffic, ended, prepared=prepared)
+    tally = Tally(progress, len(traffic.requests), generator.latest)
+    await generator.send(traffic, tally, prepared=prepared)
     records = [_without_secrets(record, service) for record in generator.records()]
     return Sent(records, generator.started_at, generator.health())
 

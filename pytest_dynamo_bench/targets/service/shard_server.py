@@ -16,15 +16,18 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.probe import Service, probe, wait_for_models
-from pytest_dynamo_bench.targets.service.shards import pack_result, unpack_order
+from pytest_dynamo_bench.targets.service.shards import Brief, pack_brief, pack_result, unpack_order
 
 _INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
 _SILENCE_SECONDS = 300.0
@@ -43,6 +46,7 @@ class _Shard:
         self.stage = "preparing"
         self.error = ""
         self.done = self.failed = 0
+        self.recent: list[Brief] = []
         self.start_unix: float | None = None
         self.results: bytes | None = None
         self.quit = threading.Event()
@@ -53,12 +57,29 @@ class _Shard:
             return {
                 "shard": self.index, "stage": self.stage, "done": self.done,
                 "failed": self.failed, "total": len(self.traffic.requests), "error": self.error,
+                "recent": self.recent,
             }  # fmt: skip
 
     @property
     def abandoned(self) -> bool:
         limit = float(self.settings.get("silence_seconds", _SILENCE_SECONDS))
         return self.quit.is_set() or time.monotonic() - self.heard > limit
+
+
+class _Notes(Unwatched):
+    """Keeps what a display would show until the other side asks for it."""
+
+    def __init__(self, shard: _Shard) -> None:
+        self._shard = shard
+
+    def requests(self, done: int, failed: int, total: int) -> None:
+        with self._shard.lock:
+            self._shard.done, self._shard.failed = done, failed
+
+    def latency(self, records: Sequence[RequestRecord]) -> None:
+        recent = [pack_brief(record) for record in records]
+        with self._shard.lock:
+            self._shard.recent = recent
 
 
 def _parts(directory: Path, index: int) -> list[Path]:
@@ -121,10 +142,6 @@ def _handler(shard: _Shard) -> type[BaseHTTPRequestHandler]:
 
 
 async def _send(shard: _Shard) -> None:
-    def ended(whole: bool) -> None:
-        with shard.lock:
-            shard.done, shard.failed = shard.done + 1, shard.failed + (not whole)
-
     async def until_start() -> None:
         shard.stage = "waiting"
         while shard.start_unix is None:
@@ -144,7 +161,7 @@ async def _send(shard: _Shard) -> None:
         measure.send(
             shard.service,
             shard.traffic,
-            ended,
+            _Notes(shard),
             request_timeout_seconds=float(shard.settings["request_timeout_seconds"]),
             prepared=until_start,
         )

@@ -24,6 +24,8 @@ from pytest_dynamo_bench.traffic.images import NoiseImages
 
 _TIMES = ("scheduled_ms", "sent_ms", "end_ms")
 _RECORD_FIELDS = tuple(item.name for item in dataclasses.fields(RequestRecord))
+# The fields of a record.
+Brief = list[Any]
 _REQUEST_FIELDS = tuple(item.name for item in dataclasses.fields(TrafficRequest))
 
 
@@ -247,6 +249,22 @@ def unpack_order(data: bytes) -> tuple[Service, Traffic, dict[str, Any]]:
         NoiseImages(**images) if images is not None else None,
     )  # fmt: skip
     return service, traffic, order
+
+
+def pack_brief(record: RequestRecord) -> Brief:
+    """As much of a record as a display needs: no error, the first and the last chunk only."""
+    brief = dataclasses.replace(
+        record,
+        chunk_ms=(record.chunk_ms[0], record.chunk_ms[-1]) if record.chunk_ms else (),
+        chunk_tokens=None,
+        error=record.error and "failed",
+    )
+    return [_listed(getattr(brief, name)) for name in _RECORD_FIELDS]
+
+
+def unpack_brief(packed: Brief) -> RequestRecord:
+    """What :func:`pack_brief` packed."""
+    return RequestRecord(**dict(zip(_RECORD_FIELDS, packed, strict=True)))
 
 
 def pack_result(
