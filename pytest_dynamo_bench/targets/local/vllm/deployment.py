@@ -241,6 +241,7 @@ def variables_of(
         "DYNAMO_BENCH_OBSERVATIONS": str(directory),
         "PYTHONPATH": os.pathsep.join((str(directory / "plugin"), str(_INSIDE))),
         "OMP_NUM_THREADS": "1",
+        "VLLM_CACHE_ROOT": str(environment.directory / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_HOST_IP": "127.0.0.1",
