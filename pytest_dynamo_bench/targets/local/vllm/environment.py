@@ -157,7 +157,9 @@ def install(
     say("trying it")
     check = "import vllm, torch, nixl, dynamo.vllm.main, vllm.platforms as p; "
     check += "assert p.current_platform.is_cpu(), p.current_platform"
-    run([python, "-c", check], worker_environment(), "what was installed does not work")
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "error"}
+    failed = "what was installed does not work"
+    run([python, "-c", check], {**worker_environment(), **quiet}, failed)
     shutil.rmtree(cache, ignore_errors=True)
     found.mark()
     return found
