@@ -193,6 +193,11 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
             f"--dynamo-engine={config.getoption('dynamo_engine')} is for --dynamo-target=local "
             f"only, not for {name}; leave it out"
         )
+    if config.getoption("dynamo_engine") != "mocker" and config.getoption("dynamo_load") != "own":
+        raise pytest.UsageError(
+            f"--dynamo-engine={config.getoption('dynamo_engine')} needs the own load generator, "
+            "since AIPerf does not say what the server called a request; leave --dynamo-load out"
+        )
     from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 
     if name == "local":

