@@ -49,6 +49,7 @@ def _run(options: argparse.Namespace) -> None:
     usual = environment.default_directory()
     directory = (options.directory or usual).expanduser().absolute()
     environment.install(directory, say)
-    say("ready; use it with: pytest benchmarks/ -m embedding_cache --dynamo-engine=vllm")
+    use = "pytest benchmarks/ -m embedding_cache --dynamo-engine=vllm --dynamo-scale=smoke"
+    say(f"ready; use it with: {use}")
     if directory != usual.absolute():
         say(f"it is found there with: export {environment.VARIABLE}={directory}")
