@@ -583,10 +583,11 @@ class MeasuredComparison:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
             raise _told(error) from None
-        _record(self._request.node, junit.verdict_properties(self._comparison, verdict))
+        results = _relative(self._comparison.store.directory)
+        _record(self._request.node, junit.verdict_properties(self._comparison, verdict, results))
         if verdict.outcome == "holds":
             return verdict
-        message = junit.explain(verdict, self._comparison.store.directory)
+        message = junit.explain(verdict, results)
         if verdict.outcome == "inconclusive":
             _end_inconclusive(self._request.config, message)
         pytest.fail(message, pytrace=False)
@@ -636,8 +637,9 @@ def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
     except DynamoBenchError as error:
         raise _told(error) from None
     if verdict is not None and verdict.outcome == "invalid":
-        _record(request.node, junit.verdict_properties(measured, verdict))
-        _end_invalid(request.config, junit.explain(verdict, measured.store.directory))
+        results = _relative(measured.store.directory)
+        _record(request.node, junit.verdict_properties(measured, verdict, results))
+        _end_invalid(request.config, junit.explain(verdict, results))
     return MeasuredComparison(measured, request)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_dynamo_bench.metric_names import METRICS
@@ -18,8 +17,12 @@ _LONGEST_LINE = 2000
 Properties = list[tuple[str, object]]
 
 
-def explain(verdict: Verdict, results: Path) -> str:
-    """Why a verdict is what it is, in a message that stands alone."""
+def explain(verdict: Verdict, results: str) -> str:
+    """Why a verdict is what it is, in a message that stands alone.
+
+    Args:
+        results: where the comparison's records are, as a reader finds them.
+    """
     lines = [f"{verdict.outcome}: {verdict.claim.name}", verdict.sentence]
     lines += [f"- {gate.sentence}" for gate in verdict.gates if not gate.passed]
     if verdict.confounds:
@@ -29,8 +32,12 @@ def explain(verdict: Verdict, results: Path) -> str:
     return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
 
-def verdict_properties(comparison: Comparison, verdict: Verdict) -> Properties:
-    """A claim's verdict, and the metrics of its two configurations."""
+def verdict_properties(comparison: Comparison, verdict: Verdict, report: str) -> Properties:
+    """A claim's verdict, and the metrics of its two configurations.
+
+    Args:
+        report: where the comparison's records are, as a reader finds them.
+    """
     claim, effect = verdict.claim, verdict.effect
     found: Properties = [
         ("dynamo.benchmark", comparison.benchmark.name),
@@ -42,7 +49,7 @@ def verdict_properties(comparison: Comparison, verdict: Verdict) -> Properties:
         ("dynamo.treatment", claim.treatment),
         ("dynamo.baseline", claim.baseline),
         ("dynamo.verdict", verdict.outcome),
-        ("dynamo.report", str(comparison.store.directory)),
+        ("dynamo.report", report),
         ("dynamo.confounds", "; ".join(map(str, verdict.confounds))),
     ]
     if effect is not None:

@@ -29,6 +29,9 @@ def test_properties_of_the_suite_are_valid_by_the_schema(project):  # noqa: F811
     name = "test_claim[kv-routing-is-faster].dynamo."
     assert found[f"{name}verdict"] == "holds"
     assert found[f"{name}target"] == "local"
+    # As a reader finds it: nobody has this machine's directories.
+    assert not Path(found[f"{name}report"]).is_absolute()
+    assert (pytester.path / found[f"{name}report"]).is_dir()
     assert float(found[f"{name}threshold"]) == -0.2
     assert float(found[f"{name}change_low"]) < float(found[f"{name}change"]) < -0.4
     assert "KV routing (on against off)" in found[f"{name}confounds"]
