@@ -6,6 +6,7 @@ when their parent is killed. Simulations take minutes, so neither will do here.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_dynamo_bench.errors import DeploymentError
@@ -61,48 +63,59 @@ def compute_all(
     # Spawned, not forked: the caller may have threads.
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, _prepare, (function, shared))
-    ended_well = False
-    try:
-        futures: dict[Future[Result], Key] = {
-            pool.submit(_call, *job): key for key, job in jobs.items()
-        }
-        waiting = set(futures)
-        while waiting:
-            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ended:
-                yield futures[future], future.result()
-        ended_well = True
-    except BrokenProcessPool:
-        raise DeploymentError(
-            "a simulating process was ended from outside, perhaps for want of memory; with fewer "
-            "processes at a time each has more"
-        ) from None
-    finally:
-        if not ended_well:
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+    # Also what a killed process has left in it goes with it.
+    with tempfile.TemporaryDirectory(prefix="dynamo-bench-", ignore_cleanup_errors=True) as place:
+        pool = ProcessPoolExecutor(workers, context, _prepare, (function, shared, place))
+        ended_well = False
+        try:
+            futures: dict[Future[Result], Key] = {
+                pool.submit(_call, *job): key for key, job in jobs.items()
+            }
+            waiting = set(futures)
+            while waiting:
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield futures[future], future.result()
+            ended_well = True
+        except BrokenProcessPool:
+            raise DeploymentError(
+                "a simulating process was ended from outside, perhaps for want of memory; with "
+                "fewer processes at a time each has more"
+            ) from None
+        finally:
+            if not ended_well:
+                for process in set(multiprocessing.active_children()) - before:
+                    process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 _function: Callable[..., Any] | None = None
 _shared: tuple[Any, ...] = ()
 _parent = 0
+_directory = ""
 _busy = False
 _told_to_end = False
 
 
-def _prepare(function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
+def _prepare(function: Callable[..., Any], shared: tuple[Any, ...], directory: str) -> None:
     """Run once in each process of the pool."""
-    global _function, _shared, _parent
-    _function, _shared, _parent = function, shared, os.getppid()
+    global _function, _shared, _parent, _directory
+    _function, _shared, _parent, _directory = function, shared, os.getppid(), directory
     # A terminal's Ctrl-C goes to all processes; the parent decides what follows from it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != _parent:
-            os._exit(1)
+            _leave()
+
+
+def _leave() -> None:
+    """End, without a pool that would hear of a result or end this."""
+    with contextlib.suppress(OSError):
+        # The last one out finds it empty.
+        Path(_directory).rmdir()
+    os._exit(1)
 
 
 def _end(*_: object) -> None:
@@ -116,7 +129,7 @@ def _end(*_: object) -> None:
         if first:
             raise _ToldToEnd
     elif os.getppid() != _parent:
-        os._exit(1)
+        _leave()
 
 
 def _call(*job: Any) -> Any:
@@ -128,7 +141,7 @@ def _call(*job: Any) -> Any:
     global _busy
     assert _function is not None
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    directory = tempfile.mkdtemp(prefix="dynamo-bench-")
+    directory = tempfile.mkdtemp(dir=_directory)
     elsewhere, tempfile.tempdir = tempfile.tempdir, directory
     try:
         try:
@@ -145,4 +158,4 @@ def _call(*job: Any) -> Any:
         shutil.rmtree(directory, ignore_errors=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if os.getppid() != _parent:
-            os._exit(1)  # there is no pool any more to hand a result to, or to end this
+            _leave()

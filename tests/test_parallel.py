@@ -43,10 +43,12 @@ def test_when_nobody_listens_any_more_what_runs_is_ended():
     assert time.monotonic() - began < 20 and no_children_left()
 
 
-def test_a_killed_process_is_an_error_that_says_so():
+def test_a_killed_process_is_an_error_that_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(DeploymentError, match="ended from outside"):
         list(compute_all(os._exit, {"only": (3,)}))
     assert no_children_left()
+    assert list(tmp_path.iterdir()) == []
 
 
 def leave_files(seconds):
@@ -60,9 +62,7 @@ def leave_files(seconds):
 def test_temporary_files_of_a_computation_are_gone_however_it_ends(
     tmp_path, monkeypatch, interrupted
 ):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    # The interpreter itself remembers where temporary files go.
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     jobs = {"short": (0,), "other": (60 if interrupted else 0,)}
     results = compute_all(leave_files, jobs, processes=2)
     if interrupted:
