@@ -11,14 +11,17 @@ from typing import Any
 
 from rich.text import Text
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.targets.local.commands import Ports, environment, process_specs
+from pytest_dynamo_bench.targets.local.scaling import sized
+from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
 from pytest_dynamo_bench.targets.replay import ReplayTarget, describe
 
 Describe = Callable[[Benchmark, Configuration], str]
 _RUN = "show"
+_SCALE: ScaleName = "standard"
 _SCRATCH, _LOGS = Path("$SCRATCH"), Path("$LOGS")
 _PORTS = Ports(frontend=8000, event_publishers=8001, event_subscribers=8002)
 
@@ -79,11 +82,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe_local(benchmark: Benchmark, configuration: Configuration) -> str:
-    """The processes of a local deployment as shell commands, in starting order."""
+    """The processes of a local deployment as shell commands, in starting order.
+
+    At scale standard: the size of embedding caches, and how fast modelled time runs, depend on it.
+    """
     lines = ["# ports are chosen when it is brought up; $SCRATCH is a temporary directory"]
-    variables = environment(_SCRATCH, _PORTS)
+    size = benchmark.size(_SCALE)
+    traffic = sized(benchmark, _SCALE, size)
+    images = None
+    if traffic.images is not None:
+        images = VisionWorkers().serving(benchmark, configuration, traffic, _SCRATCH)
+    variables = environment(_SCRATCH, _PORTS) | dict(images.variables if images else {})
     lines += [f"export {name}={_quoted(value)}" for name, value in variables.items()]
-    for spec in process_specs(benchmark, configuration, _SCRATCH, _LOGS, _PORTS):
+    for spec in process_specs(
+        benchmark, configuration, _SCRATCH, _LOGS, _PORTS, size.fast_forward, images
+    ):
         command = " ".join(_quoted(part) for part in ["python", *spec.argv[1:]])
         lines += [f"# {spec.name}", command]
     return "\n".join(lines)

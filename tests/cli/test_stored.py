@@ -122,6 +122,14 @@ def test_show_prints_commands_that_a_shell_reads(capsys):
     assert modes == ["prefill", "decode"]
 
 
+def test_show_prints_what_serves_images(capsys):
+    module = BENCHMARK.with_name("qwen3_vl_embedding_cache.py")
+    assert main(["show", str(module), "--configuration", "cache-on"]) == 0
+    shown = capsys.readouterr().out
+    assert "dynamo.mocker" not in shown and "vision.worker" in shown
+    assert "--embedding-cache-bytes" in shown and "export DYN_HTTP_BODY_LIMIT_MB=" in shown
+
+
 def test_show_prints_what_a_simulation_is_given(capsys):
     arguments = ["show", str(BENCHMARK), "--configuration", "agg-kv-router", "--target", "replay"]
     assert main(arguments) == 0
