@@ -51,7 +51,7 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
     if report.scaling_in_words:
         console.print(Text(printable(report.scaling_in_words), style="dim"))
     if report.measured:
-        console.print(_values(report))
+        console.print(_values(report, console.width))
         console.print(Text("* best of the configurations", style="dim"))
         changes = _changes(report, console.width)
         if changes is not None:
@@ -104,21 +104,30 @@ def _written(console: Console) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
 
 
-def _values(report: ComparisonReport) -> Table:
-    """A row per configuration, a column per metric."""
+def _values(report: ComparisonReport, width: int) -> Table:
+    """A row per configuration, a column per metric, as many as there is room for."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("configuration", overflow="fold")
+    table.add_column("configuration", overflow="fold", min_width=len("configuration"))
     table.add_column("GPUs", justify="right")
-    columns = [column for column in report.columns if column.metric in _SHOWN]
-    for column in columns:
-        table.add_column(f"{column.short}\n{column.unit}", justify="right", no_wrap=True)
-    for item in report.measured:
+    rows: list[list[Text]] = [[] for _ in report.measured]
+    room = width - len("configuration") - len("GPUs") - 2
+    for column in report.columns:
+        if column.metric not in _SHOWN:
+            continue
         cells = []
-        for column in columns:
+        for item in report.measured:
             best = report.best(column) is item
             text = column.text(item.value(column.metric))
             cells.append(Text(f"{text}*" if best else text, style="bold" if best else ""))
-        table.add_row(printable(item.name), str(item.gpus), *cells)
+        title = f"{column.short}\n{column.unit}"
+        room -= max(map(len, (*title.splitlines(), *map(str, cells)))) + 2
+        if room < 0:
+            break
+        table.add_column(title, justify="right", no_wrap=True)
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
+    for item, row in zip(report.measured, rows, strict=True):
+        table.add_row(printable(item.name), str(item.gpus), *row)
     return table
 
 

@@ -152,6 +152,16 @@ def test_hostile_texts_do_not_reach_the_terminal(hostile):
             text.encode("utf-8")
 
 
+def test_a_narrow_terminal_loses_columns_and_no_names(tmp_path):
+    report = load_session(StoredResults(make_session(tmp_path))).comparisons[0]
+    heads = {}
+    for width in (60, 100):
+        lines = render_comparison(report, width, False).splitlines()
+        assert all(len(line) <= width for line in lines)
+        heads[width] = next(line for line in lines if line.startswith("configuration  GPUs"))
+    assert len(heads[60].split()) < len(heads[100].split())
+
+
 def test_a_configuration_that_did_not_come_up_is_in_every_report(tmp_path):
     found = session(make_session(tmp_path, error=LONG))
     page = Page(render_html(found))
