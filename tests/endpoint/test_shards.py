@@ -29,9 +29,11 @@ from pytest_dynamo_bench.targets.service.shards import (
     Clock,
     ShardResult,
     merge,
+    pack_brief,
     pack_order,
     pack_result,
     split,
+    unpack_brief,
     unpack_order,
     unpack_result,
 )
@@ -155,6 +157,13 @@ def test_orders_and_results_survive_the_way(ids, closed):
     result = unpack_result(data, 1, Clock(0, 0))
     assert (result.records, result.started_unix) == (records, 5.5)
     assert (result.observed, result.files) == ({"a": 1}, {"f": "text"})
+
+
+def test_what_another_version_shows_is_an_error_that_says_so():
+    packed = pack_brief(record(traffic(1).requests[0]))
+    assert unpack_brief(packed).request_id == traffic(1).requests[0].request_id
+    with pytest.raises(TargetError, match="another version of pytest-dynamo-bench"):
+        unpack_brief(packed[:-1])
 
 
 def test_images_that_are_made_go_along_and_those_of_files_do_not():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_dynamo_bench.engines import ModelDimensions
@@ -56,8 +56,7 @@ def write_tokenizer(
         },
         "generation_config.json": {"eos_token_id": vocabulary[END_OF_TEXT]},
     }
-    for name, content in files.items():
-        (directory / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_json_files(directory, files)
     return vocabulary
 
 
@@ -72,7 +71,7 @@ def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
             architecture that every reader of such files knows, since no weights are loaded.
     """
     vocabulary = write_tokenizer(directory, _CHAT_TEMPLATE)
-    configuration = {
+    configuration: dict[str, object] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": dimensions.hidden_size,
@@ -85,5 +84,10 @@ def write_model_directory(directory: Path, dimensions: ModelDimensions) -> None:
         "vocab_size": len(vocabulary),
         "eos_token_id": vocabulary[END_OF_TEXT],
     }
-    text = json.dumps(configuration, indent=2)
-    (directory / "config.json").write_text(text, encoding="utf-8")
+    write_json_files(directory, {"config.json": configuration})
+
+
+def write_json_files(directory: Path, files: Mapping[str, Mapping[str, object]]) -> None:
+    """Write the files of a model, by name."""
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2), encoding="utf-8")

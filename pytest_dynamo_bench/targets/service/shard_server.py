@@ -27,7 +27,7 @@ from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.probe import Service, probe, wait_for_models
-from pytest_dynamo_bench.targets.service.shards import Brief, pack_brief, pack_result, unpack_order
+from pytest_dynamo_bench.targets.service.shards import pack_brief, pack_result, unpack_order
 
 _INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
 _SILENCE_SECONDS = 300.0
@@ -46,7 +46,7 @@ class _Shard:
         self.stage = "preparing"
         self.error = ""
         self.done = self.failed = 0
-        self.recent: list[Brief] = []
+        self.recent: Sequence[RequestRecord] = ()
         self.start_unix: float | None = None
         self.results: bytes | None = None
         self.quit = threading.Event()
@@ -57,7 +57,7 @@ class _Shard:
             return {
                 "shard": self.index, "stage": self.stage, "done": self.done,
                 "failed": self.failed, "total": len(self.traffic.requests), "error": self.error,
-                "recent": self.recent,
+                "recent": [pack_brief(record) for record in self.recent],
             }  # fmt: skip
 
     @property
@@ -77,9 +77,9 @@ class _Notes(Unwatched):
             self._shard.done, self._shard.failed = done, failed
 
     def latency(self, records: Sequence[RequestRecord]) -> None:
-        recent = [pack_brief(record) for record in records]
+        # Packed when somebody asks: requests end more often than that, beside what measures them.
         with self._shard.lock:
-            self._shard.recent = recent
+            self._shard.recent = records
 
 
 def _parts(directory: Path, index: int) -> list[Path]:

@@ -24,8 +24,12 @@ from pytest_dynamo_bench.traffic.images import NoiseImages
 
 _TIMES = ("scheduled_ms", "sent_ms", "end_ms")
 _RECORD_FIELDS = tuple(item.name for item in dataclasses.fields(RequestRecord))
-# The fields of a record.
-Brief = list[Any]
+# A record's fields, in the order of ``_RECORD_FIELDS``, as JSON can have them.
+Row = list[Any]
+_OTHER_VERSION = (
+    "the load generator in the cluster is another version of pytest-dynamo-bench than the one "
+    "here; set load.pip or load.image to the same"
+)
 _REQUEST_FIELDS = tuple(item.name for item in dataclasses.fields(TrafficRequest))
 
 
@@ -251,7 +255,7 @@ def unpack_order(data: bytes) -> tuple[Service, Traffic, dict[str, Any]]:
     return service, traffic, order
 
 
-def pack_brief(record: RequestRecord) -> Brief:
+def pack_brief(record: RequestRecord) -> Row:
     """As much of a record as a display needs: no error, the first and the last chunk only."""
     brief = dataclasses.replace(
         record,
@@ -259,12 +263,18 @@ def pack_brief(record: RequestRecord) -> Brief:
         chunk_tokens=None,
         error=record.error and "failed",
     )
-    return [_listed(getattr(brief, name)) for name in _RECORD_FIELDS]
+    return _row(brief)
 
 
-def unpack_brief(packed: Brief) -> RequestRecord:
-    """What :func:`pack_brief` packed."""
-    return RequestRecord(**dict(zip(_RECORD_FIELDS, packed, strict=True)))
+def unpack_brief(packed: Row) -> RequestRecord:
+    """What :func:`pack_brief` packed.
+
+    Raises:
+        TargetError: the shard runs another version of this package.
+    """
+    if len(packed) != len(_RECORD_FIELDS):
+        raise TargetError(_OTHER_VERSION)
+    return _of_row(packed)
 
 
 def pack_result(
@@ -279,7 +289,7 @@ def pack_result(
         observed: what the service said of itself.
         files: texts to be kept with the run, by name.
     """
-    rows = [[_listed(getattr(record, name)) for name in _RECORD_FIELDS] for record in records]
+    rows = [_row(record) for record in records]
     content = {
         "fields": _RECORD_FIELDS, "rows": rows, "started_unix": started_unix,
         "observed": observed, "files": files,
@@ -287,8 +297,16 @@ def pack_result(
     return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), 6)
 
 
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | array) else value
+def _row(record: RequestRecord) -> Row:
+    values = (getattr(record, name) for name in _RECORD_FIELDS)
+    return [list(value) if isinstance(value, tuple | array) else value for value in values]
+
+
+def _of_row(row: Row) -> RequestRecord:
+    values = dict(zip(_RECORD_FIELDS, row, strict=True))
+    for name in ("chunk_ms", "chunk_tokens"):
+        values[name] = tuple(values[name]) if values[name] is not None else None
+    return RequestRecord(**values)
 
 
 def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
@@ -299,16 +317,8 @@ def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
     """
     content = json.loads(gzip.decompress(data))
     if tuple(content["fields"]) != _RECORD_FIELDS:
-        raise TargetError(
-            "the load generator in the cluster is another version of pytest-dynamo-bench than "
-            "the one here; set load.pip or load.image to the same"
-        )
-    records = []
-    for row in content["rows"]:
-        values = dict(zip(_RECORD_FIELDS, row, strict=True))
-        for name in ("chunk_ms", "chunk_tokens"):
-            values[name] = tuple(values[name]) if values[name] is not None else None
-        records.append(RequestRecord(**values))
+        raise TargetError(_OTHER_VERSION)
+    records = [_of_row(row) for row in content["rows"]]
     return ShardResult(
         index, records, content["started_unix"], clock, content["observed"], content["files"]
     )

@@ -34,7 +34,6 @@ _INSIDE = Path(__file__).with_name("inside")
 _GIB = 1 << 30
 # As few as vLLM takes, since its own encoder cache is as large, in tokens of images.
 _BATCHED_TOKENS = 512
-_CONTEXT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,10 @@ class CachePlan:
     Attributes:
         image_tokens: of all distinct images, as the toy model has them.
         share: of the published bytes of distinct images, in which capacities shrink too.
-        largest_tokens: of one image.
     """
 
     image_tokens: int
     share: float
-    largest_tokens: int
 
     def cache_bytes(self, worker: Worker) -> int:
         """Capacity of Dynamo's cache here; 0 for none."""
@@ -172,13 +169,12 @@ def cache_plan(benchmark: Benchmark, traffic: Traffic) -> CachePlan:
     """
     published = vision_plan(benchmark, benchmark.traffic.load())
     assert published is not None
-    sizes = {}
+    tokens = 0
     if traffic.images is not None:
         shown = {image for request in traffic.requests for image in request.images}
-        sizes = {image: toy_model.image_tokens(*traffic.images.size(image)) for image in shown}
-    tokens = sum(sizes.values())
+        tokens = sum(toy_model.image_tokens(*traffic.images.size(image)) for image in shown)
     share = toy_model.embedding_bytes(tokens) / published.image_bytes
-    return CachePlan(tokens, min(1.0, share), max(sizes.values(), default=0))
+    return CachePlan(tokens, min(1.0, share))
 
 
 def _encoder_cache_tokens() -> int:
@@ -202,7 +198,7 @@ def worker_command(
         "--enable-multimodal",
         # vLLM makes up weights from a fixed seed.
         "--load-format", "dummy", "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", str(_CONTEXT_TOKENS),
+        "--max-model-len", str(toy_model.CONTEXT_TOKENS),
         "--max-num-batched-tokens", str(_BATCHED_TOKENS),
         "--limit-mm-per-prompt", json.dumps({"image": images_per_request, "video": 0}),
         "--skip-mm-profiling",

@@ -6,10 +6,13 @@ to be seen on a processor, and answering does not.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pytest_dynamo_bench.targets.local.model_directory import END_OF_TEXT, write_tokenizer
+from pytest_dynamo_bench.targets.local.model_directory import (
+    END_OF_TEXT,
+    write_json_files,
+    write_tokenizer,
+)
 
 ARCHITECTURE = "Qwen2VLForConditionalGeneration"
 VISION_START, VISION_END, IMAGE, VIDEO = (
@@ -24,7 +27,7 @@ TOKEN_PIXELS = 28
 TOWER_DEPTH, TOWER_WIDTH = 8, 512
 _PATCH, _MERGE = 14, 2
 _LEAST_IMAGE_TOKENS, MOST_IMAGE_TOKENS = 1, 256
-_CONTEXT_TOKENS = 4096
+CONTEXT_TOKENS = 4096
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -64,7 +67,7 @@ def write_toy_model(directory: Path) -> None:
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
             "hidden_act": "silu",
-            "max_position_embeddings": _CONTEXT_TOKENS,
+            "max_position_embeddings": CONTEXT_TOKENS,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1_000_000.0,
             "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
@@ -102,5 +105,4 @@ def write_toy_model(directory: Path) -> None:
             "image_std": [0.5, 0.5, 0.5],
         },
     }
-    for name, content in files.items():
-        (directory / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_json_files(directory, files)
