@@ -154,12 +154,19 @@ def test_hostile_texts_do_not_reach_the_terminal(hostile):
 
 def test_a_narrow_terminal_loses_columns_and_no_names(tmp_path):
     report = load_session(StoredResults(make_session(tmp_path))).comparisons[0]
-    heads = {}
-    for width in (60, 100):
+
+    def table(width):
         lines = render_comparison(report, width, False).splitlines()
         assert all(len(line) <= width for line in lines)
-        heads[width] = next(line for line in lines if line.startswith("configuration  GPUs"))
-    assert len(heads[60].split()) < len(heads[100].split())
+        first = next(n for n, line in enumerate(lines) if line.startswith("configuration  GPUs"))
+        return [line.split() for line in lines[first : first + 4]]
+
+    whole = table(100)
+    for width in range(60, 100):
+        rows = table(width)
+        # What is left is whole.
+        assert [row[: len(part)] for row, part in zip(whole, rows, strict=True)] == rows
+    assert len(table(60)[0]) < len(whole[0])
 
 
 def test_a_configuration_that_did_not_come_up_is_in_every_report(tmp_path):

@@ -47,7 +47,7 @@ def write_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.save(str(directory / "tokenizer.json"))
-    files = {
+    files: dict[str, dict[str, object]] = {
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "unk_token": _UNKNOWN,
