@@ -202,6 +202,19 @@ def test_traffic_of_a_benchmark_whole_and_cut(module, capsys):
     assert len(short.requests) < 30 and short.duration_seconds <= 5
 
 
+def test_the_length_of_a_cut_counts_for_a_benchmark_with_sizes_too(module, capsys):
+    text = module.read_text().replace("Mooncake", "Size, Mooncake", 1)
+    sizes = "sizes={'standard': Size(seconds=8, fast_forward=2)}"
+    module.write_text(text.replace("claims=[]", f"claims=[], {sizes}"))
+    sent = {}
+    for seconds in ([], ["--seconds", 2]):
+        code, out, _ = run(capsys, "traffic", module, *seconds)
+        assert code == 0 and "local, standard" in out
+        row = next(line.split() for line in out.splitlines() if line.startswith("requests "))
+        sent[bool(seconds)] = int(row[-1])
+    assert sent[True] < sent[False]
+
+
 def test_traffic_that_is_short_already_has_no_cut(module, capsys):
     code, out, _ = run(capsys, "traffic", "trace.jsonl", "--seconds", 500)
     assert code == 0 and "it is no longer than 500 s" in out
