@@ -258,16 +258,26 @@ def vision_limitations(
         "embeddings from host to GPU; the first two would help the baseline, the copy would cost "
         "the cache a little",
     ]
+    return (*found, *limits_of_this_machine(worker, plan.share))
+
+
+def limits_of_this_machine(worker: Worker, share: float) -> tuple[str, ...]:
+    """What is said of every engine for images.
+
+    Args:
+        share: of the published bytes of distinct images, in which embedding caches shrink.
+    """
+    found = []
     if worker.frontend_decoding:
         found.append(
             "NIXL's polling threads have the lowest priority, so that they take time that nothing "
             "else on this machine needs; where it is meant to run they have cores of their own"
         )
-    if worker.embedding_cache_gib and plan.share < 1:
+    if worker.embedding_cache_gib and share < 1:
         found.append(
-            f"embedding caches are scaled with the images: {100 * plan.share:.2g} % of the "
-            "published bytes of distinct images, and as much of the published capacity, so that "
-            "the pressure on the cache is as published"
+            f"embedding caches are scaled with the images: {100 * share:.2g} % of the published "
+            "bytes of distinct images, and as much of the published capacity, so that the "
+            "pressure on the cache is as published"
         )
     return tuple(found)
 

@@ -15,6 +15,7 @@ from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing, Measures
 from pytest_dynamo_bench.targets.local.vision.deployment import (
     MOST_BODY_MEGABYTES,
+    limits_of_this_machine,
     nixl_environment,
     nixl_libraries_in,
     vision_plan,
@@ -115,19 +116,7 @@ class VllmWorkers:
                 "Dynamo's cache keeps its results on the processor, by a subclass of ours that "
                 "names the device: its copy from host to GPU is not shown"
             )
-            if plan.share < 1:
-                found.append(
-                    f"embedding caches are scaled with the images: {100 * plan.share:.2g} % of "
-                    "the published bytes of distinct images, and as much of the published "
-                    "capacity, so that the pressure on the cache is as published"
-                )
-        if worker.frontend_decoding:
-            found.append(
-                "NIXL's polling threads have the lowest priority, so that they take time that "
-                "nothing else on this machine needs; where it is meant to run they have cores of "
-                "their own"
-            )
-        return tuple(found)
+        return (*found, *limits_of_this_machine(worker, plan.share))
 
     def write_model(self, directory: Path, benchmark: Benchmark) -> None:
         """The toy, whatever the benchmark's model is."""
