@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
+import itertools
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +15,19 @@ import numpy as np
 
 from pytest_dynamo_bench.load.clock import IntArray, ReceiveClock
 from pytest_dynamo_bench.load.connection import (
-    Ancillary,
     Response,
     kernel_stamp,
     kernel_stamps,
 )
 from pytest_dynamo_bench.load.health import Sampler
-from pytest_dynamo_bench.load.sse import parse_events
+from pytest_dynamo_bench.load.sse import EventReader
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import Images, TrafficRequest
 from pytest_dynamo_bench.traffic.prompts import prompt_text
 
 _ERROR_LENGTH = 300
-_EVENTS_A_STEP = 32
+_PIECES_A_STEP = 128
+_MOST_PATTERNS = 4
 _LAG_EVERY = 8
 _MOST_TOKENS = 2**40
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
@@ -91,7 +91,7 @@ def request_body(
         body |= {"min_tokens": request.output_tokens, "ignore_eos": True}
     if dialect.extension:
         body["nvext"] = {"extra_fields": ["worker_id", "timing"]}
-    text = json.dumps(body, separators=(",", ":")).encode()
+    text = msgspec.json.encode(body)
     if not request.images:
         return text
     assert images is not None
@@ -148,10 +148,73 @@ class _Event(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
+@functools.lru_cache(maxsize=16_384)
+def _is_plain(text: bytes) -> bool:
+    """Whether these bytes can stand in a JSON string as they are, and say what they are."""
+    try:
+        return text.decode().isprintable() and b'"' not in text and b"\\" not in text
+    except UnicodeDecodeError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """What surrounds the text in an event that says nothing but some text.
+
+    The events of a response are alike but for their texts, so that only one has to be decoded.
+    JSON makes that safe: a string without quotes, backslashes and control characters can be
+    exchanged for another such string without a change to anything else.
+
+    Attributes:
+        before, after: of the text, in the body's bytes.
+        text: where it is in a piece.
+        length: of what surrounds it.
+    """
+
+    before: bytes
+    after: bytes
+    text: slice
+    length: int
+
+    @staticmethod
+    def of(piece: bytes) -> _Pattern | None:
+        """The pattern of a piece of a body; None when it is not one event with only a text."""
+        if not (piece.startswith(b"data: ") and piece.endswith(b"\n\n")) or b"\r" in piece:
+            return None
+        if piece.count(b"\n") != 2:
+            return None
+        event = _decode(piece[6:-2])
+        if event.usage is not None or event.error or event.nvext or len(event.choices or ()) != 1:
+            return None
+        choice = event.choices[0]
+        delta = choice.delta
+        if delta is None or not delta.content or choice.finish_reason:
+            return None
+        if delta.reasoning_content or delta.reasoning or delta.tool_calls:
+            return None
+        text = delta.content.encode()
+        before, found, after = piece.partition(b'"%s"' % text)
+        if not found or not _is_plain(text):
+            return None
+        before, after = before + b'"', b'"' + after
+        # Whether this is the text, and no other that happens to be the same, shows when it changes.
+        delta.content += "x"
+        try:
+            if _decode((before + text + b"x" + after)[6:-2]) != event:
+                return None
+        except msgspec.MsgspecError:
+            return None
+        return _Pattern(before, after, slice(len(before), -len(after)), len(before) + len(after))
+
+
 class _Reading:
     """What the events of a response say, taken together."""
 
     def __init__(self) -> None:
+        # The last read with content, until something comes after it in the same read.
+        self.content_read = -1
+        self.pattern: _Pattern | None = None
+        self.patterns_tried = 0
         self.chunk_reads: list[int] = []
         self.tokens_so_far: list[int] = []
         self.texts: list[str] = []
@@ -203,8 +266,8 @@ class RecordMaker:
         yield from self._read(found, response)
         stamps, from_kernel = self._arrivals(response, found.chunk_reads)
         end_ns = response.end_ns
-        if response.error is None and response.reads:
-            end_ns, _ = self._arrival(response, len(response.reads) - 1)
+        if response.error is None and response.seen_ns:
+            end_ns, _ = self._arrival(response, len(response.seen_ns) - 1)
         error = response.error or found.error
         yield RequestRecord(
             request_id=request.request_id,
@@ -247,53 +310,13 @@ class RecordMaker:
                     body = f"({error})".encode()
                 found.error = f"HTTP {response.status}: {body[:2000].decode('utf-8', 'replace')}"
             return
-        chunk_reads, texts = found.chunk_reads, found.texts
-        keep_texts = self._count_tokens is not None
-        content_read = -1
-        left = _EVENTS_A_STEP
+        events = EventReader()
         try:
-            for name, data, read in parse_events(_decompressed(response)):
-                left -= 1
-                if not left:
-                    left = _EVENTS_A_STEP
-                    yield
-                if read == content_read:
-                    # What came before in this read has the arrival of what comes now.
-                    found.coalesced += 1
-                    content_read = -1
-                if data == b"[DONE]":
+            pieces = iter(_decompressed(response))
+            while batch := list(itertools.islice(pieces, _PIECES_A_STEP)):
+                if self._read_pieces(found, events, batch):
                     break
-                if name == b"error":
-                    text = data.decode("utf-8", "replace")
-                    found.error = f"the server reported an error in the stream: {text}"
-                    return
-                event = _decode(data)
-                if event.error:
-                    found.error = f"the server reported an error in the stream: {event.error}"
-                    return
-                found.response_id = found.response_id or _text(event.id)
-                for choice in event.choices or ():
-                    delta = choice.delta
-                    if delta is not None:
-                        content = delta.content
-                        thought = delta.reasoning_content or delta.reasoning
-                        if content or thought or delta.tool_calls:
-                            chunk_reads.append(read)
-                            content_read = read
-                            if keep_texts:
-                                texts.append(
-                                    (thought or "") + (content or "")
-                                    if not delta.tool_calls
-                                    else "\0"
-                                )
-                            if event.usage is not None and event.usage.completion_tokens:
-                                found.tokens_so_far.append(event.usage.completion_tokens)
-                    if choice.finish_reason:
-                        found.finished = True
-                if event.usage is not None:
-                    self._take_usage(found, event.usage)
-                if event.nvext:
-                    self._take_extension(found, event.nvext)
+                yield
         except (
             msgspec.MsgspecError,
             ValueError,
@@ -303,12 +326,90 @@ class RecordMaker:
         ) as error:
             found.error = f"the stream cannot be read: {error}"
             return
-        if not chunk_reads:
+        chunks = len(found.chunk_reads)
+        if found.error:
+            return
+        if not chunks:
             found.error = "the response has no content"
         elif not found.finished:
-            found.error = f"the stream ended after {len(chunk_reads)} chunks, without finish_reason"
+            found.error = f"the stream ended after {chunks} chunks, without finish_reason"
         elif found.completion_tokens is None:
             found.error = "the server sent no usage, so its tokens cannot be counted"
+
+    def _read_pieces(
+        self, found: _Reading, events: EventReader, pieces: list[tuple[int, bytes]]
+    ) -> bool:
+        """Take in some pieces of a body; whether that was all that there is to be read.
+
+        Raises:
+            ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError: what is in
+                them makes no sense.
+        """
+        chunk_reads, pattern = found.chunk_reads, found.pattern
+        for read, piece in pieces:
+            if (
+                pattern is not None
+                and events.between_events
+                and piece.startswith(pattern.before)
+                and piece.endswith(pattern.after)
+                and len(piece) > pattern.length
+                and _is_plain(text := piece[pattern.text])
+            ):
+                # Another piece of text, and nothing else: nearly all are.
+                if read == found.content_read:
+                    found.coalesced += 1
+                found.content_read = read
+                chunk_reads.append(read)
+                if self._count_tokens is not None:
+                    found.texts.append(text.decode())
+                continue
+            chunks = len(chunk_reads)
+            for name, data in events.read(piece):
+                if self._take_event(found, name, data, read):
+                    return True
+            if len(chunk_reads) > chunks and found.patterns_tried < _MOST_PATTERNS:
+                found.patterns_tried += 1
+                pattern = found.pattern = _Pattern.of(piece)
+        return False
+
+    def _take_event(self, found: _Reading, name: bytes, data: bytes, read: int) -> bool:
+        """Take in one event; whether it was the last that counts."""
+        if read == found.content_read:
+            # What came before in this read has the arrival of what comes now.
+            found.coalesced += 1
+            found.content_read = -1
+        if data == b"[DONE]":
+            return True
+        if name == b"error":
+            text = data.decode("utf-8", "replace")
+            found.error = f"the server reported an error in the stream: {text}"
+            return True
+        event = _decode(data)
+        if event.error:
+            found.error = f"the server reported an error in the stream: {event.error}"
+            return True
+        found.response_id = found.response_id or _text(event.id)
+        for choice in event.choices or ():
+            delta = choice.delta
+            if delta is not None:
+                content = delta.content
+                thought = delta.reasoning_content or delta.reasoning
+                if content or thought or delta.tool_calls:
+                    found.chunk_reads.append(read)
+                    found.content_read = read
+                    if self._count_tokens is not None:
+                        found.texts.append(
+                            (thought or "") + (content or "") if not delta.tool_calls else "\0"
+                        )
+                    if event.usage is not None and event.usage.completion_tokens:
+                        found.tokens_so_far.append(event.usage.completion_tokens)
+            if choice.finish_reason:
+                found.finished = True
+        if event.usage is not None:
+            self._take_usage(found, event.usage)
+        if event.nvext:
+            self._take_extension(found, event.nvext)
+        return False
 
     def _take_usage(self, found: _Reading, usage: _Usage) -> None:
         for count in (usage.prompt_tokens, usage.completion_tokens):
@@ -334,8 +435,8 @@ class RecordMaker:
 
     def _arrival(self, response: Response, read: int) -> tuple[int, bool]:
         """When a read's data arrived, monotonic ns, and whether the kernel said so."""
-        ancillary, seen_ns = response.reads[read]
-        real_ns = kernel_stamp(ancillary)
+        seen_ns = response.seen_ns[read]
+        real_ns = kernel_stamp(response.stamps[read])
         if real_ns is not None:
             stamp_ns = self._clock.monotonic_ns(real_ns, seen_ns)
             if stamp_ns is not None:
@@ -344,24 +445,28 @@ class RecordMaker:
 
     def _arrivals(self, response: Response, reads: list[int]) -> tuple[IntArray, int]:
         """Arrival of each content chunk, never decreasing, and how many are the kernel's."""
-        entries = [response.reads[read] for read in reads]
-        stamps = self._all_from_kernel(entries) if entries else None
+        stamps = self._all_from_kernel(response, reads) if reads else None
         if stamps is not None:
             for index in range(0, len(reads), _LAG_EVERY):
-                self.receive_lag.add(max(entries[index][1] - int(stamps[index]), 0))
+                self.receive_lag.add(max(response.seen_ns[reads[index]] - int(stamps[index]), 0))
             return np.maximum.accumulate(stamps), len(reads)
         one_by_one = [self._arrival(response, read) for read in reads]
         times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
         return np.maximum.accumulate(times), sum(kernel for _, kernel in one_by_one)
 
-    def _all_from_kernel(self, entries: list[tuple[Ancillary, int]]) -> IntArray | None:
+    def _all_from_kernel(self, response: Response, reads: list[int]) -> IntArray | None:
         """The usual case, many at once: each read has one stamp, and nothing is in doubt."""
+        first, last = reads[0], reads[-1] + 1
+        if reads == list(range(first, last)):
+            stamps, seen = response.stamps[first:last], response.seen_ns[first:last]
+        else:
+            stamps = [response.stamps[read] for read in reads]
+            seen = [response.seen_ns[read] for read in reads]
         try:
-            real_ns = kernel_stamps([ancillary for ancillary, _ in entries])
+            real_ns = kernel_stamps(stamps)
         except ValueError:
             return None
-        seen_ns = np.array([seen for _, seen in entries], dtype=np.int64)
-        return self._clock.monotonic_array_ns(real_ns, seen_ns)
+        return self._clock.monotonic_array_ns(real_ns, np.array(seen, dtype=np.int64))
 
     def _chunk_tokens(self, found: _Reading) -> tuple[int, ...] | None:
         """Tokens of each chunk, where a chunk holds several and somebody knows how many.

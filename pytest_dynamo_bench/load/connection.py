@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import ssl
 import struct
@@ -29,8 +30,6 @@ _SO_TIMESTAMPNS = 35
 _QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
 _TIMESPEC = struct.Struct("@ll")
 KERNEL_TIMESTAMPS = sys.platform == "linux" and hasattr(socket.socket, "recvmsg")
-
-Ancillary = list[tuple[int, int, bytes]]
 
 
 @dataclass(frozen=True)
@@ -76,32 +75,40 @@ class Server:
         return "\r\n".join(lines).encode("latin-1")
 
 
-def kernel_stamp(ancillary: Ancillary) -> int | None:
-    """The receive timestamp in ancillary data, in ns since the epoch."""
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
-            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
-            return int(seconds) * 1_000_000_000 + int(nanoseconds)
-    return None
+def kernel_stamp(stamp: bytes) -> int | None:
+    """A receive timestamp in ns since the epoch; None when there is none."""
+    if len(stamp) != _TIMESPEC.size:
+        return None
+    seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
-def kernel_stamps(ancillaries: list[Ancillary]) -> npt.NDArray[np.int64]:
-    """The receive timestamps of many reads, in ns since the epoch.
+def kernel_stamps(stamps: list[bytes]) -> npt.NDArray[np.int64]:
+    """Many receive timestamps in ns since the epoch.
 
     Returns:
-        (n,) stamps.
+        (n,) times.
 
     Raises:
-        ValueError: a read has no stamp, or other ancillary data as well.
+        ValueError: one of them is none.
     """
-    parts = []
-    for ((level, kind, data),) in ancillaries:
-        if level != socket.SOL_SOCKET or kind != _SO_TIMESTAMPNS or len(data) != _TIMESPEC.size:
-            raise ValueError("no stamp")
-        parts.append(data)
-    table = np.frombuffer(b"".join(parts), dtype=np.dtype("l")).reshape(-1, 2)
-    stamps: npt.NDArray[np.int64] = table[:, 0].astype(np.int64) * 1_000_000_000 + table[:, 1]
-    return stamps
+    joined = b"".join(stamps)
+    if len(joined) != len(stamps) * _TIMESPEC.size:
+        raise ValueError("no stamp")
+    table = np.frombuffer(joined, dtype=np.dtype("l")).reshape(-1, 2)
+    times: npt.NDArray[np.int64] = table[:, 0].astype(np.int64) * 1_000_000_000 + table[:, 1]
+    return times
+
+
+@functools.cache
+def _size_line(read_bytes: int) -> bytes:
+    """How a read of so many bytes starts if it is one whole chunk of a chunked body."""
+    for digits in range(1, 9):
+        chunk_bytes = read_bytes - digits - 4
+        if chunk_bytes > 0 and len(f"{chunk_bytes:x}") == digits:
+            return b"%x\r\n" % chunk_bytes
+    # No chunk has that length, and this is the start of nothing.
+    return bytes(read_bytes + 1)
 
 
 class Response:
@@ -112,26 +119,41 @@ class Response:
         end_ns: when the end, or the error, was noticed, monotonic.
         status: HTTP status, 0 when there was no response.
         headers: lower-case names.
-        reads: (ancillary data, when it was noticed) of every read, in order.
+        stamps: the kernel's receive timestamp of every read as it gave it, in order; empty where
+            it did not.
+        seen_ns: when each of them was noticed, monotonic.
         body: pieces of the body with the index of their read.
+        received_bytes: of all reads, headers and chunk sizes included.
         error: why the response is not whole, in one line.
     """
 
-    __slots__ = ("body", "end_ns", "error", "headers", "reads", "sent_ns", "status")
+    __slots__ = (
+        "body",
+        "end_ns",
+        "error",
+        "headers",
+        "received_bytes",
+        "seen_ns",
+        "sent_ns",
+        "stamps",
+        "status",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns = 0
         self.end_ns = 0
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.reads: list[tuple[Ancillary, int]] = []
+        self.stamps: list[bytes] = []
+        self.received_bytes = 0
+        self.seen_ns: list[int] = []
         self.body: list[tuple[int, bytes]] = []
         self.error: str | None = None
 
     @property
     def size(self) -> int:
-        """Bytes that it keeps in memory, roughly: the body, and what Python needs around it."""
-        return sum(len(piece) + 120 for _, piece in self.body) + 400 * len(self.reads)
+        """Bytes that it keeps in memory, at most: the body, and what Python needs around it."""
+        return self.received_bytes + 400 * len(self.seen_ns)
 
 
 class Connection:
@@ -143,8 +165,8 @@ class Connection:
 
     __slots__ = (
         "_before_tls",
+        "_between_chunks",
         "_complete",
-        "_fed",
         "_feeding",
         "_headers_done",
         "_incoming",
@@ -184,7 +206,7 @@ class Connection:
         self.job: Any = None
         self.deadline_ns = 0
         self.response = Response()
-        self.pieces: list[tuple[Ancillary, int, bytes]] = []
+        self.pieces: list[tuple[bytes, int, bytes]] = []
         self.ended = True
         self._unsent: list[memoryview] = []
         self._loaded = (b"", b"")
@@ -204,9 +226,8 @@ class Connection:
         self.pieces = []
         self.ended = False
         self._parser = httptools.HttpResponseParser(self)
-        self._fed = 0
         self._feeding = 0
-        self._lazy = False
+        self._lazy = self._between_chunks = False
         self._complete = self._headers_done = False
         self._keep_alive = False
         self._loaded = (head, body)
@@ -305,7 +326,7 @@ class Connection:
 
         Only the driver's slow path: over plain TCP it does the same inline.
         """
-        ancillary: Ancillary
+        ancillary: list[tuple[int, int, bytes]]
         try:
             if KERNEL_TIMESTAMPS:
                 data, ancillary, _, _ = self.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
@@ -333,7 +354,7 @@ class Connection:
         if not data:
             self.lost(seen_ns, None)
             return
-        self.pieces.append((ancillary, seen_ns, data))
+        self.pieces.append((ancillary[0][2] if ancillary else b"", seen_ns, data))
         self.read_on(data)
 
     def _decrypted(self) -> bytes | None:
@@ -363,28 +384,44 @@ class Connection:
             # Nobody asked for anything.
             self.close()
             return
-        response = self.response
-        pieces = self.pieces
-        feed = self._parser.feed_data
         try:
-            while self._fed < len(pieces):
-                ancillary, seen_ns, piece = pieces[self._fed]
-                self._feeding = len(response.reads)
-                response.reads.append((ancillary, seen_ns))
-                self._fed += 1
-                feed(piece)
-                if self._complete and self._fed < len(pieces):
-                    self._keep_alive = False
-                    break
+            self._parse()
         except httptools.HttpParserError as error:
             if not self._complete:
-                self._finish(pieces[-1][1], f"not HTTP: {error}")
+                self._finish(self.response.seen_ns[-1], f"not HTTP: {error}")
                 return
             self._keep_alive = False
-        pieces.clear()
-        self._fed = 0
         if self._complete:
-            self._finish(response.reads[-1][1], None)
+            self._finish(self.response.seen_ns[-1], None)
+
+    def _parse(self) -> None:
+        """Take the body out of what has been read.
+
+        Raises:
+            httptools.HttpParserError: it is not HTTP.
+        """
+        response = self.response
+        stamps, seen_ns, read = zip(*self.pieces, strict=True) if self.pieces else ((), (), ())
+        self.pieces.clear()
+        first = len(response.seen_ns)
+        response.stamps += stamps
+        response.seen_ns += seen_ns
+        response.received_bytes += sum(map(len, read))
+        body, feed = response.body, self._parser.feed_data
+        last = first + len(read) - 1
+        for number, piece in enumerate(read, first):
+            size_line = _size_line(len(piece))
+            if self._between_chunks and piece.startswith(size_line) and piece.endswith(b"\r\n"):
+                # One whole chunk: nearly every read is.
+                body.append((number, piece[len(size_line) : -2]))
+                continue
+            self._feeding = number
+            feed(piece)
+            if not piece.endswith(b"\r\n"):
+                self._between_chunks = False
+            if self._complete and number < last:
+                self._keep_alive = False
+                break
 
     # What httptools calls.
 
@@ -410,7 +447,14 @@ class Connection:
         if not self._complete:
             self.response.body.append((self._feeding, body))
 
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
+
     def on_message_complete(self) -> None:
+        self._between_chunks = False
         if not self._headers_done:
             # 100 Continue and its like: the response is still to come.
             self.response.headers.clear()
@@ -445,7 +489,7 @@ class Connection:
     @property
     def untouched(self) -> bool:
         """Whether not a byte of a response has come, on a connection that had been idle."""
-        return self.was_idle and not self.response.reads and not self.response.status
+        return self.was_idle and not self.response.seen_ns and not self.response.status
 
     def abandon(self, reason: str) -> None:
         """Give the response up: its connection cannot be used again."""

@@ -287,7 +287,9 @@ class Driver:
                         connection.lost(seen, error)
                     else:
                         if data:
-                            connection.pieces.append((ancillary, seen, data))
+                            # Nothing but the stamp was asked of the kernel.
+                            stamp = ancillary[0][2] if ancillary else b""
+                            connection.pieces.append((stamp, seen, data))
                             connection.read_on(data)
                             self._reads += 1
                         else:

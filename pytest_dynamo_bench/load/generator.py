@@ -326,7 +326,7 @@ class _Worker:
             kind, content = await self._read()
             if kind == "health":
                 return content  # type: ignore[no-any-return]
-            take(content)
+            take([RequestRecord(*values) for values in content])
 
     async def _read(self) -> tuple[str, Any]:
         import pickle

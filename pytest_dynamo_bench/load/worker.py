@@ -8,7 +8,9 @@ pickle; both ends are this package, on one machine.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import operator
 import os
 import pickle
 import select
@@ -23,6 +25,8 @@ from pytest_dynamo_bench.records import RequestRecord
 
 LENGTH = struct.Struct("!Q")
 _CHUNK = 65_536
+# Their values alone are pickled in a third of the time.
+_VALUES = operator.attrgetter(*(field.name for field in dataclasses.fields(RequestRecord)))
 
 
 class ParentIsGoneError(Exception):
@@ -54,7 +58,7 @@ class _PipeMailbox:
         os.set_blocking(write_fd, False)
 
     def records(self, records: list[RequestRecord]) -> None:
-        self._pending += message(("records", records))
+        self._pending += message(("records", list(map(_VALUES, records))))
         self._write()
 
     def stopped(self) -> bool:

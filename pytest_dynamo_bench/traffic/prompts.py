@@ -9,6 +9,7 @@ itself, so that blocks with different ids never start alike.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 VOCABULARY_TOKENS = 8192
 _ID_DIGITS = 5
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _IDS = VOCABULARY_TOKENS**_ID_DIGITS
 WORDS = tuple(f"w{index}" for index in range(VOCABULARY_TOKENS))
 _WORDS = np.array(WORDS, dtype=object)
@@ -56,20 +58,27 @@ def block_token_ids(
         raise ValueError(
             f"block id {block_id} is outside 0 … {VOCABULARY_TOKENS}**{_ID_DIGITS} - 1"
         )
-    seed = (block_id * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
-    with np.errstate(over="ignore"):
-        state = np.uint64(seed) + np.arange(1, tokens + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    ids = (state ^ (state >> np.uint64(31))) % np.uint64(vocabulary_tokens)
+    seed = (block_id * _GOLDEN_GAMMA + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+    # In place: numbers are few, and each array made anew costs as much as the arithmetic.
+    ids = _gammas(tokens) + np.uint64(seed)
+    ids ^= ids >> np.uint64(30)
+    ids *= np.uint64(0xBF58476D1CE4E5B9)
+    ids ^= ids >> np.uint64(27)
+    ids *= np.uint64(0x94D049BB133111EB)
+    ids ^= ids >> np.uint64(31)
+    ids %= np.uint64(vocabulary_tokens)
     digits, rest, reach = [], block_id, 1
     while reach < _IDS:
         digits.append(rest % vocabulary_tokens)
         rest, reach = rest // vocabulary_tokens, reach * vocabulary_tokens
     ids[: len(digits)] = digits[: len(ids)]
     return ids
+
+
+@functools.lru_cache(maxsize=64)
+def _gammas(tokens: int) -> npt.NDArray[np.uint64]:
+    """What SplitMix64 adds to its seed, step after step."""
+    return np.arange(1, tokens + 1, dtype=np.uint64) * np.uint64(_GOLDEN_GAMMA)
 
 
 def prompt_text(
@@ -98,7 +107,7 @@ def prompt_text(
     ids = _token_ids(hash_ids, input_tokens, block_tokens, count)
     ids = ids[: max(input_tokens - template_tokens, 1)]
     if words is None:
-        return " ".join(_WORDS[ids])
+        return " ".join(_WORDS[ids].tolist())
     return " ".join([words[index] for index in ids.tolist()])
 
 
@@ -109,7 +118,7 @@ def english_text(hash_ids: tuple[int, ...], input_tokens: int, block_tokens: int
         ValueError: the ids do not cover the prompt.
     """
     ids = _token_ids(hash_ids, input_tokens, block_tokens)
-    return " ".join(_ENGLISH[ids % np.uint64(len(_ENGLISH))])
+    return " ".join(_ENGLISH[ids % np.uint64(len(_ENGLISH))].tolist())
 
 
 def _token_ids(

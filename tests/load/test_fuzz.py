@@ -57,7 +57,7 @@ def received(listener, pieces):
     with connected(listener) as connection:
         for index, piece in enumerate(pieces):
             if piece and not connection.ended:
-                connection.pieces.append(([], 1_000_000 * index, piece))
+                connection.pieces.append((b"", 1_000_000 * index, piece))
                 connection.read_on(piece)
         if not connection.ended:
             connection.lost(1_000_000 * len(pieces), None)

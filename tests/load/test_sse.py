@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.load.sse import parse_events
+from pytest_dynamo_bench.load.sse import EventReader
 
 LINES = st.lists(
     st.one_of(
@@ -21,7 +21,8 @@ LINES = st.lists(
 
 
 def events(pieces):
-    return [(name, data) for name, data, _ in parse_events(enumerate(pieces))]
+    reader = EventReader()
+    return [event for piece in pieces for event in reader.read(piece)]
 
 
 @given(LINES, st.sampled_from(["\n", "\r\n", "\r"]), st.data())
@@ -43,10 +44,19 @@ def test_garbage_never_raises(pieces):
     events(pieces)
 
 
-def test_data_lines_are_joined_and_the_arrival_is_that_of_the_piece_that_ended_the_event():
-    pieces = [(10, b"data: a\nda"), (20, b"ta: b\n"), (30, b"\ndata: c\n\n")]
-    found = list(parse_events(pieces))
-    assert [(data, piece) for _, data, piece in found] == [(b"a\nb", 30), (b"c", 30)]
+def test_data_lines_are_joined_and_come_with_the_piece_that_ends_the_event():
+    reader = EventReader()
+    pieces = [b"data: a\nda", b"ta: b\n", b"\ndata: c\n\n"]
+    found = [[data for _, data in reader.read(piece)] for piece in pieces]
+    assert found == [[], [], [b"a\nb", b"c"]]
+
+
+@given(LINES, st.sampled_from(["\n", "\r\n", "\r"]), st.integers(0, 200), st.text("a1", max_size=3))
+def test_between_events_means_that_nothing_came_before(lines, ending, cut, text):
+    reader = EventReader()
+    reader.read(ending.join([*lines, "", ""]).encode()[:cut])
+    if reader.between_events:
+        assert reader.read(b"data: %s\n\n" % text.encode()) == [(b"", text.encode())]
 
 
 def test_an_event_without_its_empty_line_is_dropped():
