@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ from pytest_dynamo_bench.traffic.prompts import prompt_text
 _ERROR_LENGTH = 300
 _PIECES_A_STEP = 128
 _MOST_PATTERNS = 4
-_LAG_EVERY = 8
+_LAG_EVERY = 32
 _MOST_TOKENS = 2**40
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -149,72 +148,86 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 @functools.lru_cache(maxsize=16_384)
-def _is_plain(text: bytes) -> bool:
-    """Whether these bytes can stand in a JSON string as they are, and say what they are."""
+def text_of(content: bytes) -> str | None:
+    """What a JSON string says with ``content`` between its quotes; None if that is no string."""
     try:
-        return text.decode().isprintable() and b'"' not in text and b"\\" not in text
-    except UnicodeDecodeError:
-        return False
+        return msgspec.json.decode(b'"%s"' % content, type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
+class Pattern:
     """What surrounds the text in an event that says nothing but some text.
 
-    The events of a response are alike but for their texts, so that only one has to be decoded.
-    JSON makes that safe: a string without quotes, backslashes and control characters can be
-    exchanged for another such string without a change to anything else.
+    The events of a response are alike but for their texts, so that one of them tells how to read
+    the others. JSON makes that safe: what is between the quotes of a string can be exchanged for
+    whatever else may be there without a change to anything else.
 
     Attributes:
-        before, after: of the text, in the body's bytes.
-        text: where it is in a piece.
-        length: of what surrounds it.
+        start, end: what is before and after the text, in the bytes of the body.
     """
 
-    before: bytes
-    after: bytes
-    text: slice
-    length: int
+    start: bytes
+    end: bytes
 
     @staticmethod
-    def of(piece: bytes) -> _Pattern | None:
+    def of(piece: bytes) -> Pattern | None:
         """The pattern of a piece of a body; None when it is not one event with only a text."""
-        if not (piece.startswith(b"data: ") and piece.endswith(b"\n\n")) or b"\r" in piece:
+        data = piece[6:-2]
+        if piece != b"data: %s\n\n" % data or b"\n" in data or b"\r" in data:
             return None
-        if piece.count(b"\n") != 2:
+        try:
+            event = _decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        event = _decode(piece[6:-2])
-        if event.usage is not None or event.error or event.nvext or len(event.choices or ()) != 1:
+        choices = event.choices or []
+        if event.usage is not None or event.error or event.nvext or len(choices) != 1:
             return None
-        choice = event.choices[0]
-        delta = choice.delta
-        if delta is None or not delta.content or choice.finish_reason:
+        delta = choices[0].delta
+        if delta is None or not delta.content or choices[0].finish_reason:
             return None
         if delta.reasoning_content or delta.reasoning or delta.tool_calls:
             return None
-        text = delta.content.encode()
-        before, found, after = piece.partition(b'"%s"' % text)
-        if not found or not _is_plain(text):
+        content = delta.content.encode()
+        start, found, end = piece.partition(b'"%s"' % content)
+        if not found or text_of(content) != delta.content:
             return None
-        before, after = before + b'"', b'"' + after
-        # Whether this is the text, and no other that happens to be the same, shows when it changes.
+        pattern = Pattern(start + b'"', b'"' + end)
+        # Whether this is the text, and not another that happens to be the same, shows when it
+        # changes.
         delta.content += "x"
         try:
-            if _decode((before + text + b"x" + after)[6:-2]) != event:
-                return None
+            changed = _decode((pattern.start + content + b"x" + pattern.end)[6:-2])
         except msgspec.MsgspecError:
             return None
-        return _Pattern(before, after, slice(len(before), -len(after)), len(before) + len(after))
+        return pattern if changed == event else None
+
+    def text(self, piece: bytes) -> str | None:
+        """The text of another such event, or None when it is something else."""
+        if piece.startswith(self.start) and piece.endswith(self.end):
+            return text_of(piece[len(self.start) : -len(self.end)])
+        return None
 
 
-class _Reading:
-    """What the events of a response say, taken together."""
+class Reading:
+    """What a response says, as far as it has been read.
 
-    def __init__(self) -> None:
-        # The last read with content, until something comes after it in the same read.
-        self.content_read = -1
-        self.pattern: _Pattern | None = None
+    Attributes:
+        next_read: number of the read that comes after those that have been taken in.
+        content_read: the last read with content, until something comes after it in the same read.
+        chunk_reads: for each chunk with content the read that completed it.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self.events = EventReader()
+        self.decompress: Callable[[bytes], bytes] | None = None
+        self.found_pattern: Pattern | None = None
         self.patterns_tried = 0
+        self.over = False
+        self.next_read = 0
+        self.content_read = -1
         self.chunk_reads: list[int] = []
         self.tokens_so_far: list[int] = []
         self.texts: list[str] = []
@@ -232,9 +245,22 @@ class _Reading:
         self.finished = False
         self.error: str | None = None
 
+    @property
+    def pattern(self) -> Pattern | None:
+        """What can be expected from now on; None when that is not known."""
+        plain = self.decompress is None and self.events.between_events and not self.over
+        return self.found_pattern if plain else None
+
+    @property
+    def may_have_pattern(self) -> bool:
+        """Whether it is of use to read on before the response has ended."""
+        return self.pattern is not None or (
+            self.decompress is None and not self.over and self.patterns_tried < _MOST_PATTERNS
+        )
+
 
 class RecordMaker:
-    """Interprets responses that have ended.
+    """Interprets responses.
 
     Args:
         clock: converts kernel timestamps; it must have been checked after the last read.
@@ -255,21 +281,44 @@ class RecordMaker:
         self._scale = fast_forward / 1e6
         self._count_tokens = count_tokens
 
-    def read(
-        self, request: TrafficRequest, due_ns: int, response: Response
-    ) -> Iterator[RequestRecord | None]:
-        """Interpret a response in small steps: yields None between them, the record at last.
+    def read(self, reading: Reading) -> Iterator[None]:
+        """Read on in a response, as far as it has come and been parsed, in small steps.
 
-        Whatever the server sent, this ends with a record; what cannot be right is its error.
+        Whatever the server sent, this ends; what cannot be right is the record's error.
         """
-        found = _Reading()
-        yield from self._read(found, response)
-        stamps, from_kernel = self._arrivals(response, found.chunk_reads)
+        body = reading.response.body
+        if reading.response.status != 200:
+            return
+        try:
+            while body and not reading.over:
+                batch = body[:_PIECES_A_STEP]
+                del body[:_PIECES_A_STEP]
+                if not reading.next_read:
+                    reading.decompress = _decompressor(reading.response)
+                self._read_pieces(reading, batch)
+                yield
+            if reading.response.end_ns and not reading.over:
+                self._catch_up(reading, reading.response.reads)
+        except (
+            msgspec.MsgspecError,
+            zlib.error,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            reading.error = f"the stream cannot be read: {error}"
+            reading.over = True
+
+    def record(self, request: TrafficRequest, due_ns: int, reading: Reading) -> RequestRecord:
+        """The record of a response that has ended, and has been read."""
+        response = reading.response
+        stamps, from_kernel = self._arrivals(response, reading.chunk_reads)
         end_ns = response.end_ns
-        if response.error is None and response.seen_ns:
-            end_ns, _ = self._arrival(response, len(response.seen_ns) - 1)
-        error = response.error or found.error
-        yield RequestRecord(
+        if response.error is None and response.log:
+            end_ns, _ = self._arrival(response, response.reads - 1)
+        error = response.error or reading.error or _missing(reading)
+        return RequestRecord(
             request_id=request.request_id,
             session_id=request.session_id,
             turn=request.turn,
@@ -279,164 +328,145 @@ class RecordMaker:
             end_ms=self._ms(end_ns),
             input_tokens=request.input_tokens,
             output_tokens=request.output_tokens,
-            prompt_tokens=found.prompt_tokens,
-            completion_tokens=found.completion_tokens,
-            cached_tokens=found.cached_tokens,
-            router_hit_rate=found.router_hit_rate,
-            prefill_worker=found.prefill_worker,
-            decode_worker=found.decode_worker,
-            response_id=found.response_id,
-            prefill_rank=found.prefill_rank,
-            decode_rank=found.decode_rank,
+            prompt_tokens=reading.prompt_tokens,
+            completion_tokens=reading.completion_tokens,
+            cached_tokens=reading.cached_tokens,
+            router_hit_rate=reading.router_hit_rate,
+            prefill_worker=reading.prefill_worker,
+            decode_worker=reading.decode_worker,
+            response_id=reading.response_id,
+            prefill_rank=reading.prefill_rank,
+            decode_rank=reading.decode_rank,
             kv_transfer_ms=(
-                None if found.kv_transfer_ms is None else found.kv_transfer_ms * self._fast_forward
+                None
+                if reading.kv_transfer_ms is None
+                else reading.kv_transfer_ms * self._fast_forward
             ),
             status=response.status or None,
             error=_one_line(error) if error else None,
-            chunk_tokens=self._chunk_tokens(found),
+            chunk_tokens=self._chunk_tokens(reading),
             receive_clock=_clock_name(from_kernel, len(stamps)),
-            coalesced_chunks=found.coalesced,
+            coalesced_chunks=reading.coalesced,
         )
 
     def _ms(self, ns: int) -> float:
         return (ns - self.start_ns) * self._scale
 
-    def _read(self, found: _Reading, response: Response) -> Iterator[None]:
-        if response.status != 200:
-            if response.status:
-                try:
-                    body = b"".join(piece for _, piece in _decompressed(response))
-                except ValueError as error:
-                    body = f"({error})".encode()
-                found.error = f"HTTP {response.status}: {body[:2000].decode('utf-8', 'replace')}"
-            return
-        events = EventReader()
-        try:
-            pieces = iter(_decompressed(response))
-            while batch := list(itertools.islice(pieces, _PIECES_A_STEP)):
-                if self._read_pieces(found, events, batch):
-                    break
-                yield
-        except (
-            msgspec.MsgspecError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            found.error = f"the stream cannot be read: {error}"
-            return
-        chunks = len(found.chunk_reads)
-        if found.error:
-            return
-        if not chunks:
-            found.error = "the response has no content"
-        elif not found.finished:
-            found.error = f"the stream ended after {chunks} chunks, without finish_reason"
-        elif found.completion_tokens is None:
-            found.error = "the server sent no usage, so its tokens cannot be counted"
-
-    def _read_pieces(
-        self, found: _Reading, events: EventReader, pieces: list[tuple[int, bytes]]
-    ) -> bool:
-        """Take in some pieces of a body; whether that was all that there is to be read.
+    def _read_pieces(self, reading: Reading, pieces: list[tuple[int, bytes]]) -> None:
+        """Take in some pieces of a body.
 
         Raises:
-            ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError: what is in
-                them makes no sense.
+            ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError, zlib.error:
+                what is in them makes no sense.
         """
-        chunk_reads, pattern = found.chunk_reads, found.pattern
+        events, chunk_reads = reading.events, reading.chunk_reads
         for read, piece in pieces:
-            if (
-                pattern is not None
-                and events.between_events
-                and piece.startswith(pattern.before)
-                and piece.endswith(pattern.after)
-                and len(piece) > pattern.length
-                and _is_plain(text := piece[pattern.text])
-            ):
+            if read >= reading.next_read:
+                self._catch_up(reading, read)
+            if reading.decompress is not None:
+                piece = reading.decompress(piece)
+            elif (pattern := reading.pattern) is not None and (text := pattern.text(piece)):
                 # Another piece of text, and nothing else: nearly all are.
-                if read == found.content_read:
-                    found.coalesced += 1
-                found.content_read = read
+                reading.coalesced += read == reading.content_read
+                reading.content_read = read
                 chunk_reads.append(read)
-                if self._count_tokens is not None:
-                    found.texts.append(text.decode())
+                reading.texts.append(text)
                 continue
             chunks = len(chunk_reads)
             for name, data in events.read(piece):
-                if self._take_event(found, name, data, read):
-                    return True
-            if len(chunk_reads) > chunks and found.patterns_tried < _MOST_PATTERNS:
-                found.patterns_tried += 1
-                pattern = found.pattern = _Pattern.of(piece)
-        return False
+                self._take_event(reading, name, data, read)
+                if reading.over:
+                    return
+            if len(chunk_reads) > chunks and reading.patterns_tried < _MOST_PATTERNS:
+                reading.patterns_tried += 1
+                reading.found_pattern = Pattern.of(piece)
 
-    def _take_event(self, found: _Reading, name: bytes, data: bytes, read: int) -> bool:
-        """Take in one event; whether it was the last that counts."""
-        if read == found.content_read:
+    def _catch_up(self, reading: Reading, read: int) -> None:
+        """Take in the expected chunks that came before a read. Raises as :meth:`_read_pieces`."""
+        first, reading.next_read = reading.next_read, read + 1
+        contents = reading.response.contents(first, read)
+        texts = [text for content in contents if content and (text := text_of(content))]
+        if reading.pattern is not None and len(texts) == len(contents) > 0:
+            reading.texts += texts
+            reading.chunk_reads.extend(range(first, read))
+            reading.content_read = read - 1
+            return
+        pattern = reading.found_pattern
+        for number, content in enumerate(contents, first):
+            if content is None or pattern is None:
+                # It was looked into, and had nothing of the body.
+                continue
+            for name, data in reading.events.read(pattern.start + content + pattern.end):
+                self._take_event(reading, name, data, number)
+                if reading.over:
+                    return
+
+    def _take_event(self, reading: Reading, name: bytes, data: bytes, read: int) -> None:
+        """Take in one event."""
+        if read == reading.content_read:
             # What came before in this read has the arrival of what comes now.
-            found.coalesced += 1
-            found.content_read = -1
+            reading.coalesced += 1
+            reading.content_read = -1
         if data == b"[DONE]":
-            return True
+            reading.over = True
+            return
         if name == b"error":
             text = data.decode("utf-8", "replace")
-            found.error = f"the server reported an error in the stream: {text}"
-            return True
+            reading.error = f"the server reported an error in the stream: {text}"
+            reading.over = True
+            return
         event = _decode(data)
         if event.error:
-            found.error = f"the server reported an error in the stream: {event.error}"
-            return True
-        found.response_id = found.response_id or _text(event.id)
+            reading.error = f"the server reported an error in the stream: {event.error}"
+            reading.over = True
+            return
+        reading.response_id = reading.response_id or _text(event.id)
         for choice in event.choices or ():
             delta = choice.delta
             if delta is not None:
                 content = delta.content
                 thought = delta.reasoning_content or delta.reasoning
                 if content or thought or delta.tool_calls:
-                    found.chunk_reads.append(read)
-                    found.content_read = read
-                    if self._count_tokens is not None:
-                        found.texts.append(
-                            (thought or "") + (content or "") if not delta.tool_calls else "\0"
-                        )
+                    reading.chunk_reads.append(read)
+                    reading.content_read = read
+                    reading.texts.append(
+                        (thought or "") + (content or "") if not delta.tool_calls else "\0"
+                    )
                     if event.usage is not None and event.usage.completion_tokens:
-                        found.tokens_so_far.append(event.usage.completion_tokens)
+                        reading.tokens_so_far.append(event.usage.completion_tokens)
             if choice.finish_reason:
-                found.finished = True
+                reading.finished = True
         if event.usage is not None:
-            self._take_usage(found, event.usage)
+            self._take_usage(reading, event.usage)
         if event.nvext:
-            self._take_extension(found, event.nvext)
-        return False
+            self._take_extension(reading, event.nvext)
 
-    def _take_usage(self, found: _Reading, usage: _Usage) -> None:
+    def _take_usage(self, reading: Reading, usage: _Usage) -> None:
         for count in (usage.prompt_tokens, usage.completion_tokens):
             if count is not None and not 0 <= count <= _MOST_TOKENS:
                 raise ValueError(f"{count} is no number of tokens")
-        found.prompt_tokens = usage.prompt_tokens
-        found.completion_tokens = usage.completion_tokens
+        reading.prompt_tokens = usage.prompt_tokens
+        reading.completion_tokens = usage.completion_tokens
         details = usage.prompt_tokens_details
-        found.cached_tokens = details.cached_tokens if details is not None else None
+        reading.cached_tokens = details.cached_tokens if details is not None else None
 
-    def _take_extension(self, found: _Reading, extension: dict[str, Any]) -> None:
+    def _take_extension(self, reading: Reading, extension: dict[str, Any]) -> None:
         workers = extension.get("worker_id") or {}
         if workers:
-            found.prefill_worker = _text(workers.get("prefill_worker_id"))
-            found.decode_worker = _text(workers.get("decode_worker_id"))
-            found.prefill_rank = workers.get("prefill_dp_rank")
-            found.decode_rank = workers.get("decode_dp_rank")
+            reading.prefill_worker = _text(workers.get("prefill_worker_id"))
+            reading.decode_worker = _text(workers.get("decode_worker_id"))
+            reading.prefill_rank = workers.get("prefill_dp_rank")
+            reading.decode_rank = workers.get("decode_dp_rank")
         timing = extension.get("timing") or {}
         if timing.get("kv_hit_rate") is not None:
-            found.router_hit_rate = float(timing["kv_hit_rate"])
+            reading.router_hit_rate = float(timing["kv_hit_rate"])
         if timing.get("kv_transfer_estimated_latency_ms") is not None:
-            found.kv_transfer_ms = float(timing["kv_transfer_estimated_latency_ms"])
+            reading.kv_transfer_ms = float(timing["kv_transfer_estimated_latency_ms"])
 
     def _arrival(self, response: Response, read: int) -> tuple[int, bool]:
         """When a read's data arrived, monotonic ns, and whether the kernel said so."""
-        seen_ns = response.seen_ns[read]
-        real_ns = kernel_stamp(response.stamps[read])
+        seen_ns = response.seen_ns(read)
+        real_ns = kernel_stamp(response.log[3 * read])
         if real_ns is not None:
             stamp_ns = self._clock.monotonic_ns(real_ns, seen_ns)
             if stamp_ns is not None:
@@ -448,8 +478,8 @@ class RecordMaker:
         stamps = self._all_from_kernel(response, reads) if reads else None
         if stamps is not None:
             for index in range(0, len(reads), _LAG_EVERY):
-                self.receive_lag.add(max(response.seen_ns[reads[index]] - int(stamps[index]), 0))
-            return np.maximum.accumulate(stamps), len(reads)
+                self.receive_lag.add(max(response.seen_ns(reads[index]) - int(stamps[index]), 0))
+            return stamps, len(reads)
         one_by_one = [self._arrival(response, read) for read in reads]
         times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
         return np.maximum.accumulate(times), sum(kernel for _, kernel in one_by_one)
@@ -458,56 +488,69 @@ class RecordMaker:
         """The usual case, many at once: each read has one stamp, and nothing is in doubt."""
         first, last = reads[0], reads[-1] + 1
         if reads == list(range(first, last)):
-            stamps, seen = response.stamps[first:last], response.seen_ns[first:last]
+            stamps = response.stamps(first, last)
         else:
-            stamps = [response.stamps[read] for read in reads]
-            seen = [response.seen_ns[read] for read in reads]
+            stamps = [response.log[3 * read] for read in reads]
         try:
             real_ns = kernel_stamps(stamps)
         except ValueError:
             return None
-        return self._clock.monotonic_array_ns(real_ns, np.array(seen, dtype=np.int64))
+        return self._clock.monotonic_array_ns(
+            real_ns, response.seen_ns(first), response.seen_ns(last - 1)
+        )
 
-    def _chunk_tokens(self, found: _Reading) -> tuple[int, ...] | None:
+    def _chunk_tokens(self, reading: Reading) -> tuple[int, ...] | None:
         """Tokens of each chunk, where a chunk holds several and somebody knows how many.
 
         The server may say in each chunk how many there have been; otherwise the texts are
         counted, and believed only when they add up to what the server says.
         """
-        chunks, tokens = len(found.chunk_reads), found.completion_tokens
+        chunks, tokens = len(reading.chunk_reads), reading.completion_tokens
         if not chunks or tokens is None or tokens == chunks:
             return None
-        so_far = found.tokens_so_far
+        so_far = reading.tokens_so_far
         if len(so_far) == chunks and so_far[-1] == tokens:
             counts = [b - a for a, b in zip([0, *so_far], so_far, strict=False)]
             return tuple(counts) if min(counts) >= 0 else None
         if self._count_tokens is not None:
-            counts = self._count_tokens(found.texts)
+            counts = self._count_tokens(reading.texts)
             return tuple(counts) if sum(counts) == tokens else None
         return None
 
 
-def _decompressed(response: Response) -> Iterable[tuple[int, bytes]]:
-    """The body as the server meant it.
+def _missing(reading: Reading) -> str | None:
+    """What a stream that ended lacks."""
+    response, chunks = reading.response, len(reading.chunk_reads)
+    if response.status != 200:
+        if not response.status:
+            return None
+        try:
+            decompress = _decompressor(response) or bytes
+            body = b"".join(decompress(piece) for _, piece in response.body)
+        except (ValueError, zlib.error) as error:
+            body = f"({error})".encode()
+        return f"HTTP {response.status}: {body[:2000].decode('utf-8', 'replace')}"
+    if not chunks:
+        return "the response has no content"
+    if not reading.finished:
+        return f"the stream ended after {chunks} chunks, without finish_reason"
+    if reading.completion_tokens is None:
+        return "the server sent no usage, so its tokens cannot be counted"
+    return None
+
+
+def _decompressor(response: Response) -> Callable[[bytes], bytes] | None:
+    """What makes of the body what the server meant; None when it is sent as it is.
 
     Raises:
         ValueError: it is compressed in a way that was not asked for and is not known.
     """
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
-        return response.body
+        return None
     if encoding in ("gzip", "x-gzip", "deflate"):
-        return _inflated(encoding, response.body)
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
     raise ValueError(f"content-encoding {encoding} is not supported")
-
-
-def _inflated(encoding: str, body: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        for read, piece in body:
-            yield read, decompressor.decompress(piece)
-    except zlib.error as error:
-        raise ValueError(f"{encoding}: {error}") from None
 
 
 def count_words(texts: list[str]) -> list[int]:

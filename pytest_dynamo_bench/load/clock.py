@@ -60,10 +60,16 @@ class ReceiveClock:
         """How exactly the offset is known: half the time that reading both clocks took."""
         return -(-self._width // 2)
 
-    def check(self) -> None:
-        """Compare the clocks again. Stamps seen until now can be converted afterwards."""
-        offset, width, now = self._offset()
+    def check(self, since_ns: int | None = None) -> None:
+        """Compare the clocks again. Stamps seen until now can be converted afterwards.
+
+        Args:
+            since_ns: a comparison after that time, monotonic, is good enough; None: it must be new.
+        """
         last = self._segments[-1]
+        if since_ns is not None and last.until_ns > since_ns:
+            return
+        offset, width, now = self._offset()
         if abs(offset - last.offset_ns) <= TOLERANCE_NS + width:
             last.until_ns = now
         else:
@@ -87,22 +93,25 @@ class ReceiveClock:
                 return stamp if in_order and stamp <= segment.until_ns + TOLERANCE_NS else None
         return None
 
-    def monotonic_array_ns(self, real_ns: IntArray, seen_ns: IntArray) -> IntArray | None:
+    def monotonic_array_ns(
+        self, real_ns: IntArray, first_seen_ns: int, last_seen_ns: int
+    ) -> IntArray | None:
         """Many stamps at once, where all of them are beyond doubt.
 
         Args:
             real_ns: (n,) stamps, CLOCK_REALTIME.
-            seen_ns: (n,) as for :meth:`monotonic_ns`, never decreasing.
+            first_seen_ns, last_seen_ns: as for :meth:`monotonic_ns`, of the first and the last.
 
         Returns:
-            (n,) the stamps on the monotonic clock, or None: then each has to be looked at.
+            (n,) the stamps on the monotonic clock, none earlier than the one before; or None: then
+            each has to be looked at.
         """
         last = self._segments[-1]
-        if self.steps or not last.from_ns <= seen_ns[0] <= seen_ns[-1] <= last.until_ns:
+        if self.steps or not last.from_ns <= first_seen_ns <= last_seen_ns <= last.until_ns:
             return None
-        stamps: IntArray = real_ns - last.offset_ns
-        oldest, latest = int((seen_ns - stamps).max()), int(stamps.max())
-        in_order = oldest <= _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
+        stamps: IntArray = np.maximum.accumulate(real_ns - last.offset_ns)
+        oldest, latest = stamps[0], stamps[-1]
+        in_order = oldest >= first_seen_ns - _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
         return stamps if in_order else None
 
     def _offset(self) -> tuple[int, int, int]:

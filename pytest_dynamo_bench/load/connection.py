@@ -1,8 +1,10 @@
 """One keep-alive connection that notes when bytes arrived, and reads them later.
 
-While a response streams in, each read costs one system call and one entry in a list: the
-bytes, the kernel's receive timestamp as the system call gave it, and when the event loop
-noticed. What the entry holds is looked into when the response may have ended, and no earlier.
+While a response streams in, each read costs one system call and an entry in two lists: the
+kernel's receive timestamp as the system call gave it, and when the event loop noticed. What was
+read is looked into when the response may have ended, or when there is time. From then on the
+reads that are nearly all of a response, one chunk with one piece of text, are known by what
+surrounds the text, and only the text is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ ANCILLARY_BYTES = 64
 _SO_TIMESTAMPNS = 35
 _QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
 _TIMESPEC = struct.Struct("@ll")
+_NANOSECONDS = np.array([1_000_000_000, 1], dtype=np.int64)
 KERNEL_TIMESTAMPS = sys.platform == "linux" and hasattr(socket.socket, "recvmsg")
 
 
@@ -95,8 +98,7 @@ def kernel_stamps(stamps: list[bytes]) -> npt.NDArray[np.int64]:
     joined = b"".join(stamps)
     if len(joined) != len(stamps) * _TIMESPEC.size:
         raise ValueError("no stamp")
-    table = np.frombuffer(joined, dtype=np.dtype("l")).reshape(-1, 2)
-    times: npt.NDArray[np.int64] = table[:, 0].astype(np.int64) * 1_000_000_000 + table[:, 1]
+    times: npt.NDArray[np.int64] = np.frombuffer(joined, "l").reshape(-1, 2) @ _NANOSECONDS
     return times
 
 
@@ -119,11 +121,11 @@ class Response:
         end_ns: when the end, or the error, was noticed, monotonic.
         status: HTTP status, 0 when there was no response.
         headers: lower-case names.
-        stamps: the kernel's receive timestamp of every read as it gave it, in order; empty where
-            it did not.
-        seen_ns: when each of them was noticed, monotonic.
-        body: pieces of the body with the index of their read.
-        received_bytes: of all reads, headers and chunk sizes included.
+        log: three entries for every read, one after the other, since they are made when there is
+            no time for more: the kernel's receive timestamp as it gave it, or nothing; when it was
+            noticed, monotonic; what was within a chunk as it had been expected
+            (:meth:`Connection.expect`), or None.
+        body: pieces of the body out of all other reads, with the index of their read.
         error: why the response is not whole, in one line.
     """
 
@@ -132,10 +134,8 @@ class Response:
         "end_ns",
         "error",
         "headers",
-        "received_bytes",
-        "seen_ns",
+        "log",
         "sent_ns",
-        "stamps",
         "status",
     )  # fmt: skip
 
@@ -144,37 +144,59 @@ class Response:
         self.end_ns = 0
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.stamps: list[bytes] = []
-        self.received_bytes = 0
-        self.seen_ns: list[int] = []
+        self.log: list[Any] = []
         self.body: list[tuple[int, bytes]] = []
         self.error: str | None = None
 
     @property
+    def reads(self) -> int:
+        """How often something was read."""
+        return len(self.log) // 3
+
+    def stamps(self, first: int, last: int) -> list[bytes]:
+        """The kernel's timestamps of some reads, ``last`` not included."""
+        return self.log[3 * first : 3 * last : 3]
+
+    def seen_ns(self, read: int) -> int:
+        """When a read was noticed."""
+        seen_ns: int = self.log[3 * read + 1]
+        return seen_ns
+
+    def contents(self, first: int, last: int) -> list[bytes | None]:
+        """What was within the expected chunks among some reads, ``last`` not included."""
+        return self.log[3 * first + 2 : 3 * last : 3]
+
+    @property
     def size(self) -> int:
-        """Bytes that it keeps in memory, at most: the body, and what Python needs around it."""
-        return self.received_bytes + 400 * len(self.seen_ns)
+        """Bytes that it keeps in memory, roughly: the body, and what Python needs around it."""
+        return sum(len(piece) + 150 for _, piece in self.body) + 50 * len(self.log)
 
 
 class Connection:
     """A socket, and at most one request on it.
 
-    Everything is non-blocking; ``wants_write`` tells whether to wait for room as well. It does
-    not know the event loop: the driver calls :meth:`on_readable` and :meth:`on_writable`.
+    Everything is non-blocking; ``wants_write`` tells whether to wait for room as well, and
+    ``unseen`` whether a look at what has been read may tell what to expect. It does not know the
+    event loop: the driver calls :meth:`on_readable` and :meth:`on_writable`.
     """
 
     __slots__ = (
         "_before_tls",
         "_between_chunks",
         "_complete",
+        "_end",
+        "_expected",
         "_feeding",
         "_headers_done",
         "_incoming",
         "_keep_alive",
         "_lazy",
         "_loaded",
+        "_log",
         "_outgoing",
         "_parser",
+        "_start",
+        "_unparsed",
         "_unsent",
         "closed",
         "connected",
@@ -182,10 +204,11 @@ class Connection:
         "ended",
         "fd",
         "job",
-        "pieces",
+        "recvmsg",
         "response",
         "sock",
         "tls",
+        "unseen",
         "wants_write",
         "was_idle",
     )  # fmt: skip
@@ -199,6 +222,8 @@ class Connection:
         if KERNEL_TIMESTAMPS:
             self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.fd = self.sock.fileno()
+        # Ready to be called: this happens for every token.
+        self.recvmsg = self.sock.recvmsg if KERNEL_TIMESTAMPS and tls is None else None
         self.connected = False
         self.closed = False
         self.was_idle = False
@@ -206,8 +231,12 @@ class Connection:
         self.job: Any = None
         self.deadline_ns = 0
         self.response = Response()
-        self.pieces: list[tuple[bytes, int, bytes]] = []
+        self._log = self.response.log
         self.ended = True
+        self.unseen = False
+        self._unparsed: list[tuple[int, bytes]] = []
+        self._expected: dict[int, tuple[bytes, slice]] | None = None
+        self._start = self._end = b""
         self._unsent: list[memoryview] = []
         self._loaded = (b"", b"")
         self.tls: ssl.SSLObject | None = None
@@ -223,8 +252,11 @@ class Connection:
     def load(self, head: bytes, body: bytes) -> None:
         """Get everything ready for :meth:`fire`, so that it has little to do."""
         self.response = Response()
-        self.pieces = []
+        self._log = self.response.log
         self.ended = False
+        self._unparsed = []
+        self.unseen = True
+        self._expected = None
         self._parser = httptools.HttpResponseParser(self)
         self._feeding = 0
         self._lazy = self._between_chunks = False
@@ -354,8 +386,7 @@ class Connection:
         if not data:
             self.lost(seen_ns, None)
             return
-        self.pieces.append((ancillary[0][2] if ancillary else b"", seen_ns, data))
-        self.read_on(data)
+        self.received(ancillary[0][2] if ancillary else b"", seen_ns, data)
 
     def _decrypted(self) -> bytes | None:
         """What can be decrypted by now; None when that is nothing yet."""
@@ -373,26 +404,69 @@ class Connection:
             parts.append(part)
         return b"".join(parts) or None
 
-    def read_on(self, data: bytes) -> None:
-        """Look into what has arrived, if the response may have ended with it.
+    def expect(self, start: bytes, end: bytes) -> None:
+        """Expect more of the same: chunks that differ in nothing but what is within them.
 
-        A chunked body ends with CR LF CR LF, so that nothing else is worth a look.
+        Of those that come, only that is kept (:attr:`Response.log`). Ignored when what comes
+        next does not begin a chunk.
+
+        Args:
+            start, end: what is before and after it in the body, up to the ends of a chunk.
         """
-        if self._lazy and len(data) >= 5 and data[-4:] != b"\r\n\r\n":
-            return
+        if self._lazy and self._between_chunks and not self._unparsed and not self.ended:
+            self._start, self._end, self._expected = start, end + b"\r\n", {}
+
+    def _expect(self, size: int) -> tuple[bytes, slice]:
+        """How an expected chunk of so many bytes begins, and where the text in it is."""
+        assert self._expected is not None
+        start = _size_line(size) + self._start
+        last = size - len(self._end)
+        if len(start) > last:
+            start = bytes(size + 1)
+        self._expected[size] = start, slice(len(start), last)
+        return self._expected[size]
+
+    def received(self, stamp: bytes, seen_ns: int, data: bytes) -> bool:
+        """Note what was read: whether it was what had been expected.
+
+        If not, ``ended`` tells afterwards whether the response is over.
+
+        Args:
+            stamp: the kernel's timestamp as it gave it, or nothing.
+            seen_ns: when it was noticed, monotonic.
+        """
+        expected = self._expected
+        if expected is not None:
+            size = len(data)
+            start, text = expected.get(size) or self._expect(size)
+            if data.startswith(start) and data.endswith(self._end):
+                self._log += (stamp, seen_ns, data[text])
+                return True
+            self._expected = None
         if self.ended:
             # Nobody asked for anything.
             self.close()
+            return False
+        self._unparsed.append((self.response.reads, data))
+        self._log += (stamp, seen_ns, None)
+        # A chunked body ends with CR LF CR LF, so that nothing else is worth a look at once.
+        if not self._lazy or len(data) < 5 or data.endswith(b"\r\n\r\n"):
+            self.look()
+        return False
+
+    def look(self) -> None:
+        """Look into what has been read so far. Afterwards ``ended`` tells whether that was all."""
+        if not self._unparsed:
             return
         try:
             self._parse()
         except httptools.HttpParserError as error:
             if not self._complete:
-                self._finish(self.response.seen_ns[-1], f"not HTTP: {error}")
+                self._finish(self._log[-2], f"not HTTP: {error}")
                 return
             self._keep_alive = False
         if self._complete:
-            self._finish(self.response.seen_ns[-1], None)
+            self._finish(self._log[-2], None)
 
     def _parse(self) -> None:
         """Take the body out of what has been read.
@@ -400,28 +474,27 @@ class Connection:
         Raises:
             httptools.HttpParserError: it is not HTTP.
         """
-        response = self.response
-        stamps, seen_ns, read = zip(*self.pieces, strict=True) if self.pieces else ((), (), ())
-        self.pieces.clear()
-        first = len(response.seen_ns)
-        response.stamps += stamps
-        response.seen_ns += seen_ns
-        response.received_bytes += sum(map(len, read))
-        body, feed = response.body, self._parser.feed_data
-        last = first + len(read) - 1
-        for number, piece in enumerate(read, first):
-            size_line = _size_line(len(piece))
-            if self._between_chunks and piece.startswith(size_line) and piece.endswith(b"\r\n"):
-                # One whole chunk: nearly every read is.
-                body.append((number, piece[len(size_line) : -2]))
-                continue
-            self._feeding = number
-            feed(piece)
-            if not piece.endswith(b"\r\n"):
-                self._between_chunks = False
-            if self._complete and number < last:
+        body, feed = self.response.body, self._parser.feed_data
+        unparsed, self._unparsed = self._unparsed, []
+        number, last = 0, unparsed[-1][0]
+        try:
+            for number, piece in unparsed:
+                size_line = _size_line(len(piece))
+                if self._between_chunks and piece.startswith(size_line) and piece.endswith(b"\r\n"):
+                    # One whole chunk: nearly every read is.
+                    body.append((number, piece[len(size_line) : -2]))
+                    continue
+                self._feeding = number
+                feed(piece)
+                if not piece.endswith(b"\r\n"):
+                    self._between_chunks = False
+                if self._complete:
+                    break
+        finally:
+            if number < last:
+                # That was the end; what came after it belongs to nothing.
                 self._keep_alive = False
-                break
+                del self._log[3 * number + 3 :]
 
     # What httptools calls.
 
@@ -466,9 +539,7 @@ class Connection:
     def lost(self, seen_ns: int, error: Exception | None) -> None:
         """The connection is gone, for the better or the worse."""
         if not self.ended:
-            self._lazy = False
-            if self.pieces:
-                self.read_on(b"")
+            self.look()
             if self.ended:
                 self.close()
                 return
@@ -478,10 +549,9 @@ class Connection:
             if error is None and response.status and not framed:
                 self._finish(seen_ns, None)
             else:
-                received = sum(len(piece) for _, piece in response.body)
                 self._finish(
                     seen_ns,
-                    f"connection closed after {received} bytes of the body"
+                    "connection closed before the response was whole"
                     + (f": {error}" if error else ""),
                 )
         self.close()
@@ -489,13 +559,12 @@ class Connection:
     @property
     def untouched(self) -> bool:
         """Whether not a byte of a response has come, on a connection that had been idle."""
-        return self.was_idle and not self.response.seen_ns and not self.response.status
+        return self.was_idle and not self.response.log and not self.response.status
 
     def abandon(self, reason: str) -> None:
         """Give the response up: its connection cannot be used again."""
         now_ns = time.monotonic_ns()
-        if self.pieces:
-            self.read_on(b"")
+        self.look()
         if not self.ended:
             self._finish(now_ns, reason)
         self.close()
@@ -504,6 +573,7 @@ class Connection:
         self.response.end_ns = end_ns
         self.response.error = error
         self.ended = True
+        self._expected = None
         if error is not None or not self._keep_alive:
             self.close()
 

@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pytest_dynamo_bench.load.chat import RecordMaker
+from pytest_dynamo_bench.load.chat import Reading, RecordMaker
 from pytest_dynamo_bench.load.clock import ReceiveClock
 from pytest_dynamo_bench.load.connection import (
     ANCILLARY_BYTES,
-    KERNEL_TIMESTAMPS,
     READ_BYTES,
     Connection,
     Response,
@@ -43,6 +42,7 @@ _CHECK_CLOCK_NS = 100_000_000
 _REPORT_NS = 100_000_000
 _SPIN_NS = 300_000
 _STEP_NS = 300_000
+_WORK_NS = 100_000
 _STARVED_NS = 2_000_000
 _COARSE_NS = 3_000_000
 _PROBE_SECONDS = 2.0
@@ -89,7 +89,7 @@ class Mailbox(Protocol):
 class _Sending:
     """A request from being due to being interpreted."""
 
-    __slots__ = ("connection", "due_ns", "position", "request", "retried", "turns")
+    __slots__ = ("connection", "due_ns", "position", "reading", "request", "retried", "turns")
 
     def __init__(self, turns: Sequence[TrafficRequest], position: int, due_ns: int) -> None:
         self.turns = turns
@@ -99,6 +99,7 @@ class _Sending:
         self.retried = False
         # A connection that holds this request already and only waits for its time.
         self.connection: Connection | None = None
+        self.reading: Reading | None = None
 
 
 class Driver:
@@ -131,9 +132,11 @@ class Driver:
         self._follow_ups: deque[TrafficRequest] = deque()
         # Later turns that could not wait for their body to be built ahead.
         self._sent_early: set[str] = set()
-        self._ended: deque[tuple[_Sending, Response]] = deque()
+        # Connections of which something has been read that may tell what comes next.
+        self._unseen: deque[Connection] = deque()
+        self._ended: deque[tuple[_Sending, Reading]] = deque()
         self._ended_bytes = 0
-        self._interpreting: Iterator[RequestRecord | None] | None = None
+        self._interpreting: tuple[_Sending, Reading, Iterator[None]] | None = None
         self._finished: list[RequestRecord] = []
         self._address: tuple[int, tuple[Any, ...]] | None = None
         self._address_error: OSError | None = None
@@ -243,7 +246,7 @@ class Driver:
         clock = time.monotonic_ns
         wait = self._poller.wait
         connections, due, deadlines = self._connections, self._due, self._deadlines
-        kernel, size, ancillary_size = KERNEL_TIMESTAMPS, READ_BYTES, ANCILLARY_BYTES
+        readable, size, ancillary_size = _IN, READ_BYTES, ANCILLARY_BYTES
         began = clock()
         while due or self._in_flight:
             now = clock()
@@ -254,11 +257,11 @@ class Driver:
                 if self._mailbox.stopped():
                     self._stopping = True
                     break
-            wake = min(
-                due[0][0] if due else now + 50_000_000,
-                deadlines[0][0] if deadlines else now + 50_000_000,
-                self._next_report_ns,
+            # Only what is due is worth being woken early for.
+            later = min(
+                deadlines[0][0] if deadlines else self._next_report_ns, self._next_report_ns
             )
+            wake = min(due[0][0], later) if due else later + _SPIN_NS
             # Looking first costs a system call that is worth it only if there is work to do
             # while nothing is ready.
             looking = self._has_work or now >= self._next_check_ns or bool(due)
@@ -277,25 +280,25 @@ class Driver:
                 connection = connections.get(fd)
                 if connection is None:
                     continue
-                if mask == _IN and kernel and connection.tls is None:
+                recvmsg = connection.recvmsg
+                if mask == readable and recvmsg is not None:
                     # The hot path, inline: what Connection.on_readable does.
                     try:
-                        data, ancillary, _, _ = connection.sock.recvmsg(size, ancillary_size)
+                        data, ancillary, _, _ = recvmsg(size, ancillary_size)
                     except (BlockingIOError, InterruptedError):
                         continue
                     except OSError as error:
                         connection.lost(seen, error)
                     else:
-                        if data:
-                            # Nothing but the stamp was asked of the kernel.
-                            stamp = ancillary[0][2] if ancillary else b""
-                            connection.pieces.append((stamp, seen, data))
-                            connection.read_on(data)
-                            self._reads += 1
-                        else:
+                        if not data:
                             connection.lost(seen, None)
+                        # Nothing but the stamp was asked of the kernel.
+                        elif connection.received(ancillary[0][2] if ancillary else b"", seen, data):
+                            continue
                     if connection.ended:
                         self._settle(connection, seen)
+                    elif connection.unseen:
+                        self._note(connection)
                 else:
                     self._serve(fd, mask, seen)
             while due and due[0][0] <= seen:
@@ -322,9 +325,10 @@ class Driver:
                 return
         if mask & (_IN | _BAD) and not connection.closed:
             connection.on_readable(seen_ns)
-            self._reads += 1
         if connection.closed or connection.ended:
             self._settle(connection, seen_ns)
+        elif connection.unseen:
+            self._note(connection)
         if not connection.closed:
             self._poller.modify(fd, _IN | _OUT if connection.wants_write else _IN)
 
@@ -352,11 +356,20 @@ class Driver:
             self._forget(connection)
         self._keep(sending, connection.response, seen_ns)
 
+    def _note(self, connection: Connection) -> None:
+        """Look into what has been read when there is time."""
+        connection.unseen = False
+        self._unseen.append(connection)
+        self._has_work = True
+
     def _keep(self, sending: _Sending, response: Response, seen_ns: int) -> None:
         """Note a response for later, and let its session go on."""
         self._in_flight -= 1
         self._has_work = True
-        self._ended.append((sending, response))
+        if sending.reading is None or sending.reading.response is not response:
+            sending.reading = Reading(response)
+        self._reads += response.reads
+        self._ended.append((sending, sending.reading))
         self._ended_bytes += response.size
         position = sending.position + 1
         if position < len(sending.turns) and not self._stopping:
@@ -465,15 +478,47 @@ class Driver:
     # What can wait.
 
     def _work_a_little(self, now_ns: int, wake_ns: int) -> bool:
-        """One small step; False when there is nothing to do, or not enough time."""
+        """Some small steps; False when there is nothing to do, or not enough time."""
         self._worked_ns = now_ns
         if now_ns >= self._next_check_ns:
             self._next_check_ns = now_ns + _CHECK_CLOCK_NS
             self._clock.check()
             while self._deadlines and self._deadlines[0][1].job is not self._deadlines[0][2]:
                 self._deadlines.popleft()
-        self._has_work = self._prepare_body(wake_ns - now_ns) or self._interpret()
-        return self._has_work
+        worked = False
+        while True:
+            left_ns = wake_ns - now_ns
+            self._has_work = self._prepare_body(left_ns) or self._look_ahead() or self._interpret()
+            worked = worked or self._has_work
+            now_ns = time.monotonic_ns()
+            if (
+                not self._has_work
+                or now_ns - self._worked_ns > _WORK_NS
+                or wake_ns - now_ns < _STEP_NS
+            ):
+                return worked
+
+    def _look_ahead(self) -> bool:
+        """Read on in a response that goes on, so that what comes next is known when it comes."""
+        if not self._unseen:
+            return False
+        connection = self._unseen.popleft()
+        sending: _Sending | None = connection.job
+        if sending is None or connection.ended:
+            return True
+        connection.look()
+        if connection.ended:
+            self._settle(connection, time.monotonic_ns())
+            return True
+        reading = sending.reading
+        if reading is None or reading.response is not connection.response:
+            reading = sending.reading = Reading(connection.response)
+        for _ in self._maker.read(reading):
+            pass
+        if reading.pattern is not None:
+            connection.expect(reading.pattern.start, reading.pattern.end)
+        connection.unseen = reading.may_have_pattern
+        return True
 
     def _prepare_body(self, time_ns: int | None = None) -> bool:
         """Build the body that is needed next.
@@ -519,18 +564,17 @@ class Driver:
         if self._interpreting is None:
             if not self._ended:
                 return False
-            sending, response = self._ended.popleft()
-            self._ended_bytes -= response.size
-            self._clock.check()
-            self._interpreting = self._maker.read(sending.request, sending.due_ns, response)
-        for step in self._interpreting:
-            if step is not None:
-                self._finished.append(step)
-                self._interpreting = None
-                return True
+            sending, reading = self._ended.popleft()
+            self._ended_bytes -= reading.response.size
+            self._interpreting = sending, reading, self._maker.read(reading)
+        sending, reading, steps = self._interpreting
+        for _ in steps:
             if not force:
                 return True
-        raise AssertionError("reading ends with a record")
+        self._interpreting = None
+        self._clock.check(since_ns=reading.response.end_ns)
+        self._finished.append(self._maker.record(sending.request, sending.due_ns, reading))
+        return True
 
     def _report(self) -> None:
         if self._finished:

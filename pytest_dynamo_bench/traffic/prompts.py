@@ -18,6 +18,8 @@ import numpy.typing as npt
 VOCABULARY_TOKENS = 8192
 _ID_DIGITS = 5
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _IDS = VOCABULARY_TOKENS**_ID_DIGITS
 WORDS = tuple(f"w{index}" for index in range(VOCABULARY_TOKENS))
 _WORDS = np.array(WORDS, dtype=object)
@@ -61,11 +63,11 @@ def block_token_ids(
     seed = (block_id * _GOLDEN_GAMMA + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
     # In place: numbers are few, and each array made anew costs as much as the arithmetic.
     ids = _gammas(tokens) + np.uint64(seed)
-    ids ^= ids >> np.uint64(30)
-    ids *= np.uint64(0xBF58476D1CE4E5B9)
-    ids ^= ids >> np.uint64(27)
-    ids *= np.uint64(0x94D049BB133111EB)
-    ids ^= ids >> np.uint64(31)
+    ids ^= ids >> _SHIFTS[0]
+    ids *= _FACTORS[0]
+    ids ^= ids >> _SHIFTS[1]
+    ids *= _FACTORS[1]
+    ids ^= ids >> _SHIFTS[2]
     ids %= np.uint64(vocabulary_tokens)
     digits, rest, reach = [], block_id, 1
     while reach < _IDS:
@@ -134,4 +136,4 @@ def _token_ids(
     for block_id in hash_ids:
         parts.append(block_token_ids(block_id, min(block_tokens, remaining), vocabulary_tokens))
         remaining -= block_tokens
-    return np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -36,7 +36,8 @@ async def test_records_agree_with_what_the_server_wrote():
 async def test_a_step_that_is_not_trusted_says_why_and_ends_its_kind():
     result = await check_client(steps=FEW, limits=Limits(cpu_share=0.0))
     assert [step.step.name for step in result.steps] == [FEW[0].name, FEW[2].name]
-    assert all("cpu_share" in step.reasons[0] for step in result.steps)
+    # A machine that is busy with something else adds reasons of its own.
+    assert all(any("cpu_share" in reason for reason in s.reasons) for s in result.steps)
     assert (result.most_streams, result.most_rate) == (0, 0)
 
 

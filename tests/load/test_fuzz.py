@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.load.chat import RecordMaker
+from pytest_dynamo_bench.load.chat import Reading, RecordMaker
 from pytest_dynamo_bench.load.clock import ReceiveClock
-from pytest_dynamo_bench.load.connection import Connection, Server
+from pytest_dynamo_bench.load.connection import Connection, Server, _size_line
 from tests.load.test_correctness import CHUNKED, chunk, event, stream, usage
 from tests.load.test_load import request
 
@@ -52,18 +52,28 @@ def connected(listener):
         peer.close()
 
 
-def received(listener, pieces):
-    """The record of a response that arrives in these pieces, one a millisecond."""
+def received(listener, pieces, looks=()):
+    """The record of a response that arrives in these pieces, one a millisecond.
+
+    Args:
+        looks: after which of them there is time to look into what has come.
+    """
+    maker = RecordMaker(ReceiveClock())
     with connected(listener) as connection:
+        reading = Reading(connection.response)
         for index, piece in enumerate(pieces):
             if piece and not connection.ended:
-                connection.pieces.append((b"", 1_000_000 * index, piece))
-                connection.read_on(piece)
+                connection.received(b"", 1_000_000 * (index + 1), piece)
+            if index in looks and not connection.ended:
+                connection.look()
+                list(maker.read(reading))
+                if reading.pattern is not None:
+                    connection.expect(reading.pattern.start, reading.pattern.end)
         if not connection.ended:
-            connection.lost(1_000_000 * len(pieces), None)
+            connection.lost(1_000_000 * (len(pieces) + 1), None)
         assert connection.ended
-        *_, record = RecordMaker(ReceiveClock()).read(request(1), 0, connection.response)
-    return record
+        list(maker.read(reading))
+        return maker.record(request(1), 0, reading)
 
 
 def cut(data, cuts):
@@ -109,7 +119,7 @@ def test_no_chunk_is_noted_before_its_last_byte_or_after_the_next_read(listener,
         if item.startswith(b"data: ") and b'"content": ""' not in item and b'"content"' in item:
             expected.append(next(i for i, end in enumerate(ends) if end >= last_byte))
     if record.error is None:
-        assert list(record.chunk_ms) == expected
+        assert [ms - 1 for ms in record.chunk_ms] == expected
 
 
 GARBAGE = st.one_of(
@@ -152,3 +162,90 @@ def test_a_damaged_stream_never_raises_and_never_counts_more(listener, events, d
     assert len(record.chunk_ms) <= len(events)
     assert record.completion_tokens is None or record.completion_tokens >= 0
     assert record.error is None or "\n" not in record.error
+
+
+def compact(text, **more):
+    """An event as servers write it; what it says may be in it more than once."""
+    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
+    data = {"id": "w1", "choices": choices, "x": "w2"} | more
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=len(text) > 2)
+    return b"data: %s\n\n" % text.encode("utf-8", "surrogatepass")
+
+
+SAYING = st.one_of(
+    st.sampled_from(["w1", "w1", "w22", ":", ",", "content", "id", "x", "ü→", '"', "\\", "\n", ""]),
+    st.text(max_size=4),
+)
+ANYTHING = st.one_of(
+    SAYING.map(lambda text: compact(text)),
+    SAYING.map(lambda text: compact(text)),
+    SAYING.map(lambda text: compact(text, usage=usage(completion=7))),
+    SAYING.map(lambda text: compact(text).replace(b"\n", b"\r\n")),
+    SAYING.map(lambda text: compact(text).replace(b"}", b"}\n\ndata: ", 1)),
+    SAYING.map(lambda text: b"data: " + compact(text)),
+    SAYING.map(lambda text: compact(text).replace(b'"', b"", 1)),
+    SAYING.map(lambda text: compact(text)[:-1]),
+    st.binary(max_size=9).map(lambda data: compact("w1").replace(b"w1", data)),
+    st.just(compact("w1").replace(b"w1", b'w1","finish_reason":"stop","x":"')),
+    st.just(b"event: error\n"),
+    st.just(b": keep-alive\n\n"),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(ANYTHING, min_size=1, max_size=10),
+    st.sets(st.integers(0, 12)),
+    st.booleans(),
+    st.sampled_from([0, 0, 0, 1, 2, 5]),
+)
+def test_looking_into_a_response_before_its_end_changes_nothing(
+    listener, events, looks, whole, damage
+):
+    """What is known by what surrounds it is what it would be if it were decoded."""
+    ending = [event(finish="length"), event(choices=[], usage=usage(completion=3))]
+    pieces = [CHUNKED + b"\r\n" + chunk(compact("w0")), *map(chunk, events)]
+    if damage:
+        pieces[-1] = pieces[-1][damage:]
+    pieces += [b"".join(map(chunk, ending)), b"0\r\n\r\n"] if whole else []
+    assert received(listener, pieces, looks) == received(listener, pieces)
+
+
+def expecting(connection, text="w0"):
+    """A connection that has looked into the first event of a response."""
+    reading = Reading(connection.response)
+    connection.received(b"", 1, CHUNKED + b"\r\n" + chunk(compact(text)))
+    connection.look()
+    list(RecordMaker(ReceiveClock()).read(reading))
+    if reading.pattern is not None:
+        connection.expect(reading.pattern.start, reading.pattern.end)
+    return reading
+
+
+def test_of_a_chunk_as_expected_only_the_text_is_kept(listener):
+    with connected(listener) as connection:
+        expecting(connection)
+        for text in ("w1", "w22", "\n", 200 * "long "):
+            assert connection.received(b"", 2, chunk(compact(text)))
+        assert not connection.received(b"", 2, chunk(compact("w1", usage=usage())))
+        assert not connection.received(b"", 2, chunk(compact("w1")))
+        kept = connection.response.contents(0, connection.response.reads)
+    assert kept == [None, b"w1", b"w22", b"\\n", 200 * b"long ", None, None]
+
+
+def test_a_text_that_is_elsewhere_in_the_event_first_is_not_taken_for_the_text(listener):
+    with connected(listener) as connection:
+        # "w1" is its id, ":" is between any two quotes of a name and a value.
+        assert expecting(connection, "w1").pattern is None
+    with connected(listener) as connection:
+        assert expecting(connection, ":").pattern is None
+    with connected(listener) as connection:
+        # The first "w2" is the content, what comes after it is not.
+        assert expecting(connection, "w2").pattern is not None
+
+
+@given(st.integers(0, 70_000))
+def test_a_whole_chunk_is_known_by_its_length(size):
+    whole = chunk(bytes(size))
+    assert whole.startswith(_size_line(len(whole))) == (size > 0)
+    assert len(_size_line(size)) > size or len(chunk(bytes(int(_size_line(size), 16)))) == size

@@ -83,7 +83,7 @@ async def test_tokens_come_from_usage_when_a_chunk_holds_several():
 FAULTS = {
     "status": (Script(status=503, body=b"busy\nnow"), "HTTP 503: busy now"),
     "stall": (Script(0, 0, stall_after=2), "no end after 0.5 s"),
-    "cut": (Script(0, 0, cut_after=3), "connection closed after"),
+    "cut": (Script(0, 0, cut_after=3), "connection closed before"),
     "error in the stream": (Script(0, 0, error_after=2), "reported an error in the stream"),
     "no usage": (Script(0, 0, no_usage=True), "no usage"),
     "no finish": (Script(0, 0, no_finish=True), "without finish_reason"),
