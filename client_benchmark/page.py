@@ -46,10 +46,9 @@ def write_page(results: Path, page: Path, machine: dict[str, Any]) -> None:
         by_run[key] = undisturbed or [min(runs, key=lambda entry: entry["others_share"])]
     for tool in tools:
         # What a run takes before and after its requests is that of a run of one request.
-        # Whatever disturbs that can only make it longer.
         start = [e["cpu_seconds"] for e in entries
                  if (e["tool"], e["workload"]) == (tool, "start-up")]  # fmt: skip
-        base = min(start, default=0.0)
+        base = statistics.median(start) if start else 0.0
         for entry in by_run[tool, "64 streams"]:
             entry["cpu_per_1000"] = (entry["cpu_seconds"] - base) / (entry["chunks"] - 64) * 1000
     table = [

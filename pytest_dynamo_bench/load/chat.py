@@ -7,7 +7,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -154,6 +154,16 @@ def text_of(content: bytes) -> str | None:
         return msgspec.json.decode(b'"%s"' % content, type=str)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def _is_plain(content: bytes) -> bool:
+    """Whether all of this, and each part of it, is text in a JSON string; many more are."""
+    return (
+        content.isascii()
+        and content.decode("ascii").isprintable()
+        and b'"' not in content
+        and b"\\" not in content
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,8 +395,10 @@ class RecordMaker:
         """Take in the expected chunks that came before a read. Raises as :meth:`_read_pieces`."""
         first, reading.next_read = reading.next_read, read + 1
         contents = reading.response.contents(first, read)
-        texts = [text for content in contents if content and (text := text_of(content))]
-        if reading.pattern is not None and len(texts) == len(contents) > 0:
+        if not contents:
+            return
+        texts = self._texts(contents)
+        if texts is not None and reading.pattern is not None:
             reading.texts += texts
             reading.chunk_reads.extend(range(first, read))
             reading.content_read = read - 1
@@ -400,6 +412,16 @@ class RecordMaker:
                 self._take_event(reading, name, data, number)
                 if reading.over:
                     return
+
+    def _texts(self, contents: list[bytes | None]) -> list[str] | None:
+        """What texts say, as far as anybody wants to know; None when one of them is no text."""
+        if None in contents or b"" in contents:
+            return None
+        known = cast(list[bytes], contents)
+        if self._count_tokens is None and _is_plain(b"".join(known)):
+            return []
+        texts = [text for content in known if (text := text_of(content))]
+        return texts if len(texts) == len(known) else None
 
     def _take_event(self, reading: Reading, name: bytes, data: bytes, read: int) -> None:
         """Take in one event."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.load.chat import Reading, RecordMaker
+from pytest_dynamo_bench.load.chat import Reading, RecordMaker, count_words
 from pytest_dynamo_bench.load.clock import ReceiveClock
 from pytest_dynamo_bench.load.connection import Connection, Server, _size_line
 from tests.load.test_correctness import CHUNKED, chunk, event, stream, usage
@@ -52,13 +52,13 @@ def connected(listener):
         peer.close()
 
 
-def received(listener, pieces, looks=()):
+def received(listener, pieces, looks=(), count_tokens=None):
     """The record of a response that arrives in these pieces, one a millisecond.
 
     Args:
         looks: after which of them there is time to look into what has come.
     """
-    maker = RecordMaker(ReceiveClock())
+    maker = RecordMaker(ReceiveClock(), count_tokens=count_tokens)
     with connected(listener) as connection:
         reading = Reading(connection.response)
         for index, piece in enumerate(pieces):
@@ -198,9 +198,10 @@ ANYTHING = st.one_of(
     st.sets(st.integers(0, 12)),
     st.booleans(),
     st.sampled_from([0, 0, 0, 1, 2, 5]),
+    st.sampled_from([None, count_words]),
 )
 def test_looking_into_a_response_before_its_end_changes_nothing(
-    listener, events, looks, whole, damage
+    listener, events, looks, whole, damage, count
 ):
     """What is known by what surrounds it is what it would be if it were decoded."""
     ending = [event(finish="length"), event(choices=[], usage=usage(completion=3))]
@@ -208,7 +209,7 @@ def test_looking_into_a_response_before_its_end_changes_nothing(
     if damage:
         pieces[-1] = pieces[-1][damage:]
     pieces += [b"".join(map(chunk, ending)), b"0\r\n\r\n"] if whole else []
-    assert received(listener, pieces, looks) == received(listener, pieces)
+    assert received(listener, pieces, looks, count) == received(listener, pieces, (), count)
 
 
 def expecting(connection, text="w0"):
