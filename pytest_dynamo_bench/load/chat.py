@@ -6,7 +6,7 @@ import functools
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
@@ -25,7 +25,7 @@ from pytest_dynamo_bench.traffic import Images, TrafficRequest
 from pytest_dynamo_bench.traffic.prompts import prompt_text
 
 _ERROR_LENGTH = 300
-_PIECES_A_STEP = 128
+_PIECES_A_STEP = 64
 _MOST_PATTERNS = 4
 _LAG_EVERY = 32
 _MOST_TOKENS = 2**40
@@ -220,40 +220,41 @@ class Pattern:
         return None
 
 
+@dataclass(slots=True, eq=False)
 class Reading:
     """What a response says, as far as it has been read.
 
     Attributes:
+        over: nothing that comes now counts.
         next_read: number of the read that comes after those that have been taken in.
         content_read: the last read with content, until something comes after it in the same read.
         chunk_reads: for each chunk with content the read that completed it.
     """
 
-    def __init__(self, response: Response) -> None:
-        self.response = response
-        self.events = EventReader()
-        self.decompress: Callable[[bytes], bytes] | None = None
-        self.found_pattern: Pattern | None = None
-        self.patterns_tried = 0
-        self.over = False
-        self.next_read = 0
-        self.content_read = -1
-        self.chunk_reads: list[int] = []
-        self.tokens_so_far: list[int] = []
-        self.texts: list[str] = []
-        self.coalesced = 0
-        self.prompt_tokens: int | None = None
-        self.completion_tokens: int | None = None
-        self.cached_tokens: int | None = None
-        self.router_hit_rate: float | None = None
-        self.prefill_worker: str | None = None
-        self.decode_worker: str | None = None
-        self.response_id: str | None = None
-        self.prefill_rank: int | None = None
-        self.decode_rank: int | None = None
-        self.kv_transfer_ms: float | None = None
-        self.finished = False
-        self.error: str | None = None
+    response: Response
+    events: EventReader = field(default_factory=EventReader)
+    decompress: Callable[[bytes], bytes] | None = None
+    found_pattern: Pattern | None = None
+    patterns_tried: int = 0
+    over: bool = False
+    next_read: int = 0
+    content_read: int = -1
+    chunk_reads: list[int] = field(default_factory=list)
+    tokens_so_far: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    coalesced: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    router_hit_rate: float | None = None
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    response_id: str | None = None
+    prefill_rank: int | None = None
+    decode_rank: int | None = None
+    kv_transfer_ms: float | None = None
+    finished: bool = False
+    error: str | None = None
 
     @property
     def pattern(self) -> Pattern | None:
@@ -298,6 +299,8 @@ class RecordMaker:
         """
         body = reading.response.body
         if reading.response.status != 200:
+            # Its body is no stream, but tells what went wrong.
+            reading.over = bool(reading.response.status)
             return
         try:
             while body and not reading.over:

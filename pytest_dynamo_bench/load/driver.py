@@ -366,10 +366,8 @@ class Driver:
         """Note a response for later, and let its session go on."""
         self._in_flight -= 1
         self._has_work = True
-        if sending.reading is None or sending.reading.response is not response:
-            sending.reading = Reading(response)
         self._reads += response.reads
-        self._ended.append((sending, sending.reading))
+        self._ended.append((sending, self._reading(sending, response)))
         self._ended_bytes += response.size
         position = sending.position + 1
         if position < len(sending.turns) and not self._stopping:
@@ -510,15 +508,20 @@ class Driver:
         if connection.ended:
             self._settle(connection, time.monotonic_ns())
             return True
-        reading = sending.reading
-        if reading is None or reading.response is not connection.response:
-            reading = sending.reading = Reading(connection.response)
-        for _ in self._maker.read(reading):
-            pass
+        reading = self._reading(sending, connection.response)
+        next(self._maker.read(reading), None)
+        if reading.response.body and not reading.over:
+            self._unseen.append(connection)
+            return True
         if reading.pattern is not None:
             connection.expect(reading.pattern.start, reading.pattern.end)
         connection.unseen = reading.may_have_pattern
         return True
+
+    def _reading(self, sending: _Sending, response: Response) -> Reading:
+        if sending.reading is None or sending.reading.response is not response:
+            sending.reading = Reading(response)
+        return sending.reading
 
     def _prepare_body(self, time_ns: int | None = None) -> bool:
         """Build the body that is needed next.

@@ -6,10 +6,11 @@ import functools
 import socket
 import threading
 import time
+from collections import Counter
 
 import pytest
 
-from pytest_dynamo_bench.load.connection import Server
+from pytest_dynamo_bench.load.connection import Connection, Server
 from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.traffic import Concurrency
 from tests.load.test_load import request, send
@@ -110,3 +111,43 @@ def test_a_name_with_several_addresses_is_tried_until_one_answers(monkeypatch):
         driver.prepare()
         assert driver._address == (socket.AF_INET, ("127.0.0.1", port))
         driver._close()
+
+
+async def counted(monkeypatch, script, requests):
+    """Records, and how often something was looked into, and was as expected."""
+    counts = Counter()
+    look, received = Connection.look, Connection.received
+
+    def counted_look(self):
+        counts["looks"] += 1
+        return look(self)
+
+    def counted_received(self, *read):
+        found = received(self, *read)
+        counts["expected"] += found
+        return found
+
+    monkeypatch.setattr(Connection, "look", counted_look)
+    monkeypatch.setattr(Connection, "received", counted_received)
+    records, _ = await send(script, requests)
+    return records, counts
+
+
+@pytest.mark.anyio
+async def test_most_of_a_stream_is_as_expected_and_costs_no_second_look(monkeypatch):
+    records, counts = await counted(
+        monkeypatch, Script(0.01, 0.005), [request(i, osl=40) for i in range(4)]
+    )
+    assert [record.error for record in records] == [None] * 4
+    assert [len(record.chunk_ms) for record in records] == [40] * 4
+    assert counts["expected"] > 0.7 * 4 * 40
+    assert counts["looks"] < 10 * 4
+
+
+@pytest.mark.anyio
+async def test_an_error_that_comes_slowly_is_not_looked_at_again_and_again(monkeypatch):
+    head = b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = (head, b"3\r\nnot\r\n", b"4\r\n now\r\n", b"0\r\n\r\n")
+    (record,), counts = await counted(monkeypatch, Script(0, 0.05, pieces=pieces), [request(1)])
+    assert record.error == "HTTP 503: not now"
+    assert counts["looks"] < 10
