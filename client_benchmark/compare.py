@@ -254,18 +254,23 @@ def judged(tool: Tool, workload: Workload, log: list[list[int]], scratch: Path) 
 
 
 def missing(results: Path, tools: list[Tool], repeats: int) -> Iterator[tuple[Tool, Workload]]:
-    """What has not been measured often enough, one repeat of everything after the other."""
+    """What has not been measured often enough, one repeat of everything after the other.
+
+    The tools do each workload one right after the other, since machines have their moods.
+    """
     done: Counter[tuple[str, str]] = Counter()
     if results.exists():
         for line in results.read_text().splitlines():
             entry = json.loads(line)
             if entry["others_share"] <= MOST_OTHERS:
                 done[entry["tool"], entry["workload"]] += 1
+    names = [workload.name for workload in workloads("this client")]
+    runs = [(tool, workload) for tool in tools for workload in workloads(tool.name)]
+    runs.sort(key=lambda run: names.index(run[1].name))
     for repeat in range(repeats):
-        for tool in tools:
-            for workload in workloads(tool.name):
-                if done[tool.name, workload.name] <= repeat:
-                    yield tool, workload
+        for tool, workload in runs:
+            if done[tool.name, workload.name] <= repeat:
+                yield tool, workload
 
 
 def run(options: argparse.Namespace) -> None:
