@@ -168,7 +168,7 @@ def _is_plain(content: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What surrounds the text in an event that says nothing but some text.
+    """What surrounds the text in an event that says nothing new but some text.
 
     The events of a response are alike but for their texts, so that one of them tells how to read
     the others. JSON makes that safe: what is between the quotes of a string can be exchanged for
@@ -192,7 +192,8 @@ class Pattern:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         choices = event.choices or []
-        if event.usage is not None or event.error or event.nvext or len(choices) != 1:
+        # What Dynamo says of workers may be there: it is the same in all that looks the same.
+        if event.usage is not None or event.error or len(choices) != 1:
             return None
         delta = choices[0].delta
         if delta is None or not delta.content or choices[0].finish_reason:

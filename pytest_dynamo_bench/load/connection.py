@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 READ_BYTES = 16_384
 ANCILLARY_BYTES = 64
+_MOST_IN_VAIN = 4
 _SO_TIMESTAMPNS = 35
 _QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
 _TIMESPEC = struct.Struct("@ll")
@@ -103,12 +104,16 @@ def kernel_stamps(stamps: list[bytes]) -> npt.NDArray[np.int64]:
 
 
 @functools.cache
-def _size_line(read_bytes: int) -> bytes:
-    """How a read of so many bytes starts if it is one whole chunk of a chunked body."""
+def _size_line(read_bytes: int, upper_case: bool) -> bytes:
+    """How a read of so many bytes starts if it is one whole chunk of a chunked body.
+
+    Args:
+        upper_case: how the server writes hexadecimal numbers: hyper so, most others not.
+    """
     for digits in range(1, 9):
         chunk_bytes = read_bytes - digits - 4
         if chunk_bytes > 0 and len(f"{chunk_bytes:x}") == digits:
-            return b"%x\r\n" % chunk_bytes
+            return (b"%X\r\n" if upper_case else b"%x\r\n") % chunk_bytes
     # No chunk has that length, and this is the start of nothing.
     return bytes(read_bytes + 1)
 
@@ -198,6 +203,8 @@ class Connection:
         "_start",
         "_unparsed",
         "_unsent",
+        "_upper_case",
+        "_vain",
         "closed",
         "connected",
         "deadline_ns",
@@ -234,6 +241,7 @@ class Connection:
         self._log = self.response.log
         self.ended = True
         self.unseen = False
+        self._upper_case = False
         self._unparsed: list[tuple[int, bytes]] = []
         self._expected: dict[int, tuple[bytes, slice]] | None = None
         self._start = self._end = b""
@@ -257,6 +265,7 @@ class Connection:
         self._unparsed = []
         self.unseen = True
         self._expected = None
+        self._vain = 0
         self._parser = httptools.HttpResponseParser(self)
         self._feeding = 0
         self._lazy = self._between_chunks = False
@@ -416,10 +425,15 @@ class Connection:
         if self._lazy and self._between_chunks and not self._unparsed and not self.ended:
             self._start, self._end, self._expected = start, end + b"\r\n", {}
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether to expect anything is not in vain, time after time."""
+        return self._vain < _MOST_IN_VAIN
+
     def _expect(self, size: int) -> tuple[bytes, slice]:
         """How an expected chunk of so many bytes begins, and where the text in it is."""
         assert self._expected is not None
-        start = _size_line(size) + self._start
+        start = _size_line(size, self._upper_case) + self._start
         last = size - len(self._end)
         if len(start) > last:
             start = bytes(size + 1)
@@ -443,6 +457,7 @@ class Connection:
                 self._log += (stamp, seen_ns, data[text])
                 return True
             self._expected = None
+            self._vain = self._vain + 1 if self._log[-1] is None else 0
         if self.ended:
             # Nobody asked for anything.
             self.close()
@@ -479,7 +494,10 @@ class Connection:
         number, last = 0, unparsed[-1][0]
         try:
             for number, piece in unparsed:
-                size_line = _size_line(len(piece))
+                size_line = _size_line(len(piece), self._upper_case)
+                if self._between_chunks and not piece.startswith(size_line):
+                    size_line = _size_line(len(piece), not self._upper_case)
+                    self._upper_case ^= piece.startswith(size_line)
                 if self._between_chunks and piece.startswith(size_line) and piece.endswith(b"\r\n"):
                     # One whole chunk: nearly every read is.
                     body.append((number, piece[len(size_line) : -2]))

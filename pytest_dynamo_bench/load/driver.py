@@ -39,7 +39,7 @@ _BODIES_AHEAD = 64
 _BODY_BYTES_AHEAD = 16_000_000
 _MOST_WAITING_BYTES = 16_000_000
 _CHECK_CLOCK_NS = 100_000_000
-_REPORT_NS = 100_000_000
+_REPORT_NS = 250_000_000
 _SPIN_NS = 300_000
 _STEP_NS = 300_000
 _WORK_NS = 100_000
@@ -107,7 +107,7 @@ class Driver:
 
     Args:
         job: what to send.
-        mailbox: told what has ended, about ten times a second.
+        mailbox: told what has ended, four times a second.
     """
 
     def __init__(self, job: Job, mailbox: Mailbox) -> None:
@@ -515,7 +515,7 @@ class Driver:
             return True
         if reading.pattern is not None:
             connection.expect(reading.pattern.start, reading.pattern.end)
-        connection.unseen = reading.may_have_pattern
+        connection.unseen = reading.may_have_pattern and connection.hopeful
         return True
 
     def _reading(self, sending: _Sending, response: Response) -> Reading:

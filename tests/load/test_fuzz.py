@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.load.chat import Reading, RecordMaker, count_words
+from pytest_dynamo_bench.load.chat import Pattern, Reading, RecordMaker, count_words
 from pytest_dynamo_bench.load.clock import ReceiveClock
 from pytest_dynamo_bench.load.connection import Connection, Server, _size_line
 from tests.load.test_correctness import CHUNKED, chunk, event, stream, usage
@@ -164,6 +164,11 @@ def test_a_damaged_stream_never_raises_and_never_counts_more(listener, events, d
     assert record.error is None or "\n" not in record.error
 
 
+def upper_chunk(data):
+    """A chunk as hyper writes it, which Dynamo's frontend is built on."""
+    return b"%X\r\n%s\r\n" % (len(data), data)
+
+
 def compact(text, **more):
     """An event as servers write it; what it says may be in it more than once."""
     choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
@@ -179,6 +184,7 @@ SAYING = st.one_of(
 ANYTHING = st.one_of(
     SAYING.map(lambda text: compact(text)),
     SAYING.map(lambda text: compact(text)),
+    SAYING.map(lambda text: compact(text, nvext={"worker_id": {"decode_worker_id": 7}})),
     SAYING.map(lambda text: compact(text, usage=usage(completion=7))),
     SAYING.map(lambda text: compact(text).replace(b"\n", b"\r\n")),
     SAYING.map(lambda text: compact(text).replace(b"}", b"}\n\ndata: ", 1)),
@@ -199,13 +205,16 @@ ANYTHING = st.one_of(
     st.booleans(),
     st.sampled_from([0, 0, 0, 1, 2, 5]),
     st.sampled_from([None, count_words]),
+    st.sampled_from([{}, {"nvext": {"worker_id": {"decode_worker_id": 7}}}]),
+    st.booleans(),
 )
 def test_looking_into_a_response_before_its_end_changes_nothing(
-    listener, events, looks, whole, damage, count
+    listener, events, looks, whole, damage, count, more, upper_case
 ):
     """What is known by what surrounds it is what it would be if it were decoded."""
     ending = [event(finish="length"), event(choices=[], usage=usage(completion=3))]
-    pieces = [CHUNKED + b"\r\n" + chunk(compact("w0")), *map(chunk, events)]
+    sized = upper_chunk if upper_case else chunk
+    pieces = [CHUNKED + b"\r\n" + sized(compact("w0", **more)), *map(sized, events)]
     if damage:
         pieces[-1] = pieces[-1][damage:]
     pieces += [b"".join(map(chunk, ending)), b"0\r\n\r\n"] if whole else []
@@ -245,8 +254,35 @@ def test_a_text_that_is_elsewhere_in_the_event_first_is_not_taken_for_the_text(l
         assert expecting(connection, "w2").pattern is not None
 
 
-@given(st.integers(0, 70_000))
-def test_a_whole_chunk_is_known_by_its_length(size):
-    whole = chunk(bytes(size))
-    assert whole.startswith(_size_line(len(whole))) == (size > 0)
-    assert len(_size_line(size)) > size or len(chunk(bytes(int(_size_line(size), 16)))) == size
+@given(st.integers(0, 70_000), st.booleans())
+def test_a_whole_chunk_is_known_by_its_length(size, upper_case):
+    whole = b"%X\r\n" % size if upper_case else b"%x\r\n" % size
+    whole += bytes(size) + b"\r\n"
+    assert whole.startswith(_size_line(len(whole), upper_case)) == (size > 0)
+    line = _size_line(size, upper_case)
+    assert len(line) > size or len(chunk(bytes(int(line, 16)))) == size
+
+
+def test_a_server_may_write_sizes_in_upper_case(listener):
+    with connected(listener) as connection:
+        expecting(connection)
+        long = b"%X\r\n%s\r\n" % (len(compact(80 * "long")), compact(80 * "long"))
+        assert not connection.received(b"", 2, long)
+        connection.look()
+        expected = Pattern.of(compact("w0"))
+        connection.expect(expected.start, expected.end)
+        assert long[:3] != long[:3].lower()
+        assert connection.received(b"", 3, long)
+        assert [read for read, _ in connection.response.body] == [1]
+
+
+def test_what_is_never_as_expected_is_not_expected_for_ever(listener):
+    with connected(listener) as connection:
+        expecting(connection)
+        pattern = Pattern.of(compact("w0"))
+        for count in range(4):
+            assert connection.hopeful
+            assert not connection.received(b"", 2 + count, chunk(compact("w1", usage=usage())))
+            connection.look()
+            connection.expect(pattern.start, pattern.end)
+        assert not connection.hopeful
