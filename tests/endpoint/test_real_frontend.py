@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 
 import pytest
 
+from pytest_dynamo_bench.load.connection import Connection, Server
+from pytest_dynamo_bench.load.generator import LoadGenerator
 from tests.dynamo_by_hand import dynamo
+from tests.load.test_load import request, traffic
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
 pytestmark = pytest.mark.slow
@@ -92,3 +96,25 @@ def test_one_url_with_a_command_that_switches_and_a_cache_that_stays_warm(pytest
     )
     (log,) = pytester.path.glob("reports/*/example/kv/logs/switch.log")
     assert log.read_text() == "now kv\n"
+
+
+@pytest.mark.anyio
+async def test_its_streams_are_as_expected(monkeypatch, tmp_path):
+    """What costs the load generator least is what Dynamo sends."""
+    reads, received = Counter(), Connection.received
+
+    def counted(self, *read):
+        expected = received(self, *read)
+        reads[expected] += 1
+        return expected
+
+    monkeypatch.setattr(Connection, "received", counted)
+    with dynamo(tmp_path / "agg", model=tmp_path / "model") as (url, model):
+        generator = LoadGenerator(Server(f"{url}/v1/chat/completions"), model, processes=0)
+        requests = [request(i, at=100.0 * i, isl=100, osl=60) for i in range(6)]
+        await generator.send(traffic(requests), lambda whole: None)
+    records = generator.records()
+    assert [record.error for record in records] == [None] * 6
+    assert [record.completion_tokens for record in records] == [60] * 6
+    assert all(record.decode_worker for record in records)
+    assert reads[True] > 0.8 * sum(reads.values())
