@@ -109,10 +109,10 @@ class ReceiveClock:
         last = self._segments[-1]
         if self.steps or not last.from_ns <= first_seen_ns <= last_seen_ns <= last.until_ns:
             return None
-        stamps: IntArray = np.maximum.accumulate(real_ns - last.offset_ns)
-        oldest, latest = stamps[0], stamps[-1]
-        in_order = oldest >= first_seen_ns - _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
-        return stamps if in_order else None
+        stamps: IntArray = real_ns - last.offset_ns
+        oldest, latest = int(stamps.min()), int(stamps.max())
+        in_order = oldest >= last_seen_ns - _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
+        return np.maximum.accumulate(stamps) if in_order else None
 
     def _offset(self) -> tuple[int, int, int]:
         """Real minus monotonic time, how long the reading took, and when it was."""
