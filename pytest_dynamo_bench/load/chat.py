@@ -7,6 +7,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import msgspec
@@ -22,12 +23,13 @@ from pytest_dynamo_bench.load.health import Sampler
 from pytest_dynamo_bench.load.sse import EventReader
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import Images, TrafficRequest
-from pytest_dynamo_bench.traffic.prompts import prompt_text
+from pytest_dynamo_bench.traffic.prompts import prompt_texts
 
 _ERROR_LENGTH = 300
 _PIECES_A_STEP = 64
 _MOST_PATTERNS = 4
 _LAG_EVERY = 32
+_DOUBLE = 8
 _MOST_TOKENS = 2**40
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -69,13 +71,32 @@ def request_body(
         images: what the request's numbers of images stand for.
         dialect: what the server understands.
     """
-    prompt = prompt_text(
-        request.hash_ids,
-        request.input_tokens,
+    return request_bodies(model, [request], block_tokens, images, dialect)[0]
+
+
+def request_bodies(
+    model: str,
+    requests: Sequence[TrafficRequest],
+    block_tokens: int,
+    images: Images | None = None,
+    dialect: Dialect = DYNAMO,
+) -> list[bytes]:
+    """The bodies of several requests, each as :func:`request_body` makes it."""
+    prompts = prompt_texts(
+        [(request.hash_ids, request.input_tokens) for request in requests],
         block_tokens,
         words=dialect.words,
         template_tokens=dialect.template_tokens,
     )
+    return [
+        _body(model, request, prompt, images, dialect)
+        for request, prompt in zip(requests, prompts, strict=True)
+    ]
+
+
+def _body(
+    model: str, request: TrafficRequest, prompt: str, images: Images | None, dialect: Dialect
+) -> bytes:
     content: str | list[dict[str, Any]] = prompt
     if request.images:
         content = [{"type": "text", "text": prompt}, *([_IMAGE] * len(request.images))]
@@ -271,6 +292,10 @@ class Reading:
         )
 
 
+# What has been asked for, when it was due (monotonic, ns), and what came of it.
+Ended = tuple[TrafficRequest, int, Reading]
+
+
 class RecordMaker:
     """Interprets responses.
 
@@ -326,8 +351,25 @@ class RecordMaker:
 
     def record(self, request: TrafficRequest, due_ns: int, reading: Reading) -> RequestRecord:
         """The record of a response that has ended, and has been read."""
+        return self.records([(request, due_ns, reading)])[0]
+
+    def records(self, ended: Sequence[Ended]) -> list[RequestRecord]:
+        """The records of several such responses, in less time than one by one."""
+        arrivals = self._arrivals([reading for _, _, reading in ended])
+        return [
+            self._record(*response, *arrived)
+            for response, arrived in zip(ended, arrivals, strict=True)
+        ]
+
+    def _record(
+        self,
+        request: TrafficRequest,
+        due_ns: int,
+        reading: Reading,
+        chunk_ms: array[float],
+        from_kernel: int,
+    ) -> RequestRecord:
         response = reading.response
-        stamps, from_kernel = self._arrivals(response, reading.chunk_reads)
         end_ns = response.end_ns
         if response.error is None and response.log:
             end_ns, _ = self._arrival(response, response.reads - 1)
@@ -338,7 +380,7 @@ class RecordMaker:
             turn=request.turn,
             scheduled_ms=self._ms(due_ns),
             sent_ms=self._ms(response.sent_ns),
-            chunk_ms=array("d", ((stamps - self.start_ns) * self._scale).tobytes()),
+            chunk_ms=chunk_ms,
             end_ms=self._ms(end_ns),
             input_tokens=request.input_tokens,
             output_tokens=request.output_tokens,
@@ -359,7 +401,7 @@ class RecordMaker:
             status=response.status or None,
             error=_one_line(error) if error else None,
             chunk_tokens=self._chunk_tokens(reading),
-            receive_clock=_clock_name(from_kernel, len(stamps)),
+            receive_clock=_clock_name(from_kernel, len(chunk_ms)),
             coalesced_chunks=reading.coalesced,
         )
 
@@ -499,31 +541,61 @@ class RecordMaker:
                 return stamp_ns, True
         return seen_ns, False
 
-    def _arrivals(self, response: Response, reads: list[int]) -> tuple[IntArray, int]:
-        """Arrival of each content chunk, never decreasing, and how many are the kernel's."""
-        stamps = self._all_from_kernel(response, reads) if reads else None
-        if stamps is not None:
-            for index in range(0, len(reads), _LAG_EVERY):
-                self.receive_lag.add(max(response.seen_ns(reads[index]) - int(stamps[index]), 0))
-            return stamps, len(reads)
-        one_by_one = [self._arrival(response, read) for read in reads]
-        times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
-        return np.maximum.accumulate(times), sum(kernel for _, kernel in one_by_one)
+    def _arrivals(self, readings: Sequence[Reading]) -> list[tuple[array[float], int]]:
+        """When the content chunks of some responses arrived.
 
-    def _all_from_kernel(self, response: Response, reads: list[int]) -> IntArray | None:
-        """The usual case, many at once: each read has one stamp, and nothing is in doubt."""
-        first, last = reads[0], reads[-1] + 1
-        if reads == list(range(first, last)):
-            stamps = response.stamps(first, last)
-        else:
-            stamps = [response.log[3 * read] for read in reads]
+        Returns:
+            For each response the times, ms, never decreasing, and how many are the kernel's.
+        """
+        from_kernel = counts = [len(reading.chunk_reads) for reading in readings]
+        times = self._all_from_kernel(readings)
+        if times is None:
+            if len(readings) > 1:
+                return [self._arrivals([reading])[0] for reading in readings]
+            (reading,) = readings
+            one_by_one = [self._arrival(reading.response, read) for read in reading.chunk_reads]
+            times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
+            from_kernel = [sum(kernel for _, kernel in one_by_one)]
+        parts = list(pairwise(accumulate(counts, initial=0)))
+        for first, last in parts:
+            np.maximum.accumulate(times[first:last], out=times[first:last])
+        arrived_ms = ((times - self.start_ns) * self._scale).tobytes()
+        chunk_ms = [array("d", arrived_ms[_DOUBLE * a : _DOUBLE * b]) for a, b in parts]
+        return list(zip(chunk_ms, from_kernel, strict=True))
+
+    def _all_from_kernel(self, readings: Sequence[Reading]) -> IntArray | None:
+        """The usual case, all at once: each read has one stamp, and nothing is in doubt.
+
+        Returns:
+            (n,) arrivals of the chunks of one response after the other, monotonic ns; None when
+            it is another case.
+        """
+        stamps: list[bytes] = []
+        seen_ns: list[int] = []
+        for reading in readings:
+            response, reads = reading.response, reading.chunk_reads
+            if not reads:
+                continue
+            first, last = reads[0], reads[-1] + 1
+            if reads == list(range(first, last)):
+                stamps += response.stamps(first, last)
+            else:
+                stamps += [response.log[3 * read] for read in reads]
+            seen_ns += response.seen_ns(first), response.seen_ns(last - 1)
         try:
-            real_ns = kernel_stamps(stamps)
+            times = self._clock.monotonic_array_ns(
+                kernel_stamps(stamps), min(seen_ns), max(seen_ns)
+            )
         except ValueError:
             return None
-        return self._clock.monotonic_array_ns(
-            real_ns, response.seen_ns(first), response.seen_ns(last - 1)
-        )
+        if times is not None:
+            first = 0
+            for reading in readings:
+                for index in range(0, len(reading.chunk_reads), _LAG_EVERY):
+                    seen = reading.response.seen_ns(reading.chunk_reads[index])
+                    self.receive_lag.add(max(seen - int(times[first + index]), 0))
+                first += len(reading.chunk_reads)
+        return times
 
     def _chunk_tokens(self, reading: Reading) -> tuple[int, ...] | None:
         """Tokens of each chunk, where a chunk holds several and somebody knows how many.

@@ -100,19 +100,21 @@ class ReceiveClock:
 
         Args:
             real_ns: (n,) stamps, CLOCK_REALTIME.
-            first_seen_ns, last_seen_ns: as for :meth:`monotonic_ns`, of the first and the last.
+            first_seen_ns, last_seen_ns: as for :meth:`monotonic_ns`, the earliest and the latest.
 
         Returns:
-            (n,) the stamps on the monotonic clock, none earlier than the one before; or None: then
-            each has to be looked at.
+            (n,) the stamps on the monotonic clock; or None: then each has to be looked at.
+
+        Raises:
+            ValueError: there are none.
         """
         last = self._segments[-1]
         if self.steps or not last.from_ns <= first_seen_ns <= last_seen_ns <= last.until_ns:
             return None
         stamps: IntArray = real_ns - last.offset_ns
         oldest, latest = int(stamps.min()), int(stamps.max())
-        in_order = oldest >= last_seen_ns - _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
-        return np.maximum.accumulate(stamps) if in_order else None
+        possible = oldest >= last_seen_ns - _OLDEST_NS and latest <= last.until_ns + TOLERANCE_NS
+        return stamps if possible else None
 
     def _offset(self) -> tuple[int, int, int]:
         """Real minus monotonic time, how long the reading took, and when it was."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pytest_dynamo_bench.load.chat import Reading, RecordMaker
+from pytest_dynamo_bench.load.chat import Ended, Reading, RecordMaker
 from pytest_dynamo_bench.load.clock import ReceiveClock
 from pytest_dynamo_bench.load.connection import (
     ANCILLARY_BYTES,
@@ -36,6 +36,10 @@ from pytest_dynamo_bench.traffic import TrafficRequest
 _IN, _OUT, _BAD = 1, 4, 8 | 16
 _IDLE_CONNECTIONS = 512
 _BODIES_AHEAD = 64
+_BODIES_AT_ONCE = 16
+_TOKENS_AT_ONCE = 2048
+_RECORDS_AT_ONCE = 16
+_CHUNKS_AT_ONCE = 1024
 _BODY_BYTES_AHEAD = 16_000_000
 _MOST_WAITING_BYTES = 16_000_000
 _CHECK_CLOCK_NS = 100_000_000
@@ -57,7 +61,7 @@ class Job:
         server: where to.
         sessions: turns of each session in order; sessions in the order of their first turns.
         concurrency: sessions in flight at a time, for a closed loop; None for an open one.
-        body: makes the body of a request.
+        bodies: makes the bodies of some requests, which is faster for several at once.
         timeout_seconds: a request that has not ended by then has failed.
         connections: opened ahead of time.
         fast_forward: modelled time runs so many times faster than the clock.
@@ -68,7 +72,7 @@ class Job:
     server: Server
     sessions: Sequence[Sequence[TrafficRequest]]
     concurrency: int | None
-    body: Callable[[TrafficRequest], bytes]
+    bodies: Callable[[Sequence[TrafficRequest]], list[bytes]]
     timeout_seconds: float
     connections: int = 0
     fast_forward: float = 1.0
@@ -129,14 +133,19 @@ class Driver:
         self._body_bytes = 0
         self._next_body = self._sessions_sent = 0
         self._body_ns_per_token = 100.0
+        # Not known before there is one, so that the first is built alone.
+        self._bytes_per_body = _BODY_BYTES_AHEAD
         self._follow_ups: deque[TrafficRequest] = deque()
         # Later turns that could not wait for their body to be built ahead.
         self._sent_early: set[str] = set()
         # Connections of which something has been read that may tell what comes next.
         self._unseen: deque[Connection] = deque()
-        self._ended: deque[tuple[_Sending, Reading]] = deque()
+        # What has ended, with what it takes in memory.
+        self._ended: deque[tuple[_Sending, Reading, int]] = deque()
         self._ended_bytes = 0
         self._interpreting: tuple[_Sending, Reading, Iterator[None]] | None = None
+        self._understood: list[Ended] = []
+        self._understood_chunks = 0
         self._finished: list[RequestRecord] = []
         self._address: tuple[int, tuple[Any, ...]] | None = None
         self._address_error: OSError | None = None
@@ -176,7 +185,7 @@ class Driver:
                 self._idle.append(self._open())
         except OSError:
             pass
-        while self._prepare_body():
+        while self._prepare_bodies():
             pass
         deadline_ns = time.monotonic_ns() + 1_000_000_000
         while any(not c.connected and not c.closed for c in self._idle):
@@ -367,8 +376,9 @@ class Driver:
         self._in_flight -= 1
         self._has_work = True
         self._reads += response.reads
-        self._ended.append((sending, self._reading(sending, response)))
-        self._ended_bytes += response.size
+        size = response.size
+        self._ended.append((sending, self._reading(sending, response), size))
+        self._ended_bytes += size
         position = sending.position + 1
         if position < len(sending.turns) and not self._stopping:
             delay_ns = int(sending.turns[position].delay_ms * 1e6 / self._job.fast_forward)
@@ -405,7 +415,7 @@ class Driver:
             return
         body = self._bodies.pop(sending.request.request_id, None)
         if body is None:
-            body = self._job.body(sending.request)
+            (body,) = self._job.bodies([sending.request])
             if not sending.retried:
                 self._late_bodies += 1
                 if sending.position:
@@ -484,9 +494,11 @@ class Driver:
             while self._deadlines and self._deadlines[0][1].job is not self._deadlines[0][2]:
                 self._deadlines.popleft()
         worked = False
+        bodies = True
         while True:
-            left_ns = wake_ns - now_ns
-            self._has_work = self._prepare_body(left_ns) or self._look_ahead() or self._interpret()
+            # Nothing is sent meanwhile, so that no more bodies are wanted when enough are there.
+            bodies = bodies and self._prepare_bodies(wake_ns - now_ns)
+            self._has_work = bodies or self._look_ahead() or self._interpret()
             worked = worked or self._has_work
             now_ns = time.monotonic_ns()
             if (
@@ -523,28 +535,47 @@ class Driver:
             sending.reading = Reading(response)
         return sending.reading
 
-    def _prepare_body(self, time_ns: int | None = None) -> bool:
-        """Build the body that is needed next.
+    def _prepare_bodies(self, time_ns: int | None = None) -> bool:
+        """Build some of the bodies that are needed next.
 
         Args:
-            time_ns: it is put off if it would probably take longer; None: there is no hurry.
+            time_ns: they are put off if they would probably take longer; None: there is no hurry.
         """
-        request = self._next_to_build()
-        if request is None:
+        requests = self._to_build(time_ns)
+        if not requests:
             return False
-        needs_ns = self._body_ns_per_token * request.input_tokens
-        if time_ns is not None and needs_ns > time_ns and self._bodies:
-            return False
-        if self._follow_ups:
-            self._follow_ups.popleft()
-        else:
-            self._next_body += 1
         began_ns = time.monotonic_ns()
-        body = self._bodies[request.request_id] = self._job.body(request)
-        took_ns = (time.monotonic_ns() - began_ns) / max(request.input_tokens, 1)
-        self._body_ns_per_token += (took_ns - self._body_ns_per_token) / 8
-        self._body_bytes += len(body)
+        bodies = self._job.bodies(requests)
+        took_ns = time.monotonic_ns() - began_ns
+        tokens = sum(request.input_tokens for request in requests)
+        self._body_ns_per_token += (took_ns / max(tokens, 1) - self._body_ns_per_token) / 8
+        for request, body in zip(requests, bodies, strict=True):
+            self._bodies[request.request_id] = body
+            self._body_bytes += len(body)
+        self._bytes_per_body = max(len(body) for body in bodies)
         return True
+
+    def _to_build(self, time_ns: int | None) -> list[TrafficRequest]:
+        """The requests whose bodies are wanted next, as many as there is time for."""
+        found: list[TrafficRequest] = []
+        tokens, most_bytes = 0, _BODY_BYTES_AHEAD - self._body_bytes
+        while len(found) < _BODIES_AT_ONCE:
+            request = self._next_to_build()
+            if request is None:
+                break
+            tokens += request.input_tokens
+            needs_bytes = (len(found) + 1) * self._bytes_per_body
+            if found and (tokens > _TOKENS_AT_ONCE or needs_bytes > most_bytes):
+                break
+            needs_ns = tokens * self._body_ns_per_token
+            if time_ns is not None and needs_ns > time_ns and (found or self._bodies):
+                break
+            if self._follow_ups:
+                self._follow_ups.popleft()
+            else:
+                self._next_body += 1
+            found.append(request)
+        return found
 
     def _next_to_build(self) -> TrafficRequest | None:
         """The request whose body is wanted next; bounded by number and by bytes."""
@@ -567,16 +598,24 @@ class Driver:
         if self._interpreting is None:
             if not self._ended:
                 return False
-            sending, reading = self._ended.popleft()
-            self._ended_bytes -= reading.response.size
+            sending, reading, size = self._ended.popleft()
+            self._ended_bytes -= size
             self._interpreting = sending, reading, self._maker.read(reading)
         sending, reading, steps = self._interpreting
         for _ in steps:
             if not force:
                 return True
         self._interpreting = None
-        self._clock.check(since_ns=reading.response.end_ns)
-        self._finished.append(self._maker.record(sending.request, sending.due_ns, reading))
+        self._understood.append((sending.request, sending.due_ns, reading))
+        self._understood_chunks += len(reading.chunk_reads)
+        if (
+            not self._ended
+            or len(self._understood) >= _RECORDS_AT_ONCE
+            or self._understood_chunks >= _CHUNKS_AT_ONCE
+        ):
+            self._clock.check(since_ns=max(r.response.end_ns for _, _, r in self._understood))
+            self._finished += self._maker.records(self._understood)
+            self._understood, self._understood_chunks = [], 0
         return True
 
     def _report(self) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from pytest_dynamo_bench.errors import LoadError
-from pytest_dynamo_bench.load.chat import DYNAMO, Dialect, request_body
+from pytest_dynamo_bench.load.chat import DYNAMO, Dialect, request_bodies
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
@@ -169,15 +169,15 @@ class LoadGenerator:
         schedule = traffic.schedule
         concurrency = schedule.sessions if isinstance(schedule, Concurrency) else None
         count = max(min(self._processes, concurrency or self._processes, len(sessions)), 1)
-        body = functools.partial(
-            _body, self._model, traffic.block_tokens, traffic.images, self._dialect
+        bodies = functools.partial(
+            _bodies, self._model, traffic.block_tokens, traffic.images, self._dialect
         )
         return [
             Job(
                 server=self._server,
                 sessions=sessions[index::count],
                 concurrency=None if concurrency is None else len(range(index, concurrency, count)),
-                body=body,
+                bodies=bodies,
                 timeout_seconds=self._timeout_seconds,
                 connections=-(-self._connections // count),
                 fast_forward=self._fast_forward,
@@ -243,14 +243,14 @@ class LoadGenerator:
                 raise
 
 
-def _body(
+def _bodies(
     model: str,
     block_tokens: int,
     images: Images | None,
     dialect: Dialect,
-    request: TrafficRequest,
-) -> bytes:
-    return request_body(model, request, block_tokens, images, dialect)
+    requests: Sequence[TrafficRequest],
+) -> list[bytes]:
+    return request_bodies(model, requests, block_tokens, images, dialect)
 
 
 class _ThreadMailbox:

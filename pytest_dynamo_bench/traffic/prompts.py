@@ -10,6 +10,7 @@ itself, so that blocks with different ids never start alike.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,11 +19,15 @@ import numpy.typing as npt
 VOCABULARY_TOKENS = 8192
 _ID_DIGITS = 5
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_FIRST_SEED = 0xD1B54A32D192ED03
+_UINT64 = 0xFFFFFFFFFFFFFFFF
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _IDS = VOCABULARY_TOKENS**_ID_DIGITS
 WORDS = tuple(f"w{index}" for index in range(VOCABULARY_TOKENS))
-_WORDS = np.array(WORDS, dtype=object)
+# Each with a space after it and zeros up to the same length: in this form they fit a cache, where
+# thousands of strings do not, and are copied without being looked at one by one.
+_WORDS = np.array([f"{word} " for word in WORDS], dtype=np.bytes_)
 # Common English words, each one token of usual tokenizers.
 _COMMON_WORDS = """
 the of and to in is you that it he was for on are as with his they at be this have from or one had
@@ -55,25 +60,40 @@ def block_token_ids(
 
     The ids after the leading digits come from SplitMix64 (Steele, Lea and Flood, OOPSLA
     2014) over the position within the block.
+
+    Raises:
+        ValueError: no block has that id.
     """
-    if not 0 <= block_id < _IDS:
-        raise ValueError(
-            f"block id {block_id} is outside 0 … {VOCABULARY_TOKENS}**{_ID_DIGITS} - 1"
-        )
-    seed = (block_id * _GOLDEN_GAMMA + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
-    # In place: numbers are few, and each array made anew costs as much as the arithmetic.
-    ids = _gammas(tokens) + np.uint64(seed)
+    ids: npt.NDArray[np.uint64] = _blocks([block_id], tokens, vocabulary_tokens)[0]
+    return ids
+
+
+def _blocks(
+    block_ids: Sequence[int], tokens: int, vocabulary_tokens: int
+) -> npt.NDArray[np.uint64]:
+    """(blocks, tokens) the first token ids of several blocks."""
+    for block_id in block_ids:
+        if not 0 <= block_id < _IDS:
+            raise ValueError(
+                f"block id {block_id} is outside 0 … {VOCABULARY_TOKENS}**{_ID_DIGITS} - 1"
+            )
+    # In place: blocks are short, and each array made anew costs as much as the arithmetic.
+    seeds = [(block_id * _GOLDEN_GAMMA + _FIRST_SEED) & _UINT64 for block_id in block_ids]
+    ids = _gammas(tokens) + np.array(seeds, dtype=np.uint64)[:, None]
     ids ^= ids >> _SHIFTS[0]
     ids *= _FACTORS[0]
     ids ^= ids >> _SHIFTS[1]
     ids *= _FACTORS[1]
     ids ^= ids >> _SHIFTS[2]
-    ids %= np.uint64(vocabulary_tokens)
-    digits, rest, reach = [], block_id, 1
-    while reach < _IDS:
-        digits.append(rest % vocabulary_tokens)
-        rest, reach = rest // vocabulary_tokens, reach * vocabulary_tokens
-    ids[: len(digits)] = digits[: len(ids)]
+    if vocabulary_tokens & (vocabulary_tokens - 1):
+        ids %= np.uint64(vocabulary_tokens)
+    else:
+        # The same, ten times as fast.
+        ids &= np.uint64(vocabulary_tokens - 1)
+    places = _places(vocabulary_tokens)[:tokens]
+    ids[:, : len(places)] = [
+        [block_id // place % vocabulary_tokens for place in places] for block_id in block_ids
+    ]
     return ids
 
 
@@ -81,6 +101,15 @@ def block_token_ids(
 def _gammas(tokens: int) -> npt.NDArray[np.uint64]:
     """What SplitMix64 adds to its seed, step after step."""
     return np.arange(1, tokens + 1, dtype=np.uint64) * np.uint64(_GOLDEN_GAMMA)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(vocabulary_tokens: int) -> list[int]:
+    """What the digits of an id count, from the first on, as many as the largest id has."""
+    places = [1]
+    while places[-1] * vocabulary_tokens < _IDS:
+        places.append(places[-1] * vocabulary_tokens)
+    return places
 
 
 def prompt_text(
@@ -105,12 +134,34 @@ def prompt_text(
     Raises:
         ValueError: the ids do not cover the prompt.
     """
+    prompt = hash_ids, input_tokens
+    return prompt_texts([prompt], block_tokens, words=words, template_tokens=template_tokens)[0]
+
+
+def prompt_texts(
+    prompts: Sequence[tuple[tuple[int, ...], int]],
+    block_tokens: int,
+    *,
+    words: Sequence[str] | None = None,
+    template_tokens: int = 0,
+) -> list[str]:
+    """Several prompts, each as :func:`prompt_text` makes it, in half the time.
+
+    Args:
+        prompts: ``hash_ids`` and ``input_tokens`` of each.
+    """
     count = VOCABULARY_TOKENS if words is None else len(words)
-    ids = _token_ids(hash_ids, input_tokens, block_tokens, count)
-    ids = ids[: max(input_tokens - template_tokens, 1)]
-    if words is None:
-        return " ".join(_WORDS[ids].tolist())
-    return " ".join([words[index] for index in ids.tolist()])
+    texts = []
+    for (_, tokens), ids in zip(prompts, _token_ids(prompts, block_tokens, count), strict=True):
+        ids = ids[: max(tokens - template_tokens, 1)]
+        if words is None:
+            # Signed, as numpy counts places: otherwise it converts each number.
+            spaced = _WORDS.take(ids.view(np.int64)).tobytes()
+            text = spaced.replace(b"\0", b"").decode("ascii")
+            texts.append(text.removesuffix(" "))
+        else:
+            texts.append(" ".join([words[index] for index in ids.tolist()]))
+    return texts
 
 
 def english_text(hash_ids: tuple[int, ...], input_tokens: int, block_tokens: int) -> str:
@@ -119,21 +170,26 @@ def english_text(hash_ids: tuple[int, ...], input_tokens: int, block_tokens: int
     Raises:
         ValueError: the ids do not cover the prompt.
     """
-    ids = _token_ids(hash_ids, input_tokens, block_tokens)
+    (ids,) = _token_ids([(hash_ids, input_tokens)], block_tokens, VOCABULARY_TOKENS)
     return " ".join(_ENGLISH[ids % np.uint64(len(_ENGLISH))].tolist())
 
 
 def _token_ids(
-    hash_ids: tuple[int, ...],
-    input_tokens: int,
-    block_tokens: int,
-    vocabulary_tokens: int = VOCABULARY_TOKENS,
-) -> npt.NDArray[np.uint64]:
-    if len(hash_ids) != -(-input_tokens // block_tokens):
-        raise ValueError(f"{len(hash_ids)} blocks of {block_tokens} for {input_tokens} tokens")
-    remaining = input_tokens
-    parts = []
-    for block_id in hash_ids:
-        parts.append(block_token_ids(block_id, min(block_tokens, remaining), vocabulary_tokens))
-        remaining -= block_tokens
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    prompts: Sequence[tuple[tuple[int, ...], int]], block_tokens: int, vocabulary_tokens: int
+) -> list[npt.NDArray[np.uint64]]:
+    """The token ids of each prompt. Blocks of the same length are made together."""
+    blocks: dict[int, list[int]] = defaultdict(list)
+    for hash_ids, tokens in prompts:
+        if len(hash_ids) != -(-tokens // block_tokens):
+            raise ValueError(f"{len(hash_ids)} blocks of {block_tokens} for {tokens} tokens")
+        last_tokens = tokens - (len(hash_ids) - 1) * block_tokens
+        blocks[block_tokens] += hash_ids[:-1]
+        blocks[last_tokens] += hash_ids[-1:]
+    made = {n: iter(_blocks(ids, n, vocabulary_tokens)) for n, ids in blocks.items() if ids}
+    found = []
+    for hash_ids, tokens in prompts:
+        last_tokens = tokens - (len(hash_ids) - 1) * block_tokens
+        parts = [next(made[block_tokens]) for _ in hash_ids[:-1]]
+        parts += [next(made[last_tokens]) for _ in hash_ids[-1:]]
+        found.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    return found

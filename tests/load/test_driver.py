@@ -29,17 +29,17 @@ class Mailbox:
         return self.stop.is_set()
 
 
-def body_of(size, made, item):
-    made.append(item.request_id)
-    return b"x" * size
+def bodies_of(size, made, items):
+    made += [item.request_id for item in items]
+    return [b"x" * size for _ in items]
 
 
 def prepared(count, size, concurrency=None, at=1000.0):
     made = []
     sessions = [[request(i, at=at * (i + 1))] for i in range(count)]
-    body = functools.partial(body_of, size, made)
+    bodies = functools.partial(bodies_of, size, made)
     server = Server("http://127.0.0.1:9/")
-    driver = Driver(Job(server, sessions, concurrency, body, 5.0), Mailbox())
+    driver = Driver(Job(server, sessions, concurrency, bodies, 5.0), Mailbox())
     driver.prepare()
     driver._close()
     return made
@@ -89,8 +89,8 @@ def test_it_stops_soon_after_it_is_asked_to():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = Server(f"http://127.0.0.1:{silent.getsockname()[1]}/")
         mailbox = Mailbox()
-        body = functools.partial(body_of, 10, [])
-        driver = Driver(Job(server, [[request(1)]], 1, body, 60.0), mailbox)
+        bodies = functools.partial(bodies_of, 10, [])
+        driver = Driver(Job(server, [[request(1)]], 1, bodies, 60.0), mailbox)
         driver.prepare()
         threading.Timer(0.2, mailbox.stop.set).start()
         began = time.monotonic()
@@ -105,8 +105,8 @@ def test_a_name_with_several_addresses_is_tried_until_one_answers(monkeypatch):
         nobody = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))
         somebody = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
         monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [nobody, somebody])
-        body = functools.partial(body_of, 10, [])
-        job = Job(Server(f"http://localhost:{port}/"), [[request(1)]], 1, body, 1.0)
+        bodies = functools.partial(bodies_of, 10, [])
+        job = Job(Server(f"http://localhost:{port}/"), [[request(1)]], 1, bodies, 1.0)
         driver = Driver(job, Mailbox())
         driver.prepare()
         assert driver._address == (socket.AF_INET, ("127.0.0.1", port))
