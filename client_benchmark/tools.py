@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import shutil
 import sys
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +109,7 @@ def _read_ours(scratch: Path) -> list[Request]:
     for r in found["requests"]:
         if r["error"]:
             raise ValueError(f"a request failed: {r['error']}")
-        times = r["chunk_ms"]
+        times = array("d", base64.b64decode(r["chunk_ms"]))
         requests.append(
             Request(
                 r["sent_ms"],

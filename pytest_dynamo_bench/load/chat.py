@@ -461,7 +461,7 @@ class RecordMaker:
 
     def _texts(self, contents: list[bytes | None]) -> list[str] | None:
         """What texts say, as far as anybody wants to know; None when one of them is no text."""
-        if None in contents or b"" in contents:
+        if not all(contents):
             return None
         known = cast(list[bytes], contents)
         if self._count_tokens is None and _is_plain(b"".join(known)):

@@ -43,7 +43,7 @@ _CHUNKS_AT_ONCE = 1024
 _BODY_BYTES_AHEAD = 16_000_000
 _MOST_WAITING_BYTES = 16_000_000
 _CHECK_CLOCK_NS = 100_000_000
-_REPORT_NS = 250_000_000
+_REPORT_NS = 500_000_000
 _SPIN_NS = 300_000
 _STEP_NS = 300_000
 _WORK_NS = 100_000
@@ -111,7 +111,7 @@ class Driver:
 
     Args:
         job: what to send.
-        mailbox: told what has ended, four times a second.
+        mailbox: told what has ended, twice a second.
     """
 
     def __init__(self, job: Job, mailbox: Mailbox) -> None:

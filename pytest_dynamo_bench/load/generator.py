@@ -148,8 +148,8 @@ class LoadGenerator:
         """Send everything, and wait until everything has ended.
 
         Args:
-            ended: called when a request has ended, with whether it succeeded; four times a second
-                for all that have.
+            ended: called when a request has ended, with whether it succeeded; twice a second for
+                all that have.
             prepared: awaited when the processes are ready to send; they start when it returns.
 
         Raises:
