@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from pytest_dynamo_bench.load.clock import TOLERANCE_NS, ReceiveClock
 
 HOUR = 3_600_000_000_000
@@ -88,3 +93,45 @@ def test_impossible_stamps_are_refused():
     seen = clocks.now - 1000
     assert clock.monotonic_ns(seen + clocks.offset + 1_000_000, seen) is None
     assert clock.monotonic_ns(seen + clocks.offset - 100_000_000_000, seen) is None
+
+
+def checked_clock():
+    """A clock that has been compared over an hour, and the time of the last comparison."""
+    clocks = Clocks()
+    clock = ReceiveClock(clocks)
+    clocks.now += HOUR
+    clock.check()
+    return clock, clocks.now, clocks.offset
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_among_many_stamps_one_that_is_a_minute_old_or_to_come_is_refused(place):
+    clock, now, offset = checked_clock()
+    seen = now - 1_000_000
+    stamps = np.full(5, seen - 1000 + offset)
+    assert clock.monotonic_array_ns(stamps, seen, seen).tolist() == [seen - 1000] * 5
+    for wrong in (seen - 100_000_000_000, now + 1_000_000):
+        stamps[place] = wrong + offset
+        assert clock.monotonic_array_ns(stamps, seen, seen) is None
+
+
+def test_of_no_stamps_nothing_can_be_said():
+    clock, now, _ = checked_clock()
+    with pytest.raises(ValueError, match="zero-size"):
+        clock.monotonic_array_ns(np.array([], dtype=np.int64), now, now)
+
+
+AGES = st.lists(st.integers(-100_000, 70_000_000_000), min_size=1, max_size=5)
+
+
+@given(AGES, st.integers(0, 90_000_000_000))
+def test_what_is_converted_at_once_is_converted_the_same_one_by_one(ages, seen_before):
+    clock, now, offset = checked_clock()
+    seen = now - seen_before
+    stamps = np.array([seen - age + offset for age in ages])
+    found = clock.monotonic_array_ns(stamps, seen, seen)
+    one_by_one = [clock.monotonic_ns(int(stamp), seen) for stamp in stamps]
+    if found is None:
+        assert None in one_by_one
+    else:
+        assert found.tolist() == one_by_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import socket
 import threading
@@ -52,6 +53,27 @@ def test_bodies_ahead_are_bounded_in_number():
 
 def test_bodies_ahead_are_bounded_in_bytes():
     assert 16_000_000 <= 1_000_000 * len(prepared(500, 1_000_000)) <= 17_000_000
+
+
+def test_small_bodies_are_built_several_at_a_time_and_long_ones_alone():
+    def calls_for(tokens):
+        calls = []
+
+        def bodies(items):
+            calls.append(len(items))
+            return [b"x"] * len(items)
+
+        sessions = [[dataclasses.replace(request(i), input_tokens=tokens)] for i in range(40)]
+        driver = Driver(Job(Server("http://127.0.0.1:9/"), sessions, 40, bodies, 5.0), Mailbox())
+        driver.prepare()
+        driver._close()
+        assert sum(calls) == 40
+        return calls
+
+    # How large they are is not known before there is one.
+    assert calls_for(100) == [1, 16, 16, 7]
+    assert calls_for(900) == [1] + [2] * 19 + [1]
+    assert calls_for(3000) == [1] * 40
 
 
 def test_they_are_built_in_the_order_in_which_they_are_due():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench.load.chat import Pattern, Reading, RecordMaker, count_words
 from pytest_dynamo_bench.load.clock import ReceiveClock
-from pytest_dynamo_bench.load.connection import Connection, Server, _size_line
+from pytest_dynamo_bench.load.connection import Connection, Response, Server, _size_line
+from tests.load.test_clock import checked_clock
 from tests.load.test_correctness import CHUNKED, chunk, event, stream, usage
 from tests.load.test_load import request
 
@@ -286,3 +288,51 @@ def test_what_is_never_as_expected_is_not_expected_for_ever(listener):
             connection.look()
             connection.expect(pattern.start, pattern.end)
         assert not connection.hopeful
+
+
+# Of each read: nanoseconds from its stamp to its being seen, or None for no stamp, and whether it
+# had content.
+READS = st.lists(
+    st.tuples(
+        st.one_of(
+            st.integers(0, 5_000_000),
+            st.integers(58_000_000_000, 62_000_000_000),
+            st.sampled_from([None, -1_000_000]),
+        ),
+        st.booleans(),
+    ),
+    max_size=6,
+)
+
+
+def read_before(now, offset, reads, error):
+    """A response of so many reads, a second each, until some time before."""
+    response = Response()
+    response.status, response.error = 200, error
+    reading = Reading(response, finished=True, completion_tokens=4)
+    first = response.sent_ns = now - 80_000_000_000
+    for number, (age, has_content) in enumerate(reads):
+        seen = first + 1_000_000_000 * number
+        real = seen - (age or 0) + offset
+        stamp = b"" if age is None else struct.pack("@ll", *divmod(real, 1_000_000_000))
+        response.log += (stamp, seen, None)
+        if has_content:
+            reading.chunk_reads += [number] * (1 + number % 2)
+    response.end_ns = first + 10_000_000_000
+    return reading
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(READS, st.sampled_from([None, "cut"])), min_size=1, max_size=4))
+def test_records_made_together_are_those_made_alone(responses):
+    clock, now, offset = checked_clock()
+    maker, other = RecordMaker(clock), RecordMaker(clock)
+    ended = [
+        (request(number), now, read_before(now, offset, *response))
+        for number, response in enumerate(responses)
+    ]
+    together = maker.records(ended)
+    assert together == [other.record(*one) for one in ended]
+    assert maker.receive_lag.spread_ms() == other.receive_lag.spread_ms()
+    for record in together:
+        assert list(record.chunk_ms) == sorted(record.chunk_ms)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.traffic.prompts import VOCABULARY_TOKENS, block_token_ids, prompt_text
+from pytest_dynamo_bench.traffic import TrafficRequest
+from pytest_dynamo_bench.traffic.prompts import (
+    VOCABULARY_TOKENS,
+    block_token_ids,
+    prompt_text,
+    prompt_texts,
+)
 
 LARGEST_ID = VOCABULARY_TOKENS**5 - 1
 IDS = st.lists(st.integers(0, LARGEST_ID), min_size=1, max_size=6)
@@ -44,6 +51,47 @@ def test_prompts_are_the_same_on_every_machine():
 
 
 GOLDEN = "38bb87b60ff35705"
+
+
+def split_mix(block_id, tokens, vocabulary):
+    """The definition, a number at a time: SplitMix64 over the position, the id in front."""
+    most, found, digits = 2**64 - 1, [], []
+    while vocabulary ** len(digits) < VOCABULARY_TOKENS**5:
+        digits.append(block_id // vocabulary ** len(digits) % vocabulary)
+    state = (block_id * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & most
+    for _ in range(tokens):
+        state = (state + 0x9E3779B97F4A7C15) & most
+        mixed = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & most
+        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & most
+        found.append((mixed ^ mixed >> 31) % vocabulary)
+    return [*digits, *found[len(digits) :]][:tokens]
+
+
+@given(st.integers(0, LARGEST_ID), st.integers(1, 40), st.sampled_from([2, 777, 8192, 151_936]))
+def test_token_ids_are_those_of_the_definition(block_id, tokens, vocabulary):
+    found = block_token_ids(block_id, tokens, vocabulary).tolist()
+    assert found == split_mix(block_id, tokens, vocabulary)
+
+
+@given(
+    st.lists(st.tuples(IDS, st.integers(1, 16)), max_size=5),
+    st.sampled_from([None, ["a", "ü"], [f"x{i}" for i in range(777)]]),
+    st.sampled_from([0, 7]),
+)
+def test_prompts_made_together_are_those_made_alone(prompts, words, template):
+    prompts = [(tuple(ids), 16 * (len(ids) - 1) + last) for ids, last in prompts]
+    together = prompt_texts(prompts, 16, words=words, template_tokens=template)
+    assert together == [
+        prompt_text(ids, tokens, 16, words=words, template_tokens=template)
+        for ids, tokens in prompts
+    ]
+    for (_, tokens), text in zip(prompts, together, strict=True):
+        assert len(text.split(" ")) == max(tokens - template, 1)
+
+
+def test_a_request_is_the_same_in_another_process():
+    request = TrafficRequest("a", "b", 1, 2.0, 3.0, 4, 5, (6,), (7,))
+    assert pickle.loads(pickle.dumps(request)) == request
 
 
 def test_ids_and_lengths_that_do_not_fit_are_refused():
