@@ -2,7 +2,7 @@
 
     python client_benchmark/compare.py run RESULTS.jsonl [--seconds 280] [--repeats 5]
         [--aiperf PATH] [--guidellm PATH] [--inference-perf PATH] [--wrk PATH]
-    python client_benchmark/compare.py report RESULTS.jsonl docs/client-benchmark.md
+    python client_benchmark/compare.py report RESULTS.jsonl docs/load-generator.md
 
 ``run`` does what is missing in RESULTS.jsonl, one repeat of everything after the other, and
 stops when the time is up; call it again until it says that nothing is missing. A run during

@@ -70,7 +70,7 @@ def write_page(results: Path, page: Path, machine: dict[str, Any]) -> None:
         _INTRODUCTION,
         f"Machine: {machine['cores']} cores, {machine['memory_gib']} GiB, Linux "
         f"{machine['kernel']}, Python {machine['python']}; {versions}. Medians of "
-        f"{min(counts)} to {max(counts)} runs; {thrown_out} of {len(entries)} were thrown out "
+        f"{_span(counts)} runs; {thrown_out} of {len(entries)} thrown out "
         f"because other processes took more than {_MOST_OTHERS:.0%} of the machine."
         + (" *In italics*: where all were, the least disturbed." if disturbed else "")
         + "\n",
@@ -96,6 +96,11 @@ def _median(
 ) -> float | None:
     found = [number for entry in entries if (number := value(entry)) is not None]
     return statistics.median(found) if found else None
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _row(

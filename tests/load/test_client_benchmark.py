@@ -62,7 +62,7 @@ def test_the_page_has_medians_and_ratios_of_what_was_not_thrown_out(compare, tmp
     assert text.startswith("What stays.\n")
     assert "what goes" not in text
     assert "| TTFT error at 200 streams, mean, ms | 0.2 | 20 | 100 × |" in text
-    assert "1 of 5 were thrown out" in text
+    assert "1 of 5 thrown out" in text
     assert (tmp_path / "images" / "page.svg").stat().st_size > 1000
 
 
