@@ -246,6 +246,10 @@ class FakeCluster:
                         self._bring_up(name, graph, began.setdefault(name, time.monotonic()))
                 for name, job in list(self.named("jobs").items()):
                     self._run_job(name, job)
+                # What has no dependents is gone when the garbage collector has seen that.
+                for name, item in list(self.named("configmaps").items()):
+                    if item["metadata"].get("deletionTimestamp"):
+                        self.remove("configmaps", name)
                 for name in set(began) - set(self.named(DGD)):
                     del began[name]
 
@@ -559,13 +563,12 @@ def _handler(cluster: FakeCluster):
                     self._missing(resource, name)
                     return
                 assert options.get("propagationPolicy") == "Foreground"
-                if resource in (DGD, "jobs"):
-                    found["metadata"].setdefault(
-                        "deletionTimestamp", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                if "deletionTimestamp" not in found["metadata"]:
+                    found["metadata"]["deletionTimestamp"] = time.strftime(
+                        "%Y-%m-%dT%H:%M:%SZ", time.gmtime()
                     )
+                    found["metadata"].setdefault("finalizers", []).append("foregroundDeletion")
                     cluster.note("MODIFIED", resource, found)
-                else:
-                    cluster.remove(resource, name)
                 self._json(200, found)
 
         def _one(self, resource, namespace, name):

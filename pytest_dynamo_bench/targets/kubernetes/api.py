@@ -35,6 +35,8 @@ _TRY_AGAIN = frozenset({410, 429, 500, 502, 503, 504})
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _LONGEST_WAIT_SECONDS = 10.0
+# How long an API server that has just started may know nobody's rights.
+_FORGETFUL_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Cluster:
         self._connect = connect
         self._outage_seconds = outage_seconds
         self._client: Any = None
+        # Verbs and resources that have been allowed.
+        self._allowed: set[tuple[str, str]] = set()
 
     @property
     def client(self) -> Any:
@@ -199,7 +203,10 @@ class Cluster:
             if error.code in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
                 return None
             raise
-        return bool(answer.get("status", {}).get("allowed"))
+        allowed = bool(answer.get("status", {}).get("allowed"))
+        if allowed:
+            self._allowed.add((verb, f"{resource}/{subresource}".rstrip("/")))
+        return allowed
 
     def log(self, pod: str, container: str, *, previous: bool = False, lines: int = 2000) -> str:
         """The end of a container's log; why there is none, when there is none."""
@@ -264,6 +271,8 @@ class Cluster:
                 raise WatchExpiredError from None
             if error.code in _TRY_AGAIN or error.code == 0:
                 return
+            if error.code == HTTPStatus.FORBIDDEN and ("watch", resource) in self._allowed:
+                return
             raise _explained(error.status, "watch", what, self.namespace) from None
         try:
             yield from self._events(response)
@@ -300,6 +309,15 @@ class Cluster:
         parts = [part for part in (name, rest) if part]
         return "/".join([f"{base}{place}/{resource}", *parts])
 
+    def _resource(self, path: str) -> str:
+        """What a path is about, as roles call it: a resource, or ``resource/subresource``.
+
+        The path itself where it is about nothing in the namespace.
+        """
+        _, _, rest = path.partition(f"/namespaces/{self.namespace}/")
+        resource, _, subresource = (*rest.split("/"), "", "")[:3]
+        return f"{resource}/{subresource}".rstrip("/") or path
+
     def _json(
         self,
         verb: str,
@@ -325,9 +343,14 @@ class Cluster:
         *,
         patient: bool = True,
     ) -> bytes:
-        """One request, repeated while the server is away or busy; its token renewed once."""
+        """One request, repeated while the server is away or busy; its token renewed once.
+
+        A server that has just started refuses everything, until it has read the roles: what it
+        has allowed before is asked for again for a while.
+        """
         deadline = time.monotonic() + (self._outage_seconds if patient else 0)
-        wait, renewed = 0.25, False
+        right = verb, self._resource(path)
+        wait, renewed, forbidden_at = 0.25, False, 0.0
         while True:
             try:
                 response = self._once(verb, path, query, body, _READ_SECONDS)
@@ -339,11 +362,18 @@ class Cluster:
                     continue
                 pause = getattr(error, "retry_after", None) or wait
                 again = status.code in _TRY_AGAIN or status.code == 0
+                if status.code == HTTPStatus.FORBIDDEN and right in self._allowed:
+                    forbidden_at = forbidden_at or time.monotonic()
+                    again = time.monotonic() < forbidden_at + _FORGETFUL_SECONDS
+                    if not again:
+                        # It has been taken away, and need not be waited for again.
+                        self._allowed.discard(right)
                 if not again or time.monotonic() + pause > deadline:
                     raise _explained(status, verb, what, self.namespace) from None
                 time.sleep(pause)
                 wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
                 continue
+            self._allowed.add(right)
             try:
                 data: bytes = response.data
                 return data

@@ -91,6 +91,7 @@ class Deployment:
             self._until_ready()
             yield self
         except BaseException as error:
+            self._progress.stage("taking down")
             self._keep_evidence(error)
             try:
                 self.delete()
