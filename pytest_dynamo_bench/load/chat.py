@@ -582,6 +582,8 @@ class RecordMaker:
             else:
                 stamps += [response.log[3 * read] for read in reads]
             seen_ns += response.seen_ns(first), response.seen_ns(last - 1)
+        if not seen_ns:
+            return None
         try:
             times = self._clock.monotonic_array_ns(
                 kernel_stamps(stamps), min(seen_ns), max(seen_ns)

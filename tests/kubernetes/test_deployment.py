@@ -52,9 +52,11 @@ def nothing_left(fake):
 
 def fails(fake, api, tmp_path, **more) -> str:
     """The message of a deployment that does not come up; whatever happens, nothing is left."""
-    found = deployment(api, tmp_path, **more)
+    progress = Stages()
+    found = deployment(api, tmp_path, progress=progress, **more)
     with pytest.raises(DeploymentError) as caught, found.open():
         raise AssertionError("it came up")
+    assert progress.stages[-1] == "taking down"
     assert nothing_left(fake)
     return str(caught.value)
 
