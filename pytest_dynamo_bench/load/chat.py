@@ -56,24 +56,6 @@ class Dialect:
 DYNAMO = Dialect()
 
 
-def request_body(
-    model: str,
-    request: TrafficRequest,
-    block_tokens: int,
-    images: Images | None = None,
-    dialect: Dialect = DYNAMO,
-) -> bytes:
-    """The JSON body of a request whose prompt and output have exactly the traffic's lengths.
-
-    Text comes first and images after it, as AIPerf sends them.
-
-    Args:
-        images: what the request's numbers of images stand for.
-        dialect: what the server understands.
-    """
-    return request_bodies(model, [request], block_tokens, images, dialect)[0]
-
-
 def request_bodies(
     model: str,
     requests: Sequence[TrafficRequest],
@@ -81,7 +63,14 @@ def request_bodies(
     images: Images | None = None,
     dialect: Dialect = DYNAMO,
 ) -> list[bytes]:
-    """The bodies of several requests, each as :func:`request_body` makes it."""
+    """The JSON bodies of requests, whose prompts and outputs have exactly the traffic's lengths.
+
+    Text comes first and images after it, as AIPerf sends them. Several at once take half the time.
+
+    Args:
+        images: what the requests' numbers of images stand for.
+        dialect: what the server understands.
+    """
     prompts = prompt_texts(
         [(request.hash_ids, request.input_tokens) for request in requests],
         block_tokens,
@@ -349,12 +338,11 @@ class RecordMaker:
             reading.error = f"the stream cannot be read: {error}"
             reading.over = True
 
-    def record(self, request: TrafficRequest, due_ns: int, reading: Reading) -> RequestRecord:
-        """The record of a response that has ended, and has been read."""
-        return self.records([(request, due_ns, reading)])[0]
-
     def records(self, ended: Sequence[Ended]) -> list[RequestRecord]:
-        """The records of several such responses, in less time than one by one."""
+        """The records of responses that have ended, and have been read.
+
+        Several at once take less time than one by one.
+        """
         arrivals = self._arrivals([reading for _, _, reading in ended])
         return [
             self._record(*response, *arrived)
@@ -549,6 +537,7 @@ class RecordMaker:
         """
         from_kernel = counts = [len(reading.chunk_reads) for reading in readings]
         times = self._all_from_kernel(readings)
+        has_lag = times is not None
         if times is None:
             if len(readings) > 1:
                 return [self._arrivals([reading])[0] for reading in readings]
@@ -557,8 +546,11 @@ class RecordMaker:
             times = np.array([stamp for stamp, _ in one_by_one], dtype=np.int64)
             from_kernel = [sum(kernel for _, kernel in one_by_one)]
         parts = list(pairwise(accumulate(counts, initial=0)))
-        for first, last in parts:
-            np.maximum.accumulate(times[first:last], out=times[first:last])
+        for reading, (first, last) in zip(readings, parts, strict=True):
+            own = times[first:last]
+            np.maximum.accumulate(own, out=own)
+            if has_lag:
+                self._take_lag(reading, own)
         arrived_ms = ((times - self.start_ns) * self._scale).tobytes()
         chunk_ms = [array("d", arrived_ms[_DOUBLE * a : _DOUBLE * b]) for a, b in parts]
         return list(zip(chunk_ms, from_kernel, strict=True))
@@ -585,19 +577,16 @@ class RecordMaker:
         if not seen_ns:
             return None
         try:
-            times = self._clock.monotonic_array_ns(
-                kernel_stamps(stamps), min(seen_ns), max(seen_ns)
-            )
+            real_ns = kernel_stamps(stamps)
         except ValueError:
             return None
-        if times is not None:
-            first = 0
-            for reading in readings:
-                for index in range(0, len(reading.chunk_reads), _LAG_EVERY):
-                    seen = reading.response.seen_ns(reading.chunk_reads[index])
-                    self.receive_lag.add(max(seen - int(times[first + index]), 0))
-                first += len(reading.chunk_reads)
-        return times
+        return self._clock.monotonic_array_ns(real_ns, min(seen_ns), max(seen_ns))
+
+    def _take_lag(self, reading: Reading, times: IntArray) -> None:
+        """Note how late some of a response's chunks were read, after they had arrived."""
+        for index in range(0, len(times), _LAG_EVERY):
+            seen_ns = reading.response.seen_ns(reading.chunk_reads[index])
+            self.receive_lag.add(max(seen_ns - int(times[index]), 0))
 
     def _chunk_tokens(self, reading: Reading) -> tuple[int, ...] | None:
         """Tokens of each chunk, where a chunk holds several and somebody knows how many.

@@ -23,7 +23,7 @@ from pytest_dynamo_bench.load.driver import Driver, Job
 from pytest_dynamo_bench.load.health import DriverHealth, GeneratorHealth
 from pytest_dynamo_bench.load.worker import LENGTH, message
 from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.traffic import Concurrency, Images, Traffic, TrafficRequest
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest
 
 Ended = Callable[[bool], None]
 
@@ -170,7 +170,11 @@ class LoadGenerator:
         concurrency = schedule.sessions if isinstance(schedule, Concurrency) else None
         count = max(min(self._processes, concurrency or self._processes, len(sessions)), 1)
         bodies = functools.partial(
-            _bodies, self._model, traffic.block_tokens, traffic.images, self._dialect
+            request_bodies,
+            self._model,
+            block_tokens=traffic.block_tokens,
+            images=traffic.images,
+            dialect=self._dialect,
         )
         return [
             Job(
@@ -241,16 +245,6 @@ class LoadGenerator:
                     async with asyncio.timeout(_STOP_SECONDS):
                         self._drivers = await collecting
                 raise
-
-
-def _bodies(
-    model: str,
-    block_tokens: int,
-    images: Images | None,
-    dialect: Dialect,
-    requests: Sequence[TrafficRequest],
-) -> list[bytes]:
-    return request_bodies(model, requests, block_tokens, images, dialect)
 
 
 class _ThreadMailbox:

@@ -179,17 +179,14 @@ def _token_ids(
 ) -> list[npt.NDArray[np.uint64]]:
     """The token ids of each prompt. Blocks of the same length are made together."""
     blocks: dict[int, list[int]] = defaultdict(list)
+    lengths = []
     for hash_ids, tokens in prompts:
         if len(hash_ids) != -(-tokens // block_tokens):
             raise ValueError(f"{len(hash_ids)} blocks of {block_tokens} for {tokens} tokens")
-        last_tokens = tokens - (len(hash_ids) - 1) * block_tokens
-        blocks[block_tokens] += hash_ids[:-1]
-        blocks[last_tokens] += hash_ids[-1:]
-    made = {n: iter(_blocks(ids, n, vocabulary_tokens)) for n, ids in blocks.items() if ids}
-    found = []
-    for hash_ids, tokens in prompts:
-        last_tokens = tokens - (len(hash_ids) - 1) * block_tokens
-        parts = [next(made[block_tokens]) for _ in hash_ids[:-1]]
-        parts += [next(made[last_tokens]) for _ in hash_ids[-1:]]
-        found.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
-    return found
+        whole = len(hash_ids) - 1
+        lengths.append([*[block_tokens] * whole, tokens - whole * block_tokens])
+        for length, block_id in zip(lengths[-1], hash_ids, strict=True):
+            blocks[length].append(block_id)
+    made = {n: iter(_blocks(ids, n, vocabulary_tokens)) for n, ids in blocks.items()}
+    parts = [[next(made[length]) for length in own] for own in lengths]
+    return [own[0] if len(own) == 1 else np.concatenate(own) for own in parts]

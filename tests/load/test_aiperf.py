@@ -10,7 +10,7 @@ import pytest
 from pytest_dynamo_bench.aiperf_results import read_aiperf_results
 from pytest_dynamo_bench.errors import LoadError
 from pytest_dynamo_bench.load import aiperf
-from pytest_dynamo_bench.load.chat import request_body
+from pytest_dynamo_bench.load.chat import request_bodies
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.traffic import Concurrency
 from tests.load.test_load import request, traffic
@@ -49,7 +49,7 @@ def test_the_dataset_has_the_prompts_lengths_and_times_of_the_traffic():
     assert rows[0]["timestamp"] == 5.0
     assert rows[1]["delay"] == 60
     assert "timestamp" not in rows[1]
-    prompt = json.loads(request_body("m", requests[0], 512))["messages"][0]["content"]
+    prompt = json.loads(request_bodies("m", requests[:1], 512)[0])["messages"][0]["content"]
     assert rows[0]["text"] == prompt
     assert rows[0]["output_length"] == rows[0]["extra"]["min_tokens"] == 4
     closed = aiperf.dataset_lines(traffic(requests, Concurrency(2)))

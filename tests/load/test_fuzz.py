@@ -75,7 +75,7 @@ def received(listener, pieces, looks=(), count_tokens=None):
             connection.lost(1_000_000 * (len(pieces) + 1), None)
         assert connection.ended
         list(maker.read(reading))
-        return maker.record(request(1), 0, reading)
+        return maker.records([(request(1), 0, reading)])[0]
 
 
 def cut(data, cuts):
@@ -332,7 +332,7 @@ def test_records_made_together_are_those_made_alone(responses):
         for number, response in enumerate(responses)
     ]
     together = maker.records(ended)
-    assert together == [other.record(*one) for one in ended]
+    assert together == [other.records([one])[0] for one in ended]
     assert maker.receive_lag.spread_ms() == other.receive_lag.spread_ms()
     for record in together:
         assert list(record.chunk_ms) == sorted(record.chunk_ms)
