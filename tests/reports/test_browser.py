@@ -57,7 +57,10 @@ def opened(browser, page):
     show(browser, width=1280)
     browser.get_log("browser")
     browser.get_log("performance")
+    # Now and then chromedriver takes the page that is being left for the one that was asked for.
+    browser.execute_script("window.left = true")
     browser.get(page.as_uri())
+    until(browser, "!window.left && document.readyState === 'complete'")
     return browser
 
 
