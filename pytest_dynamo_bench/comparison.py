@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim, traffic_for
 from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, InvalidRunError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
-from pytest_dynamo_bench.targets.base import Progress, Target
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress, SideBySideTarget, Target
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import (
     Effect,
@@ -188,8 +189,7 @@ class Comparison:
         missing = [
             name for name in configurations if name not in self._runs and name not in self._errors
         ]
-        for repeat in range(self.plan.repeats if missing else 0):
-            self._round(missing, repeat)
+        self._rounds(missing, range(self.plan.repeats))
 
     def verdict(self, claim: Claim) -> Verdict:
         """What the measurement says of a claim; measures what it and its family need.
@@ -243,38 +243,80 @@ class Comparison:
 
     # -- measuring ------------------------------------------------------------------------
 
-    def _round(self, names: Sequence[str], repeat: int) -> None:
-        """Measure each configuration once; one that fails is left out from then on."""
-        for name in names if repeat % 2 == 0 else reversed(names):
-            if name in self._errors:
-                continue
-            try:
-                metrics = self._measure(name, repeat)
-            except DynamoBenchError as error:
-                self._errors[name] = error
-                self._runs.pop(name, None)
-                self.store.save_error(self.benchmark, name, str(error))
-            else:
-                self._runs.setdefault(name, []).append(metrics)
+    def _rounds(self, names: Sequence[str], repeats: Iterable[int]) -> None:
+        """Measure each configuration once a round; one that fails is left out from then on."""
+        order = [
+            (name, repeat)
+            for repeat in repeats
+            for name in (names if repeat % 2 == 0 else reversed(names))
+            if name not in self._errors
+        ]
+        with closing(self._made(order)) as made:
+            for (name, repeat), outcome in made:
+                if name in self._errors:
+                    continue
+                try:
+                    if isinstance(outcome, DynamoBenchError):
+                        raise outcome
+                    metrics = self._kept(name, repeat, outcome)
+                except DynamoBenchError as error:
+                    self._errors[name] = error
+                    self._runs.pop(name, None)
+                    self.store.save_error(self.benchmark, name, str(error))
+                else:
+                    self._runs.setdefault(name, []).append(metrics)
 
-    def _measure(self, name: str, repeat: int) -> Metrics:
-        configuration = self.benchmark.configuration(name)
-        directory = self.store.run_directory(self.benchmark.name, name, repeat)
-        label = name if repeat == 0 else f"{name}, repeat {repeat + 1}"
-        with self._show(self.benchmark.name, label) as progress:
-            traffic = traffic_for(self.traffic, configuration)
-            run = self.target.measure(
-                self.benchmark, configuration, traffic, directory, progress, repeat=repeat
+    def _made(
+        self, order: Sequence[tuple[str, int]]
+    ) -> Generator[tuple[tuple[str, int], Run | DynamoBenchError], None, None]:
+        """Make runs, one after the other unless the target can make several at a time."""
+        target = self.target
+        if isinstance(target, SideBySideTarget) and min(target.at_a_time, len(order)) > 1:
+            names = {name for name, _ in order}
+            label = order[0][0] if len(names) == 1 else f"{len(names)} configurations"
+            with self._show(self.benchmark.name, label) as progress:
+                planned = [self._planned(name, repeat) for name, repeat in order]
+                for run, outcome in target.measure_all(self.benchmark, planned, progress):
+                    yield (run.configuration.name, run.repeat), outcome
+            return
+        for name, repeat in order:
+            if name not in self._errors:
+                with self._show(self.benchmark.name, _label(name, repeat)) as progress:
+                    outcome = self._outcome(name, repeat, progress)
+                yield (name, repeat), outcome
+
+    def _outcome(self, name: str, repeat: int, progress: Progress) -> Run | DynamoBenchError:
+        try:
+            planned = self._planned(name, repeat)
+            return self.target.measure(
+                self.benchmark,
+                planned.configuration,
+                planned.traffic,
+                planned.directory,
+                progress,
+                repeat=repeat,
             )
+        except DynamoBenchError as error:
+            return error
+
+    def _planned(self, name: str, repeat: int) -> PlannedRun:
+        configuration = self.benchmark.configuration(name)
+        traffic = traffic_for(self.traffic, configuration)
+        directory = self.store.run_directory(self.benchmark.name, name, repeat)
+        return PlannedRun(configuration, traffic, directory, repeat)
+
+    def _kept(self, name: str, repeat: int, run: Run) -> Metrics:
+        """Store a run, and make sure that it can carry a result."""
         metrics = Metrics(run, self.benchmark.goodput)
-        limitations = self.target.limitations(self.benchmark, configuration)
+        limitations = self.target.limitations(self.benchmark, self.benchmark.configuration(name))
         self.store.save_run(self.benchmark, metrics, limitations, repeat)
         failed = [gate for gate in self._gates(metrics, _ANY_METRIC) if not gate.passed]
         if failed:
+            directory = self.store.run_directory(self.benchmark.name, name, repeat)
             reasons = "\n".join(f"- {gate.sentence}" for gate in failed)
             raise InvalidRunError(
-                f"the run of {label} is invalid, so nothing is concluded from it:\n{reasons}\n"
-                f"records and logs: {directory}"
+                f"the run of {_label(name, repeat)} is invalid, so nothing is concluded from it:\n"
+                f"{reasons}\nrecords and logs: {directory}"
             )
         return metrics
 
@@ -349,8 +391,7 @@ class Comparison:
         of the same traffic would decide nothing.
         """
         started = time.monotonic()
-        for repeat in range(_FIRST_LOOK):
-            self._round(wanted, repeat)
+        self._rounds(wanted, range(_FIRST_LOOK))
         repeats = _FIRST_LOOK
         per_round = (time.monotonic() - started) / repeats
         most = int(budget_seconds / max(per_round, 1e-3))
@@ -385,7 +426,7 @@ class Comparison:
             ):
                 self._ended_early = ", since more repeats of the same traffic would decide no more"
                 break
-            self._round(wanted, repeats)
+            self._rounds(wanted, [repeats])
             repeats += 1
             per_round = (time.monotonic() - started) / repeats
         self._looks = looks
@@ -402,3 +443,7 @@ class Comparison:
             effect = dataclasses.replace(effect, low=low, high=high, confidence=confidence)
             verdicts.append(self._verdict(claim, effect))
         return verdicts
+
+
+def _label(name: str, repeat: int) -> str:
+    return f"{name}, repeat {repeat + 1}" if repeat else name

@@ -83,6 +83,11 @@ def add_options(add: Callable[..., object]) -> None:
         "(default: %(default)s); check-client says what one can do",
     )  # fmt: skip
     add(
+        "--dynamo-replay-processes", metavar="N", type=_count, default=None,
+        help="replay: simulations at a time (default: as many as there are cores); each takes up "
+        "to 600 MB",
+    )  # fmt: skip
+    add(
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
         help="outcome of a claim that the measurement neither confirms nor refutes "
         "(default: fail; at --dynamo-scale=smoke skip)",

@@ -31,6 +31,13 @@ class _ToldToEnd(BaseException):
     """Ends the computation that a process is in, through its clean-up."""
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def compute_all(
     function: Callable[..., Result],
     jobs: Mapping[Key, tuple[Any, ...]],
@@ -47,7 +54,7 @@ def compute_all(
     Args:
         function: a function of a module, so that other processes can find it.
         jobs: arguments by key.
-        processes: at a time; the machine's cores by default.
+        processes: at a time; by default as many as there are cores for this one.
         shared: further arguments, the same for all jobs, sent to each process once.
 
     Yields:
@@ -59,7 +66,7 @@ def compute_all(
     """
     if not jobs:
         return
-    workers = min(len(jobs), processes or os.cpu_count() or 1)
+    workers = min(len(jobs), processes or cores())
     # Spawned, not forked: the caller may have threads.
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())

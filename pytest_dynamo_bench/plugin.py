@@ -215,7 +215,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
     if name == "replay":
         from pytest_dynamo_bench.targets.replay import ReplayTarget
 
-        return ReplayTarget()
+        return ReplayTarget(processes=config.getoption("dynamo_replay_processes"))
     try:
         if name == "endpoint":
             return endpoint_target(config.getoption)
@@ -414,6 +414,7 @@ class AttributionItem(pytest.Item):
                     *self._pair,
                     metric="goodput" if benchmark.goodput else "time_to_first_token.mean",
                     cache=self.config.rootpath / ".dynamo-bench-cache",
+                    processes=self.config.getoption("dynamo_replay_processes"),
                     on_run=lambda done, total, *_: progress.requests(done, 0, total),
                 )
             except DynamoBenchError as error:

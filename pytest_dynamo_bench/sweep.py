@@ -179,7 +179,7 @@ class Sweep:
 
         Args:
             cache: a directory, made if need be; None computes everything anew.
-            processes: simulations at a time; the machine's cores by default.
+            processes: simulations at a time; by default as many as there are cores.
             on_point: told after each point: how many are done, of how many, and the point.
 
         Returns:

@@ -227,9 +227,11 @@ class StoredResults:
             )
 
     def configurations(self, benchmark: str) -> list[str]:
-        """The configurations of a benchmark that there are runs of."""
+        """The configurations of a benchmark that there are runs of, in the benchmark's order."""
         entry = self.summary.get("benchmarks", {}).get(benchmark, {})
-        return list(entry.get("runs", {}))
+        runs = entry.get("runs", {})
+        known = [name for name in entry.get("configurations", {}) if name in runs]
+        return list(dict.fromkeys([*known, *runs]))
 
     def environment(self) -> dict[str, Any]:
         """The machine and the versions; empty where they were not stored."""

@@ -5,11 +5,13 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.errors import DynamoBenchError
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Traffic
 
@@ -119,6 +121,41 @@ class Target(Protocol):
 
         Raises:
             DeploymentError: the configuration did not come up, or died in the middle.
+        """
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is to be made.
+
+    Attributes:
+        configuration: what is measured.
+        traffic: as the configuration is to get it.
+        directory: for logs and whatever else explains the run.
+        repeat: counts runs of the same configuration from 0.
+    """
+
+    configuration: Configuration
+    traffic: Traffic
+    directory: Path
+    repeat: int = 0
+
+
+@runtime_checkable
+class SideBySideTarget(Protocol):
+    """A target whose runs do not disturb each other, so that several can be made at a time."""
+
+    @property
+    def at_a_time(self) -> int:
+        """How many runs are made at a time."""
+
+    def measure_all(
+        self, benchmark: Benchmark, planned: Sequence[PlannedRun], progress: Progress
+    ) -> Iterator[tuple[PlannedRun, Run | DynamoBenchError]]:
+        """Make runs, each as ``measure`` does, and yield them with their outcomes.
+
+        They come in the order in which they end, but repeats of a configuration in theirs. When
+        the caller is interrupted, or closes the iterator, those under way are ended at once.
         """
 
 

@@ -17,9 +17,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -34,10 +36,11 @@ from pytest_dynamo_bench.engines import (
     price_prefills,
     with_surcharge,
 )
-from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.parallel import cores
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets import replay_child
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Unwatched
 from pytest_dynamo_bench.targets.caveats import NO_VISION, Caveat, caveats
 from pytest_dynamo_bench.traffic import (
     Concurrency,
@@ -87,6 +90,50 @@ class _Simulated:
         return _close(self.priced["charged_share_of_source"])
 
 
+class _RunningSimulations:
+    """The simulating processes of several threads, which can be ended from another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+
+    def run(self, command: Sequence[str], log: Path, timeout_seconds: float) -> int:
+        """Run a command that writes to a log, and return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it took longer, and was ended.
+            DeploymentError: all have been ended.
+        """
+        # DYN_LOG: at info Dynamo's router writes a line per request, which takes longer than
+        # the simulation.
+        environment = {**os.environ, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
+        with log.open("wb") as output:
+            with self._lock:
+                if self._ended:
+                    raise DeploymentError("simulations were ended")
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL, env=environment,
+                )  # fmt: skip
+                self._running.add(process)
+            try:
+                return process.wait(timeout_seconds)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                with self._lock:
+                    self._running.discard(process)
+
+    def end(self) -> None:
+        """End those that run, and start no more."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.kill()
+
+
 @dataclass(frozen=True)
 class ReplayTarget:
     """Measures configurations by simulating them.
@@ -104,6 +151,7 @@ class ReplayTarget:
             wrong by more than 5 %, which a simulation of a tenth of the sessions tells
             beforehand where it could be. ``measured`` adds the cost for the prompts with what
             each configuration found in its caches. ``none`` leaves the table as it is.
+        processes: simulations at a time; None for as many as there are cores for this process.
     """
 
     profile_directories: tuple[Path, ...] = ()
@@ -111,7 +159,11 @@ class ReplayTarget:
     speedup: float = 1.0
     timeout_seconds: float = 1800.0
     prefix_pricing: PrefixPricing = "traffic"
+    processes: int | None = None
     name: str = field(default="replay", init=False)
+    _running: _RunningSimulations | None = field(
+        default=None, repr=False, compare=False, kw_only=True
+    )
 
     def check(self, benchmark: Benchmark) -> None:
         """Whether ai-dynamo is installed and every configuration can be simulated.
@@ -205,7 +257,7 @@ class ReplayTarget:
             charged = done.pricing.surcharge_ms_per_token
         records, result, arguments = done.records, done.result, done.arguments
         failed = sum(not record.succeeded for record in records)
-        progress.requests(len(records) - failed, failed, len(records))
+        progress.requests(len(records), failed, len(records))
         return Run(
             benchmark=benchmark.name,
             configuration=configuration.name,
@@ -244,6 +296,64 @@ class ReplayTarget:
             },
             problems=_problems(result, self.seed, configuration),
         )
+
+    @property
+    def at_a_time(self) -> int:
+        """How many simulations are made at a time."""
+        return self.processes or cores()
+
+    def measure_all(
+        self, benchmark: Benchmark, planned: Sequence[PlannedRun], progress: Progress
+    ) -> Iterator[tuple[PlannedRun, Run | DynamoBenchError]]:
+        """Simulate several runs at a time, each as :meth:`measure` does.
+
+        They come in the order in which they end, but repeats of a configuration in theirs. When
+        the caller is interrupted, or closes the iterator, those under way are ended at once.
+        """
+        at_a_time = min(self.at_a_time, len(planned))
+        progress.stage(f"simulating {len(planned)} runs, {at_a_time} at a time")
+        total = sum(len(item.traffic.requests) for item in planned)
+        done = failed = 0
+        running = _RunningSimulations()
+        target = replace(self, _running=running)
+        pool = ThreadPoolExecutor(at_a_time, "simulation")
+        try:
+            futures: dict[Future[Run], PlannedRun] = {
+                pool.submit(
+                    target.measure,
+                    benchmark,
+                    item.configuration,
+                    item.traffic,
+                    item.directory,
+                    Unwatched(),
+                    repeat=item.repeat,
+                ): item
+                for item in planned
+            }
+            outcomes: dict[tuple[str, int], Run | DynamoBenchError] = {}
+            turns: dict[str, deque[PlannedRun]] = defaultdict(deque)
+            for item in sorted(planned, key=lambda item: item.repeat):
+                turns[item.configuration.name].append(item)
+            for future in as_completed(futures):
+                item = futures[future]
+                name = item.configuration.name
+                outcome: Run | DynamoBenchError
+                try:
+                    outcome = future.result()
+                except DynamoBenchError as error:
+                    outcome = error
+                    failed += len(item.traffic.requests)
+                else:
+                    failed += sum(not record.succeeded for record in outcome.records)
+                done += len(item.traffic.requests)
+                progress.requests(done, failed, total)
+                outcomes[name, item.repeat] = outcome
+                while turns[name] and (name, turns[name][0].repeat) in outcomes:
+                    item = turns[name].popleft()
+                    yield item, outcomes.pop((name, item.repeat))
+        finally:
+            running.end()
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _profile(self, benchmark: Benchmark, worker: Worker) -> EngineProfile:
         found = find_profile(
@@ -377,26 +487,16 @@ class ReplayTarget:
         job = {"arguments": arguments, "seed": self.seed, "result": str(result_path)}
         job_path, log_path = directory / "replay-job.json", directory / "replay.log"
         job_path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
-        # DYN_LOG: at info Dynamo's router writes a line per request, which takes longer than
-        # the simulation.
-        environment = {**os.environ, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
         command = [sys.executable, replay_child.__file__, str(job_path)]
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment,
-            )  # fmt: skip
-            try:
-                code = process.wait(self.timeout_seconds)
-            except subprocess.TimeoutExpired:
-                raise DeploymentError(
-                    f"configuration {configuration.name!r}: the simulation took longer than "
-                    f"{self.timeout_seconds:g} s and was ended; log: {log_path}"
-                ) from None
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+        try:
+            code = (self._running or _RunningSimulations()).run(
+                command, log_path, self.timeout_seconds
+            )
+        except subprocess.TimeoutExpired:
+            raise DeploymentError(
+                f"configuration {configuration.name!r}: the simulation took longer than "
+                f"{self.timeout_seconds:g} s and was ended; log: {log_path}"
+            ) from None
         if code:
             tail = log_path.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
             raise DeploymentError(

@@ -24,6 +24,7 @@ from pytest_dynamo_bench.reports.figures import Line
 from pytest_dynamo_bench.sweep import SweepPoint, Variation
 from pytest_dynamo_bench.traffic import TraceFile, write_mooncake
 from tests.replay.replay_bench import make_traffic
+from tests.simulations import wait_for_simulations
 
 ROOT = Path(__file__).parents[2]
 MODULE = """\
@@ -339,21 +340,6 @@ def test_without_matplotlib_all_but_the_figures_is_written(module, capsys, monke
     code, out, _ = run(capsys, "sweep", module, "--speedup", "1,2", "--output", "out")
     assert code == 0 and "pip install 'pytest-dynamo-bench[figures]'" in out
     assert {path.name for path in Path("out").iterdir()} == {"points.json", "points.csv"}
-
-
-def wait_for_simulations(process, count):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        children = psutil.Process(process.pid).children(recursive=True)
-        simulating = [
-            child for child in children
-            if child.is_running() and any("replay_child" in word for word in child.cmdline())
-        ]  # fmt: skip
-        if len(simulating) >= count:
-            return children
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError("no simulation was started")
 
 
 @pytest.mark.slow

@@ -1,0 +1,130 @@
+"""How a comparison makes its runs, one after the other or side by side."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
+from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
+from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
+from tests.fake_target import FakeTarget
+from tests.reports.making import example
+
+NAMES = ["agg", "kv", "split"]
+
+
+class SideBySide(FakeTarget):
+    """Makes all runs at once; repeats of the last configuration are ready first."""
+
+    at_a_time = 2
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.asked, self.closed = [], False
+
+    def measure_all(self, benchmark, planned, progress):
+        self.asked.append([(item.configuration.name, item.repeat) for item in planned])
+        try:
+            for item in sorted(planned, key=lambda i: i.configuration.name, reverse=True):
+                try:
+                    outcome = self.measure(
+                        benchmark, item.configuration, item.traffic, item.directory, progress,
+                        repeat=item.repeat,
+                    )  # fmt: skip
+                except DynamoBenchError as error:
+                    outcome = error
+                yield item, outcome
+        finally:
+            self.closed = True
+
+
+class Display:
+    def __init__(self):
+        self.labels = []
+
+    @contextmanager
+    def __call__(self, benchmark, configuration):
+        self.labels.append(configuration)
+        yield self
+
+    def stage(self, name):
+        pass
+
+    def requests(self, done, failed, total):
+        pass
+
+
+@pytest.fixture
+def compare(tmp_path):
+    def make(target, repeats=2):
+        store = ResultStore(tmp_path / "results", target.name, ["pytest"])
+        plan = MeasuringPlan(repeats=repeats)
+        return Comparison(example(), target, store, Display(), plan=plan)
+
+    return make
+
+
+def test_runs_come_one_after_the_other_in_rounds_that_turn_round(compare):
+    target = FakeTarget()
+    comparison = compare(target)
+    comparison.ensure(NAMES)
+    assert target.measured == [*NAMES, *reversed(NAMES)]
+    assert comparison._show.labels == [
+        "agg", "kv", "split", "split, repeat 2", "kv, repeat 2", "agg, repeat 2",
+    ]  # fmt: skip
+
+
+def test_a_target_that_can_is_asked_for_all_at_once(compare, tmp_path):
+    target = SideBySide()
+    comparison = compare(target)
+    comparison.ensure(NAMES)
+    (asked,) = target.asked
+    assert sorted(asked) == [(name, repeat) for name in NAMES for repeat in (0, 1)]
+    assert comparison._show.labels == ["3 configurations"] and target.closed
+    stored = StoredResults(tmp_path / "results")
+    assert stored.configurations("example") == NAMES
+    for name in NAMES:
+        kept = [metrics.run for metrics in comparison.runs(name)]
+        first_tokens = [[record.chunk_ms[0] for record in run.records] for run in kept]
+        assert len(kept) == 2 and first_tokens[0] != first_tokens[1]
+        for run, tokens in zip(stored.runs("example", name), first_tokens, strict=True):
+            assert [record.chunk_ms[0] for record in run.records] == pytest.approx(tokens, abs=0.01)
+
+
+def test_repeats_of_one_configuration_are_told_by_its_name(compare):
+    comparison = compare(SideBySide())
+    assert len(comparison.runs("kv")) == 2
+    assert comparison._show.labels == ["kv"]
+
+
+@pytest.mark.parametrize("settings", [{"at_a_time": 1, "repeats": 2}, {"repeats": 1}])
+def test_nothing_is_side_by_side_with_itself(compare, settings, monkeypatch):
+    target = SideBySide()
+    monkeypatch.setattr(target, "at_a_time", settings.pop("at_a_time", 2))
+    comparison = compare(target, **settings)
+    assert comparison["agg"] and not target.asked
+
+
+def test_what_fails_has_an_error_and_the_others_their_runs(compare):
+    target = SideBySide(broken=["kv"], failing=["split"])
+    comparison = compare(target)
+    comparison.ensure(NAMES)
+    assert list(comparison.all_runs) == ["agg"] and len(comparison.runs("agg")) == 2
+    with pytest.raises(DynamoBenchError, match="no such model"):
+        comparison.runs("kv")
+    with pytest.raises(InvalidRunError, match="the run of split is invalid"):
+        comparison.runs("split")
+    assert len(target.asked) == 1
+
+
+def test_runs_under_way_are_ended_when_storing_one_is_interrupted(compare, monkeypatch):
+    target = SideBySide()
+    comparison = compare(target)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison.store, "save_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.ensure(NAMES)
+    assert target.closed and len(target.measured) == 1
