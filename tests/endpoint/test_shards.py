@@ -302,14 +302,13 @@ def test_who_does_not_know_the_way_is_told_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_three_shards_measure_what_one_does(tmp_path):
-    """Against a real frontend: the same requests, and the same metrics within what two runs of
-    one shard differ by."""
+    """Against a real frontend: the same requests at the same times, and comparable metrics."""
     pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
     whole = traffic(60, spacing_ms=80.0, tokens=400)
     found = {}
     with dynamo(tmp_path / "dynamo", workers=2) as (url, model):
         service = Service(Address(url), model, Dialect(), True)
-        for name, count in (("one", 1), ("three", 3), ("again", 1)):
+        for name, count in (("one", 1), ("three", 3)):
             with shards(tmp_path / name, service, whole, count, warm_up_requests=4) as processes:
                 merged = run_shards(processes, whole, Silent(), prepare_seconds=120)
             assert merged.problems == []
@@ -323,7 +322,7 @@ def test_three_shards_measure_what_one_does(tmp_path):
             assert np.median(delays) < 50
     ids = [[r.request_id for r in sorted(m.run.records, key=lambda r: r.request_id)]
            for m in found.values()]  # fmt: skip
-    assert ids[0] == ids[1] == ids[2]
+    assert ids[0] == ids[1]
     one, three = found["one"].time_to_first_token, found["three"].time_to_first_token
     for statistic in ("p50", "mean"):
         a, b = getattr(one, statistic), getattr(three, statistic)
