@@ -275,7 +275,12 @@ class Comparison:
             names = {name for name, _ in order}
             label = order[0][0] if len(names) == 1 else f"{len(names)} configurations"
             with self._show(self.benchmark.name, label) as progress:
-                planned = [self._planned(name, repeat) for name, repeat in order]
+                planned = []
+                for name, repeat in order:
+                    try:
+                        planned.append(self._planned(name, repeat))
+                    except DynamoBenchError as error:
+                        yield (name, repeat), error
                 for run, outcome in target.measure_all(self.benchmark, planned, progress):
                     yield (run.configuration.name, run.repeat), outcome
             return

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
-from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError
+from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, TrafficError
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from tests.fake_target import FakeTarget
 from tests.reports.making import example
@@ -115,6 +115,20 @@ def test_what_fails_has_an_error_and_the_others_their_runs(compare):
     with pytest.raises(InvalidRunError, match="the run of split is invalid"):
         comparison.runs("split")
     assert len(target.asked) == 1
+
+
+@pytest.mark.parametrize("kind", [FakeTarget, SideBySide])
+def test_traffic_that_cannot_be_read_is_the_error_of_every_configuration(compare, kind):
+    class NoTraffic(kind):
+        def traffic(self, benchmark):
+            raise TrafficError("no such trace")
+
+    comparison = compare(NoTraffic())
+    comparison.ensure(NAMES)
+    for name in NAMES:
+        with pytest.raises(TrafficError, match="no such trace"):
+            comparison.runs(name)
+    assert comparison.all_runs == {}
 
 
 def test_runs_under_way_are_ended_when_storing_one_is_interrupted(compare, monkeypatch):

@@ -310,6 +310,8 @@ class ReplayTarget:
         They come in the order in which they end, but repeats of a configuration in theirs. When
         the caller is interrupted, or closes the iterator, those under way are ended at once.
         """
+        if not planned:
+            return
         at_a_time = min(self.at_a_time, len(planned))
         progress.stage(f"simulating {len(planned)} runs, {at_a_time} at a time")
         total = sum(len(item.traffic.requests) for item in planned)

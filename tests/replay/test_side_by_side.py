@@ -64,6 +64,10 @@ def test_they_are_the_runs_that_are_made_alone(tmp_path):
     assert not list((tmp_path / "together").glob("*/replay-*/"))
 
 
+def test_nothing_to_do_is_no_error():
+    assert list(ReplayTarget().measure_all(BENCHMARK, [], Silent())) == []
+
+
 def test_one_that_fails_does_not_end_the_others(tmp_path):
     broken = SPLIT.but(name="broken", router="random")
     planned = plan(tmp_path, [AGGREGATED, broken, KV], make_traffic(40), repeats=1)
