@@ -1,8 +1,20 @@
-"""Watches the simulating processes of a process that a test has started."""
+"""Watches the simulating processes of a process, of this one or one that a test has started."""
 
 import time
 
 import psutil
+
+
+def simulating(pid=None):
+    """The simulating processes below a process."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if any("replay_child" in word for word in child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
 
 
 def wait_for_simulations(process, count):
@@ -10,12 +22,8 @@ def wait_for_simulations(process, count):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         children = psutil.Process(process.pid).children(recursive=True)
-        simulating = [
-            child for child in children
-            if child.is_running() and any("replay_child" in word for word in child.cmdline())
-        ]  # fmt: skip
-        if len(simulating) >= count:
+        if len(simulating(process.pid)) >= count:
             return children
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     raise AssertionError("no simulation was started")

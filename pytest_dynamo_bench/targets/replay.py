@@ -489,7 +489,7 @@ class ReplayTarget:
         job = {"arguments": arguments, "seed": self.seed, "result": str(result_path)}
         job_path, log_path = directory / "replay-job.json", directory / "replay.log"
         job_path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
-        command = [sys.executable, replay_child.__file__, str(job_path)]
+        command = [sys.executable, replay_child.__file__, str(job_path), str(os.getpid())]
         try:
             code = (self._running or _RunningSimulations()).run(
                 command, log_path, self.timeout_seconds

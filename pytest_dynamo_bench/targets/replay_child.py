@@ -1,10 +1,10 @@
 """Runs one of Dynamo's offline replays; started as a process of its own by the replay target.
 
-    python replay_child.py JOB.json
+    python replay_child.py JOB.json [PARENT]
 
 Imports nothing but the standard library and Dynamo, so that it starts quickly and can be run
 by hand. The job has the keyword arguments of ``dynamo.replay.run_trace_replay``, engine
-arguments as objects, and the seed.
+arguments as objects, and the seed. PARENT is the process that it ends with.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ _PROT_READ, _PROT_WRITE = 1, 2
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, however that ends."""
-    parent = os.getppid()
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that ends.
+
+    Args:
+        parent: its process id. Asked for here, it would be another one's if the parent had ended
+            while this process was starting.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise SystemExit(1)
@@ -176,9 +180,10 @@ def _base_address(library: Path) -> int:
     raise ValueError(f"{library.name} is not loaded")
 
 
-def main(job_path: str) -> None:
+def main(job_path: str, parent: str | None = None) -> None:
     """Run the replay that the file describes, and write what it says to the job's ``result``."""
-    die_with_parent()
+    if parent is not None:
+        die_with_parent(int(parent))
     job = json.loads(Path(job_path).read_text("utf-8"))
     arguments = dict(job["arguments"])
     from dynamo import _core
@@ -207,4 +212,4 @@ def main(job_path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

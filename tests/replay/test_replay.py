@@ -390,7 +390,8 @@ def test_prefill_time_is_charged_as_the_source_says(prefix_pricing, tmp_path, pr
     assert ("cached-prefix-free" in caveats) == (prefix_pricing == "none")
 
 
-def test_the_child_dies_with_its_parent(tmp_path):
+@pytest.mark.parametrize("after_seconds", [0, 0.5])
+def test_the_child_dies_with_its_parent(tmp_path, after_seconds):
     trace = tmp_path / "trace.jsonl"
     write_trace(make_traffic(20_000).requests, trace)
     engine = {"block_size": 64, "num_gpu_blocks": 4000}
@@ -400,8 +401,9 @@ def test_the_child_dies_with_its_parent(tmp_path):
         json.dumps({"arguments": arguments, "seed": 0, "result": str(tmp_path / "result.json")})
     )
     starter = (
-        "import subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, {replay_child.__file__!r}, {str(job)!r}])\n"
+        "import os, subprocess, sys, time\n"
+        f"command = [sys.executable, {replay_child.__file__!r}, {str(job)!r}, str(os.getpid())]\n"
+        "child = subprocess.Popen(command)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -409,7 +411,7 @@ def test_the_child_dies_with_its_parent(tmp_path):
         [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True
     ) as parent:
         child = int(parent.stdout.readline())
-        time.sleep(0.5)
+        time.sleep(after_seconds)
         assert Path(f"/proc/{child}").exists()
         parent.send_signal(signal.SIGKILL)
     for _ in range(100):
