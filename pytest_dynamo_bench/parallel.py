@@ -14,9 +14,11 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from pytest_dynamo_bench.errors import DeploymentError
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1
+_GRACE_SECONDS = 5.0
 
 
 class _ToldToEnd(BaseException):
@@ -91,9 +94,22 @@ def compute_all(
             ) from None
         finally:
             if not ended_well:
-                for process in set(multiprocessing.active_children()) - before:
+                computing = set(multiprocessing.active_children()) - before
+                for process in computing:
                     process.terminate()
+                pool.shutdown(wait=False, cancel_futures=True)
+                _kill_the_deaf(computing)
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill_the_deaf(processes: Collection[BaseProcess]) -> None:
+    """Kill what has not ended after a while: where an exception is raised in an unlucky moment,
+    such as in a destructor, it is lost, and the computation goes on."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
 
 
 _function: Callable[..., Any] | None = None

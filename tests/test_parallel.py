@@ -1,5 +1,6 @@
 """Computations on several processes, and how they end."""
 
+import contextlib
 import multiprocessing
 import os
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_dynamo_bench import parallel
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.parallel import compute_all
 
@@ -74,4 +76,27 @@ def test_temporary_files_of_a_computation_are_gone_however_it_ends(
         results.close()
     else:
         assert dict(results) == {"short": None, "other": None}
+    assert list(tmp_path.iterdir()) == []
+
+
+def hear_nothing(seconds):
+    """A computation that the exception which is to end it does not reach."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(BaseException):
+            (Path(tempfile.gettempdir()) / "file").touch()
+            time.sleep(seconds)
+
+
+def test_what_does_not_end_when_it_is_told_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(parallel, "_GRACE_SECONDS", 0.5)
+    results = compute_all(hear_nothing, {"short": (0,), "long": (120,)}, processes=2)
+    assert next(results) == ("short", None)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.rglob("file")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    began = time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 60 and no_children_left()
     assert list(tmp_path.iterdir()) == []

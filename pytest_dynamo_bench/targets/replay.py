@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.util
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,9 +122,7 @@ class _RunningSimulations:
             try:
                 return process.wait(timeout_seconds)
             finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+                _kill(process)
                 with self._lock:
                     self._running.discard(process)
 
@@ -132,6 +132,19 @@ class _RunningSimulations:
             self._ended = True
             for process in self._running:
                 process.kill()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process that may have ended.
+
+    Not by its own ``wait``: a signal handler that raises in the midst of that, such as Ctrl-C's,
+    can leave its lock taken, and the next call would wait for ever.
+    """
+    if process.poll() is None:
+        process.kill()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, 0)
+        process.returncode = -signal.SIGKILL
 
 
 @dataclass(frozen=True)

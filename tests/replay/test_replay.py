@@ -26,6 +26,7 @@ from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.replay import ReplayTarget, to_records, write_trace
 from pytest_dynamo_bench.verdicts.regression import mismatches
+from tests.simulations import simulating
 
 pytest.importorskip("dynamo.replay")
 
@@ -388,6 +389,23 @@ def test_prefill_time_is_charged_as_the_source_says(prefix_pricing, tmp_path, pr
         assert priced["simulations"] == (1 if prefix_pricing == "traffic" else 2)
     caveats = {caveat["id"] for caveat in run.observed["caveats"]}
     assert ("cached-prefix-free" in caveats) == (prefix_pricing == "none")
+
+
+def test_an_interruption_in_the_midst_of_waiting_is_no_reason_to_hang(
+    tmp_path, progress, monkeypatch
+):
+    """What Ctrl-C leaves of ``Popen.wait`` once in a few hundred times: its lock is taken."""
+
+    def interrupted(process, timeout=None):
+        assert timeout is not None, "it would wait for ever"
+        process._waitpid_lock.acquire()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(AGGREGATED, make_traffic(20_000), tmp_path, progress)
+    assert not simulating()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["replay-job.json", "replay.log"]
 
 
 @pytest.mark.parametrize("after_seconds", [0, 0.5])
