@@ -93,23 +93,28 @@ def compute_all(
                 "fewer processes at a time each has more"
             ) from None
         finally:
-            if not ended_well:
+            if ended_well:
+                pool.shutdown()
+            else:
                 computing = set(multiprocessing.active_children()) - before
                 for process in computing:
                     process.terminate()
                 pool.shutdown(wait=False, cancel_futures=True)
-                _kill_the_deaf(computing)
-            pool.shutdown(wait=True, cancel_futures=True)
+                _wait_or_kill(computing)
 
 
-def _kill_the_deaf(processes: Collection[BaseProcess]) -> None:
-    """Kill what has not ended after a while: where an exception is raised in an unlucky moment,
-    such as in a destructor, it is lost, and the computation goes on."""
+def _wait_or_kill(processes: Collection[BaseProcess]) -> None:
+    """Wait for processes that were told to end, and kill those that have not after a while.
+
+    An exception that is raised in an unlucky moment, such as in a destructor, is lost, and the
+    computation that it was to end goes on.
+    """
     deadline = time.monotonic() + _GRACE_SECONDS
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
     for process in processes:
         process.kill()
+        process.join()
 
 
 _function: Callable[..., Any] | None = None
