@@ -7,6 +7,7 @@ import pytest
 from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, TrafficError
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
+from pytest_dynamo_bench.targets.base import Unwatched
 from tests.fake_target import FakeTarget
 from tests.reports.making import example
 
@@ -45,13 +46,7 @@ class Display:
     @contextmanager
     def __call__(self, benchmark, configuration):
         self.labels.append(configuration)
-        yield self
-
-    def stage(self, name):
-        pass
-
-    def requests(self, done, failed, total):
-        pass
+        yield Unwatched()
 
 
 @pytest.fixture
