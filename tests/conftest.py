@@ -1,10 +1,9 @@
 """Fixtures of all tests."""
 
+import contextlib
 import io
 import signal
 
-import matplotlib.figure  # noqa: F401
-import pandas as pd
 import pytest
 
 # pytester forgets the modules that an inner session imported, and numpy, scipy and pyarrow
@@ -14,12 +13,17 @@ import pytest_dynamo_bench.reports.terminal
 import pytest_dynamo_bench.reports.write
 import pytest_dynamo_bench.targets.local  # noqa: F401
 
+# Also read for `pytest --help` in a clone, where what only tests need may not be installed.
+with contextlib.suppress(ModuleNotFoundError):
+    import matplotlib.figure  # noqa: F401
+    import pandas as pd
+
+    pd.DataFrame({"period": [1]}).to_parquet(io.BytesIO())
+
 pytest_plugins = ["pytester"]
 
 # A shell has its background jobs ignore Ctrl-C, which tests of Ctrl-C would then do too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-pd.DataFrame({"period": [1]}).to_parquet(io.BytesIO())
 
 
 @pytest.fixture
