@@ -150,7 +150,7 @@ def run_attribution(
     target = target if target is not None else ReplayTarget()
     made = plan(benchmark.configuration(baseline), benchmark.configuration(treatment), together)
     arms = [dataclasses.replace(arm, role="treatment") for arm in made.arms.values()]
-    target.check(dataclasses.replace(benchmark, configurations=arms, claims=()))
+    target.check(benchmark.with_configurations(arms))
     traffic = traffic if traffic is not None else target.traffic(benchmark)
     runs = _simulated(benchmark, made, seeds, target, traffic, cache, processes, on_run)
     samples = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -752,18 +752,57 @@ class Benchmark:
         )
 
     def only(self, names: Collection[str]) -> Benchmark:
-        """This benchmark with some of its configurations, and the claims that they suffice for."""
+        """This benchmark with some of its configurations, in their order.
+
+        Raises:
+            BenchmarkError: a name is not of any configuration, or there is none.
+        """
+        wanted = {self.configuration(name).name for name in names}
+        return self.with_configurations(c for c in self.configurations if c.name in wanted)
+
+    def with_configurations(self, configurations: Iterable[Configuration]) -> Benchmark:
+        """This benchmark with other configurations; the only way to make one.
+
+        What names configurations follows: claims are kept where both their sides are there,
+        published results where their configuration is there unchanged. ``sizes`` bring up of
+        the new configurations what they did before, and all that the benchmark did not have.
+
+        Raises:
+            BenchmarkError: as for :class:`Benchmark`: none is given, or a name is used twice.
+        """
+        made = tuple(configurations)
+        names = [configuration.name for configuration in made]
+        own = {configuration.name for configuration in self.configurations}
+        published = self.published
+        if published is not None:
+            kept = {c.name for c in made if c in self.configurations} & set(published.values)
+            published = dataclasses.replace(
+                published, values={name: published.values[name] for name in sorted(kept)}
+            )
         return dataclasses.replace(
             self,
-            configurations=[item for item in self.configurations if item.name in names],
+            configurations=made,
             claims=[c for c in self.claims if {c.treatment, c.baseline} <= set(names)],
-            published=None,
+            published=published if published is not None and published.values else None,
             sizes={
-                scale: dataclasses.replace(
-                    size, configurations=[name for name in size.configurations if name in names]
+                scale: size
+                if size.configurations is None
+                else dataclasses.replace(
+                    size,
+                    configurations=[
+                        name for name in names if name in size.configurations or name not in own
+                    ],
                 )
-                if size.configurations is not None
-                else size
                 for scale, size in self.sizes.items()
+            },
+        )
+
+    def with_traffic(self, traffic: TrafficSource) -> Benchmark:
+        """This benchmark about another traffic, which no size replaces by one of its own."""
+        return dataclasses.replace(
+            self,
+            traffic=traffic,
+            sizes={
+                scale: dataclasses.replace(size, traffic=None) for scale, size in self.sizes.items()
             },
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -108,7 +107,7 @@ class BenchSession:
         from pytest_dynamo_bench.traffic.own import TraceFile
 
         schedule = benchmark.traffic.load().schedule
-        return dataclasses.replace(benchmark, traffic=TraceFile(path, schedule))
+        return benchmark.with_traffic(TraceFile(path, schedule))
 
     def why_not_judged(self, benchmark: Benchmark, claim: Claim) -> str:
         """Why a claim is neither measured nor judged in this session; empty when it is."""

@@ -190,8 +190,7 @@ class Sweep:
             DeploymentError: a simulation failed. Points that were done are in the cache.
         """
         for configuration, _ in self.points:
-            self.target.check(dataclasses.replace(self.benchmark, configurations=[configuration],
-                                                  claims=()))  # fmt: skip
+            self.target.check(self.benchmark.with_configurations([configuration]))
         traffic = self.traffic if self.traffic is not None else self.target.traffic(self.benchmark)
         configurations = [configuration for configuration, _ in self.points]
         common = fingerprint(self.benchmark, self.target, traffic, configurations, self.metrics)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+import pytest_dynamo_bench
 from pytest_dynamo_bench import (
     Benchmark,
     Claim,
@@ -12,6 +17,7 @@ from pytest_dynamo_bench import (
     Goodput,
     Hardware,
     MooncakeTrace,
+    PublishedResults,
     Worker,
 )
 from pytest_dynamo_bench.benchmark import Size
@@ -172,3 +178,44 @@ def test_with_some_of_its_configurations_a_benchmark_has_sizes_of_those():
     some = made.only({"agg"})
     assert some.sizes["smoke"].configurations == ("agg",)
     assert some.sizes["full"] == made.sizes["full"]
+    other = made.with_configurations([KV, KV.but(name="new")])
+    assert other.sizes["smoke"].configurations == ("kv", "new")
+
+
+def test_published_results_stay_with_the_configuration_that_they_are_about():
+    results = PublishedResults("a page", "H200", {"agg": {"TTFT": 1.0}, "kv": {"TTFT": 0.5}})
+    made = benchmark(published=results)
+    assert made.only({"kv"}).published == dataclasses.replace(results, values={"kv": {"TTFT": 0.5}})
+    assert made.with_configurations([KV.but(block_size=32)]).published is None
+
+
+def test_a_configuration_that_there_is_not_cannot_be_chosen():
+    with pytest.raises(BenchmarkError, match="has no configuration 'agf'; it has agg, kv"):
+        benchmark().only({"agf"})
+    with pytest.raises(BenchmarkError, match="give at least one Configuration"):
+        benchmark().only(())
+
+
+def test_another_traffic_is_what_every_size_is_about():
+    small = MooncakeTrace("conversation")
+    made = benchmark(sizes={"smoke": Size(traffic=small), "full": Size(seconds=9)})
+    own = MooncakeTrace("conversation", schedule=Concurrency(4))
+    other = made.with_traffic(own)
+    assert other.traffic is own
+    assert {name: size.traffic for name, size in other.sizes.items()} == {
+        "smoke": None, "full": None,
+    }  # fmt: skip
+
+
+def test_nothing_else_makes_a_benchmark_with_other_configurations_or_traffic():
+    """``dataclasses.replace`` with these forgets what names configurations or replaces traffic."""
+    package = Path(pytest_dynamo_bench.__file__).parent
+    found = {
+        f"{path.relative_to(package)}:{call.lineno}"
+        for path in package.rglob("*.py")
+        if path.name != "benchmark.py"
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("replace")
+        and {"configurations", "traffic"} & {keyword.arg for keyword in call.keywords}
+    }  # fmt: skip
+    assert not found

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_dynamo_bench import Benchmark, Concurrency, Worker
-from pytest_dynamo_bench.benchmark import traffic_for
+from pytest_dynamo_bench.attribution import plan
+from pytest_dynamo_bench.benchmark import SCALES, traffic_for
+from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.sweep import Sweep
 from pytest_dynamo_bench.traffic import describe
 
 PROJECT = Path(__file__).parent.parent
@@ -110,3 +116,36 @@ def test_llama_has_16_requests_in_flight_per_gpu_and_ten_times_as_many_in_all(ar
 def test_every_threshold_has_its_evidence(name):
     for claim in benchmark_of(name).claims:
         assert claim.evidence, claim.name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_any_of_its_configurations_make_a_benchmark(name, data):
+    benchmark = benchmark_of(name)
+    names = [configuration.name for configuration in benchmark.configurations]
+    some = benchmark.only(data.draw(st.sets(st.sampled_from(names), min_size=1)))
+    left = [configuration.name for configuration in some.configurations]
+    for scale in SCALES:
+        brought_up, before = some.size(scale).configurations, benchmark.size(scale).configurations
+        assert brought_up is before is None or set(brought_up) == set(before) & set(left)
+    assert some.claims == tuple(
+        claim for claim in benchmark.claims if {claim.treatment, claim.baseline} <= set(left)
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_all_arms_of_an_attribution_and_all_points_of_a_sweep_make_a_benchmark(name):
+    benchmark = benchmark_of(name)
+    for baseline, treatment in itertools.permutations(benchmark.configurations, 2):
+        try:
+            arms = plan(baseline, treatment).arms.values()
+        except BenchmarkError:
+            continue  # what differs in too much, or cannot be combined
+        made = benchmark.with_configurations(arms)
+        derived = {arm.name for arm in arms if arm not in benchmark.configurations}
+        for scale in SCALES:
+            assert derived <= set(made.size(scale).configurations or derived)
+    swept = Sweep(benchmark, speedups=(0.5, 2), kv_scales=(0.5, 1))
+    for configuration, _ in swept.points:
+        assert benchmark.with_configurations([configuration]).configurations == (configuration,)

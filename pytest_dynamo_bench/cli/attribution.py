@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,7 @@ def run(options: argparse.Namespace) -> None:
         ),
         soft_wrap=True,
     )
-    compared = dataclasses.replace(
-        benchmark,
-        configurations=[benchmark.configuration(name) for name in (baseline, treatment)],
-        claims=(),
-    )
+    compared = benchmark.only((baseline, treatment))
     content = study.as_dict() | {"limitations": common.limitations(ReplayTarget(), compared)}
     files = common.write_results(directory, "attribution", content, _csv_rows(study))
     files += common.draw(

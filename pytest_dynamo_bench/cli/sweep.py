@@ -124,11 +124,8 @@ def run(options: argparse.Namespace) -> None:
     benchmark = common.load_benchmark(options.module)
     if options.configuration:
         known = [configuration.name for configuration in benchmark.configurations]
-        wanted = {common.choose("configuration", name, known) for name in options.configuration}
-        benchmark = dataclasses.replace(
-            benchmark,
-            configurations=[c for c in benchmark.configurations if c.name in wanted],
-            claims=(),
+        benchmark = benchmark.only(
+            {common.choose("configuration", name, known) for name in options.configuration}
         )
     metric = _metric(options.metric, benchmark)
     directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-sweep")
