@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traffic_for
+from pytest_dynamo_bench.dynamo_release import REQUIREMENT
 from pytest_dynamo_bench.engines import (
     EngineProfile,
     PrefillPricing,
@@ -52,7 +53,6 @@ from pytest_dynamo_bench.traffic import (
 )
 
 PrefixPricing = Literal["none", "traffic", "measured"]
-REQUIREMENT = "ai-dynamo==1.4.2"
 ROUTERS = {"round-robin": "round_robin", "kv": "kv_router"}
 _MAX_HASH_ID = 2**32 - 1
 _LOG_LINES = 20

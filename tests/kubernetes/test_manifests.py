@@ -45,6 +45,7 @@ PAGES = [page for page in PUBLISHED if (PROJECT / "benchmarks" / f"{page}.py").e
 ARMS = [(page, arm) for page in PAGES for arm in PUBLISHED[page]]
 ABSENT = "<absent>"
 GB200 = {
+    "image_tag": "1.3.1",
     "model_cache": Volume("model-cache", "/model-cache"), "token_secret": "hf-token-secret",
     "compute_domain": "your-compute-domain-channel", "run_as_root": True, "startup_seconds": 3600,
     "node_selector": {"kubernetes.io/arch": "arm64"},
@@ -52,7 +53,7 @@ GB200 = {
 # What the published set-ups say of their clusters, which is a settings file here.
 CLUSTERS = {
     "qwen3_32b_kv_routing": ClusterSettings(
-        "ns", token_secret="hf-token-secret", custom_resources={"rdma/ib": "2"},
+        "ns", image_tag="1.3.1", token_secret="hf-token-secret", custom_resources={"rdma/ib": "2"},
         model_cache=Volume("model-cache", "/home/dynamo/.cache/huggingface"),
         compilation_cache=Volume("compilation-cache", "/home/dynamo/.cache/vllm"),
         frontend=Frontend(cpu="8"),
@@ -60,15 +61,16 @@ CLUSTERS = {
     "deepseek_wideep_routing": ClusterSettings("ns", probe_timeout_seconds=5, **GB200),
     "kimi_feature_stack": ClusterSettings("ns", **GB200),
     "llama_topology": ClusterSettings(
-        "ns", token_secret="hf-token-secret", model_cache=Volume("model-cache", "/opt/models"),
-        image_tag="1.3.0",
+        "ns", image_tag="1.3.0", token_secret="hf-token-secret",
+        model_cache=Volume("model-cache", "/opt/models"),
     ),
     "qwen36_feature_stack": ClusterSettings(
-        "ns", model_cache=Volume("shared-model-cache", "/home/dynamo/.cache/huggingface"),
+        "ns", image_tag="1.3.1",
+        model_cache=Volume("shared-model-cache", "/home/dynamo/.cache/huggingface"),
         frontend=Frontend(cpu="4", memory="16Gi"),
     ),
     "qwen3_vl_embedding_cache": ClusterSettings(
-        "ns", token_secret="hf-token-secret",
+        "ns", image_tag="1.3.1", token_secret="hf-token-secret",
         model_cache=Volume("model-cache", "/home/dynamo/.cache/huggingface"),
         compilation_cache=Volume("compilation-cache", "/home/dynamo/.cache/vllm"),
         frontend=Frontend(cpu="1"),

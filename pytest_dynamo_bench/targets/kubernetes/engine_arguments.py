@@ -228,6 +228,11 @@ def _sglang(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
         args["--disable-radix-cache"] = None
     _limits(args, worker, "--max-running-requests", "--chunked-prefill-size")
     if worker.kv_offload is not None:
+        if worker.kv_offload.host_gib % 1:
+            raise _unsupported(
+                "SGLang", f"KV offload of {_number(worker.kv_offload.host_gib)} GiB",
+                "its --hicache-size is a whole number; choose one for host_gib",
+            )  # fmt: skip
         args |= {
             "--enable-hierarchical-cache": None,
             "--hicache-size": _number(worker.kv_offload.host_gib),

@@ -136,8 +136,6 @@ def _frontend(
     known: ModelSettings,
 ) -> dict[str, Any]:
     args: dict[str, Any] = {"--router-mode": configuration.router}
-    if configuration.router == "kv":
-        args["--router-reset-states"] = None
     args |= known.frontend.args
     env = {**known.frontend.env, **settings.frontend.env}
     if settings.model_cache is not None:

