@@ -3,8 +3,14 @@
 The words are by default those of a tokenizer that the local target makes: ``w0`` … ``w8191``,
 separated by spaces, one word one token. For a real model any words can take their place that
 its tokenizer counts as one token each. A block's words follow from its id by integer
-arithmetic alone, so that they are the same on every machine; the first few spell the id
-itself, so that blocks with different ids never start alike.
+arithmetic alone, so that they are the same on every machine.
+
+Caches hash pieces of a prompt, often shorter than a block here, so that distinct blocks must not
+have a piece in common at any offset. No two of them start alike: the first words spell the
+block's key, which is another one for every id. From there on, ``r`` words of one are ``r`` of
+another by chance only, which is to be expected ``n**2 / 2 / v**r`` times among ``n`` words of a
+vocabulary of ``v``: for all 94 million of the conversation trace and 8 of 8,192 in a row 2e-16
+times, and for 16 of 277 common ones 4e-24 times.
 """
 
 from __future__ import annotations
@@ -17,13 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 VOCABULARY_TOKENS = 8192
-_ID_DIGITS = 5
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_FIRST_SEED = 0xD1B54A32D192ED03
-_UINT64 = 0xFFFFFFFFFFFFFFFF
-_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_SEED = np.uint64(0xD1B54A32D192ED03)
+_FIRST_SHIFT, *_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_IDS = VOCABULARY_TOKENS**_ID_DIGITS
+_IDS = 2**64
 WORDS = tuple(f"w{index}" for index in range(VOCABULARY_TOKENS))
 # Each with a space after it and zeros up to the same length: in this form they fit a cache, where
 # thousands of strings do not, and are copied without being looked at one by one.
@@ -58,8 +62,12 @@ def block_token_ids(
 ) -> npt.NDArray[np.uint64]:
     """The first ``tokens`` token ids of a block, each below ``vocabulary_tokens``.
 
-    The ids after the leading digits come from SplitMix64 (Steele, Lea and Flood, OOPSLA
-    2014) over the position within the block.
+    A block's key is its id, mixed. Its first tokens are the digits of the key; the one at a
+    later position is mixed from the key and what is drawn for the position. All mixing is that
+    of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which maps no two numbers to the same.
+    Keys are combined with positions by an exclusive or, where SplitMix64 adds: sums of other
+    keys and other positions would be the same along whole runs. What its first step would do
+    to them, key and position have had already.
 
     Raises:
         ValueError: no block has that id.
@@ -72,44 +80,51 @@ def _blocks(
     block_ids: Sequence[int], tokens: int, vocabulary_tokens: int
 ) -> npt.NDArray[np.uint64]:
     """(blocks, tokens) the first token ids of several blocks."""
-    for block_id in block_ids:
-        if not 0 <= block_id < _IDS:
-            raise ValueError(
-                f"block id {block_id} is outside 0 … {VOCABULARY_TOKENS}**{_ID_DIGITS} - 1"
-            )
-    # In place: blocks are short, and each array made anew costs as much as the arithmetic.
-    seeds = [(block_id * _GOLDEN_GAMMA + _FIRST_SEED) & _UINT64 for block_id in block_ids]
-    ids = _gammas(tokens) + np.array(seeds, dtype=np.uint64)[:, None]
-    ids ^= ids >> _SHIFTS[0]
-    ids *= _FACTORS[0]
-    ids ^= ids >> _SHIFTS[1]
-    ids *= _FACTORS[1]
-    ids ^= ids >> _SHIFTS[2]
+    try:
+        keys = np.array(block_ids, dtype=np.uint64)
+    except OverflowError:
+        wrong = next(block_id for block_id in block_ids if not 0 <= block_id < _IDS)
+        raise ValueError(f"block id {wrong} is outside 0 … 2**64 - 1") from None
+    keys = _mixed(keys * _GOLDEN_GAMMA + _FIRST_SEED)[:, None]
+    ids = _finished(_positions(tokens) ^ keys)
+    ids[:, : len(_places(vocabulary_tokens))] = keys // _places(vocabulary_tokens)[:tokens]
     if vocabulary_tokens & (vocabulary_tokens - 1):
         ids %= np.uint64(vocabulary_tokens)
     else:
         # The same, ten times as fast.
         ids &= np.uint64(vocabulary_tokens - 1)
-    places = _places(vocabulary_tokens)[:tokens]
-    ids[:, : len(places)] = [
-        [block_id // place % vocabulary_tokens for place in places] for block_id in block_ids
-    ]
     return ids
 
 
+def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's output function, in place."""
+    numbers ^= numbers >> _FIRST_SHIFT
+    return _finished(numbers)
+
+
+def _finished(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Its steps after the first, in place: an array made anew costs more than a step."""
+    numbers *= _FACTORS[0]
+    shifted = numbers >> _SHIFTS[0]
+    numbers ^= shifted
+    numbers *= _FACTORS[1]
+    numbers ^= np.right_shift(numbers, _SHIFTS[1], out=shifted)
+    return numbers
+
+
 @functools.lru_cache(maxsize=64)
-def _gammas(tokens: int) -> npt.NDArray[np.uint64]:
-    """What SplitMix64 adds to its seed, step after step."""
-    return np.arange(1, tokens + 1, dtype=np.uint64) * np.uint64(_GOLDEN_GAMMA)
+def _positions(tokens: int) -> npt.NDArray[np.uint64]:
+    """What SplitMix64 draws for the positions of a block, from seed 0."""
+    return _mixed(np.arange(1, tokens + 1, dtype=np.uint64) * _GOLDEN_GAMMA)
 
 
 @functools.lru_cache(maxsize=8)
-def _places(vocabulary_tokens: int) -> list[int]:
-    """What the digits of an id count, from the first on, as many as the largest id has."""
+def _places(vocabulary_tokens: int) -> npt.NDArray[np.uint64]:
+    """What the digits of a key count, from the first on, as many as the largest key has."""
     places = [1]
     while places[-1] * vocabulary_tokens < _IDS:
         places.append(places[-1] * vocabulary_tokens)
-    return places
+    return np.array(places, dtype=np.uint64)
 
 
 def prompt_text(

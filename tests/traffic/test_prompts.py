@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench.traffic import TrafficRequest
 from pytest_dynamo_bench.traffic.prompts import (
-    VOCABULARY_TOKENS,
     block_token_ids,
     prompt_text,
     prompt_texts,
 )
 
-LARGEST_ID = VOCABULARY_TOKENS**5 - 1
+LARGEST_ID = 2**64 - 1
 IDS = st.lists(st.integers(0, LARGEST_ID), min_size=1, max_size=6)
 
 
@@ -40,7 +39,7 @@ def test_prompts_share_exactly_the_blocks_that_they_share(a, b):
                   min(len(a), len(b)))  # fmt: skip
     words = shared_words(prompt_text(tuple(a), len(a) * 512, 512),
                          prompt_text(tuple(b), len(b) * 512, 512))  # fmt: skip
-    # Blocks with different ids differ within their first five words, which spell the id.
+    # Blocks with different ids differ within their first five words, which spell the key.
     assert shared * 512 <= words < shared * 512 + 5 or words == min(len(a), len(b)) * 512
 
 
@@ -50,19 +49,30 @@ def test_prompts_are_the_same_on_every_machine():
     assert digest[:16] == GOLDEN
 
 
-GOLDEN = "38bb87b60ff35705"
+GOLDEN = "b699a710baa6d5fa"
 
 
-def split_mix(block_id, tokens, vocabulary):
-    """The definition, a number at a time: SplitMix64 over the position, the id in front."""
-    most, found, digits = 2**64 - 1, [], []
-    while vocabulary ** len(digits) < VOCABULARY_TOKENS**5:
-        digits.append(block_id // vocabulary ** len(digits) % vocabulary)
-    state = (block_id * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & most
-    for _ in range(tokens):
-        state = (state + 0x9E3779B97F4A7C15) & most
-        mixed = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & most
-        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & most
+MOST = 2**64 - 1
+
+
+def split_mix(state):
+    """What SplitMix64 draws in a state."""
+    mixed = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & MOST
+    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & MOST
+    return mixed ^ mixed >> 31
+
+
+def defined(block_id, tokens, vocabulary):
+    """The definition, a number at a time: a key's digits, and then the key with each position."""
+    gamma = 0x9E3779B97F4A7C15
+    key = split_mix((block_id * gamma + 0xD1B54A32D192ED03) & MOST)
+    digits, found = [], []
+    while vocabulary ** len(digits) <= MOST:
+        digits.append(key // vocabulary ** len(digits) % vocabulary)
+    for position in range(1, tokens + 1):
+        both = key ^ split_mix(position * gamma & MOST)
+        mixed = (both * 0xBF58476D1CE4E5B9) & MOST
+        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & MOST
         found.append((mixed ^ mixed >> 31) % vocabulary)
     return [*digits, *found[len(digits) :]][:tokens]
 
@@ -70,7 +80,7 @@ def split_mix(block_id, tokens, vocabulary):
 @given(st.integers(0, LARGEST_ID), st.integers(1, 40), st.sampled_from([2, 777, 8192, 151_936]))
 def test_token_ids_are_those_of_the_definition(block_id, tokens, vocabulary):
     found = block_token_ids(block_id, tokens, vocabulary).tolist()
-    assert found == split_mix(block_id, tokens, vocabulary)
+    assert found == defined(block_id, tokens, vocabulary)
 
 
 @given(

@@ -77,7 +77,7 @@ _ATTEMPTS = 3
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re.IGNORECASE)
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
-_WARM_UP_BLOCK_ID = 8192**5 - 1
+_WARM_UP_BLOCK_ID = 2**64 - 1
 # Images of their own, too small to take room from others in a cache of embeddings.
 _WARM_UP_IMAGES = NoiseImages(32, 32, seed=2**32 - 1)
 
