@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim, traffic_for
-from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, InvalidRunError
+from pytest_dynamo_bench.errors import (
+    BenchmarkError,
+    DynamoBenchError,
+    InvalidRunError,
+    ResultsError,
+)
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
@@ -219,24 +224,28 @@ class Comparison:
 
         Raises:
             DeploymentError, InvalidRunError: as for item access.
+            ResultsError: nothing can be concluded from what is stored, or one of the two has no
+                value of the metric.
             BenchmarkError: the stored runs are of something else, and that was not allowed.
         """
-        current = self.runs(configuration)
         before = [
             Metrics(run, self.benchmark.goodput)
-            for run in stored.runs(self.benchmark.name, configuration)
+            for run in stored.usable_runs(self.benchmark.name, configuration)
         ]
+        current = self.runs(configuration)
         differences = mismatches(current[0].run, before[0].run)
         if differences and not allow_mismatches:
             raise BenchmarkError(
                 f"{configuration}: the stored measurement in {stored.directory} is of something "
                 "else: " + "; ".join(differences)
             )
-        result = compare_with_stored(
-            [metrics.sample(tolerance.metric) for metrics in current],
-            [metrics.sample(tolerance.metric) for metrics in before],
-            tolerance,
+        new, old = (
+            [metrics.sample(tolerance.metric) for metrics in side] for side in (current, before)
         )
+        for samples, where in ((new, "this session"), (old, stored.directory)):
+            if not all(len(sample.values) for sample in samples):
+                raise ResultsError(f"{configuration}: {where} has no value of {tolerance.metric}")
+        result = compare_with_stored(new, old, tolerance)
         self.regressions[configuration, tolerance.metric] = result
         self.store.save_regression(self.benchmark, configuration, result)
         return result

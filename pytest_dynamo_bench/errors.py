@@ -59,3 +59,7 @@ class NotMeasuredError(DynamoBenchError):
 
 class RegressionError(DynamoBenchError):
     """Stored results are worse than those they were compared with, and were to be checked."""
+
+
+class IncompleteError(DynamoBenchError):
+    """A part of what was to be read, compared or shown is missing; the message names it."""

@@ -124,8 +124,8 @@ def add_options(add: Callable[..., object]) -> None:
     )  # fmt: skip
     add(
         "--dynamo-baseline", metavar="DIR", default=None,
-        help="results of an earlier session; every configuration that it has gets tests that "
-        "fail when a metric got worse by more than is tolerated",
+        help="results of an earlier session; every configuration gets tests that fail when a "
+        "metric got worse by more than is tolerated, or has nothing to be compared with",
     )  # fmt: skip
     add(
         "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
@@ -137,6 +137,11 @@ def add_options(add: Callable[..., object]) -> None:
         "--dynamo-baseline-any", action="store_true",
         help="with --dynamo-baseline: compare although environment, configuration or traffic "
         "differ",
+    )  # fmt: skip
+    add(
+        "--dynamo-allow-missing", action="store_true",
+        help="with --dynamo-baseline: skip what cannot be compared, since one side has no usable "
+        "result of it; when that is everything, the session fails all the same",
     )  # fmt: skip
     add(
         "--dynamo-save-baseline", metavar="DIR", default=None,

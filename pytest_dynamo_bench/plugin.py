@@ -10,10 +10,12 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +26,7 @@ from pytest_dynamo_bench.errors import (
     DynamoBenchError,
     InvalidRunError,
     NotMeasuredError,
+    ResultsError,
     UnavailableError,
 )
 from pytest_dynamo_bench.options import add_options
@@ -39,6 +42,7 @@ from pytest_dynamo_bench.session import BenchSession
 if TYPE_CHECKING:
     from pytest_dynamo_bench.comparison import Comparison
     from pytest_dynamo_bench.metrics import Metrics
+    from pytest_dynamo_bench.reports.store import StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
     from pytest_dynamo_bench.verdicts import Verdict
     from pytest_dynamo_bench.verdicts.regression import Tolerance
@@ -304,6 +308,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if config.getoption("dynamo_dry_run"):
         for item in filter(_measures, session.items):
             item.add_marker(pytest.mark.skip(reason="--dynamo-dry-run: nothing was created"))
+    if dynamo.stored is not None:
+        _check_that_something_is_compared(session, dynamo.stored)
     saved = config.getoption("dynamo_save_baseline")
     if benchmarks and saved:
         from pytest_dynamo_bench.reports.store import check_replaceable
@@ -336,19 +342,51 @@ def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[p
         tolerances = parse_tolerances(given) if given else DEFAULT_TOLERANCES
     except (DynamoBenchError, ValueError) as error:
         raise pytest.UsageError(f"--dynamo-baseline: {error}") from None
-    config.stash[_SESSION].stored = stored
+    dynamo = config.stash[_SESSION]
+    dynamo.stored = stored
     return [
         RegressionItem.from_parent(
             module,
-            name=f"regression[{configuration.name}-{tolerance.metric}]",
+            name=f"regression[{configuration}-{tolerance.metric}]",
             benchmark=benchmark,
-            configuration=configuration.name,
+            configuration=configuration,
             tolerance=tolerance,
         )
         for module, benchmark in _modules(items).items()
-        for configuration in benchmark.configurations
+        for configuration in dict.fromkeys(
+            [*_needed(dynamo, module, benchmark, items), *stored.configurations(benchmark.name)]
+        )
         for tolerance in tolerances
     ]
+
+
+def _needed(
+    dynamo: BenchSession, module: pytest.Module, benchmark: Benchmark, items: list[pytest.Item]
+) -> list[str]:
+    """The configurations that the tests of a module measure."""
+    needed: set[str] = set()
+    for item in items:
+        if item.getparent(pytest.Module) is not module or not _measures(item):
+            continue
+        claim = _claim_of(item)
+        if claim is None:
+            return [configuration.name for configuration in benchmark.configurations]
+        if not dynamo.why_not_judged(benchmark, claim):
+            needed |= {claim.treatment, claim.baseline}
+    return [item.name for item in benchmark.configurations if item.name in needed]
+
+
+def _check_that_something_is_compared(session: pytest.Session, stored: StoredResults) -> None:
+    """A gate with nothing to compare is found out before anything is measured."""
+    selected = [item for item in session.items if isinstance(item, RegressionItem)]
+    reasons = [item.why_missing for item in selected]
+    if session.testsfailed or (reasons and not all(reasons)):
+        return
+    told = "".join(f"\n- {reason}" for reason in dict.fromkeys(reasons))
+    raise pytest.UsageError(
+        f"--dynamo-baseline: nothing would be compared with {stored.directory}"
+        + (f":{told}" if told else ", since no regression test is among the selected ones")
+    )
 
 
 def _modules(items: list[pytest.Item]) -> dict[pytest.Module, Benchmark]:
@@ -423,9 +461,9 @@ class AttributionItem(pytest.Item):
         dynamo.store.save_attribution(study)
         _record(self, junit.attribution_properties(study))
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """Where the test is: the module of its benchmark."""
-        return self.path, None, self.name
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where the test is: the module of its benchmark, since pytest wants a line to skip."""
+        return self.path, 0, self.name
 
 
 class RegressionItem(pytest.Item):
@@ -440,15 +478,30 @@ class RegressionItem(pytest.Item):
         self._configuration = configuration
         self._tolerance = tolerance
 
+    @cached_property
+    def why_missing(self) -> str:
+        """Why there is nothing to compare, as far as it is known before measuring."""
+        stored = self.config.stash[_SESSION].stored
+        assert stored is not None
+        names = [item.name for item in self._benchmark.configurations]
+        if self._configuration not in names:
+            return (
+                f"{stored.directory}: has runs of configuration {self._configuration!r}, which "
+                f"benchmark {self._benchmark.name!r} does not have"
+            )
+        try:
+            stored.check_usable(self._benchmark.name, self._configuration)
+        except ResultsError as error:
+            return str(error)
+        return ""
+
     def setup(self) -> None:
         """Measure, so that what does not come up is an error and not a regression."""
         _refuse_xdist(self.config)
         dynamo = self.config.stash[_SESSION]
         assert dynamo.stored is not None
-        if self._configuration not in dynamo.stored.configurations(self._benchmark.name):
-            pytest.skip(
-                f"the baseline has no runs of {self._configuration}: {dynamo.stored.directory}"
-            )
+        if self.why_missing:
+            self._end_missing(self.why_missing)
         try:
             self._regression = dynamo.comparison(self._benchmark).regression(
                 self._configuration,
@@ -456,8 +509,19 @@ class RegressionItem(pytest.Item):
                 dynamo.stored,
                 allow_mismatches=self.config.getoption("dynamo_baseline_any"),
             )
+        except (NotMeasuredError, ResultsError, UnavailableError) as error:
+            self._end_missing(str(error))
         except DynamoBenchError as error:
             raise _told(error) from None
+
+    def _end_missing(self, reason: str) -> NoReturn:
+        """One side has nothing to compare: an error, unless the user said otherwise."""
+        message = printable(f"not compared: {reason}", _LONGEST_MESSAGE)
+        if self.config.getoption("dynamo_allow_missing"):
+            pytest.skip(message)
+        raise pytest.fail.Exception(
+            f"{message}; --dynamo-allow-missing skips what cannot be compared", pytrace=False
+        ) from None
 
     def runtest(self) -> None:
         """Fail on a regression; an undecided one is the user's choice."""
@@ -470,11 +534,12 @@ class RegressionItem(pytest.Item):
         if found.outcome == "regression":
             pytest.fail(message, pytrace=False)
         if found.outcome == "inconclusive":
-            _end_inconclusive(self.config, message)
+            # Whoever asks for a gate wants it to decide, also at scale smoke.
+            _end_inconclusive(self.config, message, soften=False)
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """Where the test is: the module of its benchmark."""
-        return self.path, None, self.name
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where the test is: the module of its benchmark, since pytest wants a line to skip."""
+        return self.path, 0, self.name
 
 
 def _record(item: pytest.Item, properties: junit.Properties) -> None:
@@ -489,10 +554,10 @@ def _record(item: pytest.Item, properties: junit.Properties) -> None:
                 plugin.add_global_property(f"{item.name}.{name}", str(value))
 
 
-def _end_inconclusive(config: pytest.Config, message: str) -> NoReturn:
+def _end_inconclusive(config: pytest.Config, message: str, *, soften: bool = True) -> NoReturn:
     """Give a test the outcome that the user chose for what is undecided."""
     __tracebackhide__ = True
-    smoke = config.stash[_SESSION].smoke
+    smoke = soften and config.stash[_SESSION].smoke
     outcome = config.getoption("dynamo_inconclusive") or ("skip" if smoke else "fail")
     if smoke:
         message = f"at scale smoke {message}"
@@ -656,24 +721,66 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the reports, and the baseline; also without a terminal, and after Ctrl-C."""
-    dynamo = session.config.stash.get(_SESSION, None)
-    if dynamo is None or dynamo.report_directory is None:
-        return
-    saved = session.config.getoption("dynamo_save_baseline")
-    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(
+    session: pytest.Session, exitstatus: int
+) -> Generator[None, object, object]:
+    """Write the reports, and the baseline; also without a terminal, and after Ctrl-C.
+
+    What could not be written makes the exit code non-zero, and is said after everything else.
+    """
+    config = session.config
+    dynamo = config.stash.get(_SESSION, None)
+    if dynamo is None or config.option.collectonly or hasattr(config, "workerinput"):
+        return (yield)
+    passed = exitstatus == pytest.ExitCode.OK
+    if dynamo.report_directory is not None:
+        _announce_reports(config, dynamo)
+        with _as_error(dynamo, "reports"):
+            dynamo.write_reports(os.environ)
+    if not config.getoption("dynamo_dry_run"):
+        if saved := config.getoption("dynamo_save_baseline"):
+            with _as_error(dynamo, "--dynamo-save-baseline"):
+                dynamo.save_baseline(Path(saved), passed=passed)
+        if passed and config.getoption("dynamo_baseline") and not dynamo.judged_regressions:
+            dynamo.errors.append("--dynamo-baseline: nothing was compared, all of it was skipped")
+    result = yield
+    if dynamo.errors:
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        _say_last(config, [f"ERROR: {printable(e, _LONGEST_MESSAGE)}" for e in dynamo.errors])
+    return result
+
+
+def _announce_reports(config: pytest.Config, dynamo: BenchSession) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and dynamo.has_much_to_report:
         if terminal._tw.width_of_current_line:
             terminal._tw.line()
         terminal.write_line("writing the reports")
+
+
+@contextmanager
+def _as_error(dynamo: BenchSession, what: str) -> Iterator[None]:
+    """Keep an error for the end of the session, so that what comes after it is still done."""
     try:
-        dynamo.write_reports(os.environ)
-        if saved:
-            dynamo.save_baseline(Path(saved), passed=exitstatus == pytest.ExitCode.OK)
+        yield
     except DynamoBenchError as error:
-        dynamo.remarks.append(f"error: {error}")
+        dynamo.errors.append(f"{what}: {error}")
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        dynamo.errors.append(f"{what}: {named}{error.strerror or error}")
+
+
+def _say_last(config: pytest.Config, lines: Sequence[str]) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        for line in lines:
+            terminal.write_line(line, red=True)
+        return
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -683,12 +790,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("dynamo benchmarks")
     writer = terminalreporter._tw
-    try:
+    with _as_error(dynamo, "summary"):
         for text in dynamo.render(writer.fullwidth, writer.hasmarkup):
             for line in [*text.splitlines(), ""]:
                 terminalreporter.write_line(line)
-    except DynamoBenchError as error:
-        terminalreporter.write_line(f"error: {error}")
     for written in dynamo.written:
         terminalreporter.write_line(f"report: {_relative(written)}")
     terminalreporter.write_line(f"results: {_relative(dynamo.report_directory)}")

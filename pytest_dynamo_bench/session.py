@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import BenchmarkError, ReportError
+from pytest_dynamo_bench.errors import BenchmarkError, ReportError, ResultsError
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
@@ -64,6 +64,7 @@ class BenchSession:
         self.stored: StoredResults | None = None
         self.written: list[Path] = []
         self.remarks: list[str] = []
+        self.errors: list[str] = []
         self._loaded: SessionReport | None = None
         self._make_target = make_target
         self._reports = reports
@@ -168,22 +169,33 @@ class BenchSession:
         """
         from pytest_dynamo_bench.reports.write import write_reports
 
-        self.written = write_reports(self._report(), environment)
+        report = self._report()
+        self.written = write_reports(report, environment)
+        self.errors += report.problems
+        self.errors += [text for item in report.comparisons for text in item.problems]
 
     def save_baseline(self, directory: Path, *, passed: bool) -> None:
         """Copy the results to a directory that a later session can compare with.
 
         Raises:
-            ResultsError: the directory holds something else.
+            ResultsError: nothing was measured, or the directory holds something else or cannot be
+                written.
         """
         from pytest_dynamo_bench.reports.store import StoredResults
 
-        assert self.report_directory is not None
         if not passed:
             self.remarks.append("baseline: not saved, since not all tests passed")
             return
+        if not any(comparison.all_runs for comparison in self.comparisons.values()):
+            raise ResultsError(f"{directory}: not saved, since nothing was measured")
+        assert self.report_directory is not None
         StoredResults(self.report_directory).copy_to(directory)
         self.remarks.append(f"baseline: {directory}")
+
+    @property
+    def judged_regressions(self) -> int:
+        """How many metrics were compared with the stored baseline."""
+        return sum(len(comparison.regressions) for comparison in self.comparisons.values())
 
     def render(self, width: int, color: bool) -> Iterator[str]:
         """A text for each comparison and each attribution, for a terminal."""

@@ -79,7 +79,7 @@ def test_a_step_summary_that_cannot_be_written_costs_nothing_else(project, monke
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "nowhere" / "step.md"))
     result = pytester.runpytest()
     result.assert_outcomes(passed=1, failed=1, skipped=1)
-    result.stdout.fnmatch_lines(["holds  KV routing*", "error: GITHUB_STEP_SUMMARY: *"])
+    result.stdout.fnmatch_lines(["holds  KV routing*", "ERROR: reports: GITHUB_STEP_SUMMARY: *"])
     assert written(pytester)[1] == list(WRITTEN)
 
 

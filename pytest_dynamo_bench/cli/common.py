@@ -23,12 +23,21 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_dynamo_bench.benchmark import Benchmark
-from pytest_dynamo_bench.errors import BenchmarkError, DynamoBenchError, ReportError
+from pytest_dynamo_bench.errors import (
+    BenchmarkError,
+    DynamoBenchError,
+    IncompleteError,
+    ReportError,
+    ResultsError,
+)
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
-from pytest_dynamo_bench.reports.store import write_json
+from pytest_dynamo_bench.plain_text import printable
+from pytest_dynamo_bench.reports.model import SessionReport, load_session
+from pytest_dynamo_bench.reports.store import StoredResults, write_json
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 
 CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"
+LONGEST_LINE = 1000
 SIMULATED = "simulated by Dynamo's replay, not measured on GPUs"
 
 
@@ -129,6 +138,56 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
     return int(text)
+
+
+def add_allow_missing(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that reads stored results."""
+    parser.add_argument(
+        "--allow-missing", action="store_true",
+        help="do with the results that are there: what is missing, damaged, invalid or not "
+        "comparable is named all the same, but does not make the exit code 1",
+    )  # fmt: skip
+
+
+def load_sessions(directories: Iterable[Path]) -> tuple[list[SessionReport], list[str]]:
+    """The results that can be read, and for each of the others why it cannot.
+
+    Raises:
+        ResultsError: none can be read.
+    """
+    found: list[SessionReport] = []
+    unreadable: list[str] = []
+    for directory in directories:
+        try:
+            found.append(load_session(StoredResults(directory)))
+        except ResultsError as error:
+            unreadable.append(str(error))
+    if not found:
+        raise ResultsError("; ".join(unreadable))
+    return found, unreadable
+
+
+def end_incomplete(missing: Sequence[str], options: argparse.Namespace, done: str) -> None:
+    """Name what is missing; end with an error unless that was allowed.
+
+    Args:
+        missing: what is, one line each.
+        done: what could not be done with it, such as "compared".
+
+    Raises:
+        IncompleteError: something is missing, and that was not allowed.
+    """
+    if not missing:
+        return
+    told = "".join(f"\n- {printable(text, LONGEST_LINE)}" for text in dict.fromkeys(missing))
+    if options.allow_missing:
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(
+            Text(f"warning: not all could be {done}:{told}")
+        )
+        return
+    raise IncompleteError(
+        f"not all could be {done}:{told}\n--allow-missing does with the results that are there"
+    )
 
 
 def add_running_options(parser: argparse.ArgumentParser) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from pytest_dynamo_bench.cli import common
-from pytest_dynamo_bench.errors import BenchmarkError, RegressionError, ResultsError
+from pytest_dynamo_bench.errors import (
+    BenchmarkError,
+    IncompleteError,
+    RegressionError,
+    ResultsError,
+)
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.plain_text import printable
@@ -40,15 +48,26 @@ def add_arguments(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="two directories of results, metric by metric",
-        description="Judges every configuration that both directories have as the regression gate "
-        "does: B is the stored measurement, A the one in question.",
+        description="Judges every configuration as the regression gate does: B is the stored "
+        "measurement, A the one in question. What cannot be judged is named, and makes the exit "
+        "code 1.",
     )
     parser.add_argument("new", type=Path, metavar="A", help="results in question")
     parser.add_argument("old", type=Path, metavar="B", help="results to compare them with")
     _add_tolerance(parser)
     parser.add_argument(
-        "--check", action="store_true", help="exit with 1 if anything got worse beyond tolerance"
-    )
+        "--check", action="store_true",
+        help="exit with 1 if anything got worse beyond tolerance, or is undecided",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inconclusive", choices=("fail", "pass"), default="fail",
+        help="what --check makes of what is undecided (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--any", action="store_true",
+        help="judge although configuration, traffic, versions or machine differ",
+    )  # fmt: skip
+    common.add_allow_missing(parser)
     parser.set_defaults(run=run_compare)
     parser = commands.add_parser(
         "history",
@@ -65,6 +84,7 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE.html", help="also draw it, as a page of its own"
     )
+    common.add_allow_missing(parser)
     parser.set_defaults(run=run_history)
 
 
@@ -87,30 +107,53 @@ def run_compare(options: argparse.Namespace) -> None:
     """Compare two directories.
 
     Raises:
-        ResultsError: they cannot be read, or not be compared.
-        RegressionError: with ``--check``, something got worse.
+        ResultsError: they cannot be read, or are of different targets.
+        IncompleteError: some of it could not be compared.
+        RegressionError: with ``--check``, something got worse or is undecided.
     """
     new, old = (load_session(StoredResults(path)) for path in (options.new, options.old))
-    found = compare_sessions(new, old, _tolerances(options))
+    found = compare_sessions(new, old, _tolerances(options), allow_mismatches=options.any)
     console = common.output_console()
     console.print(Text(f"A {new.directory}, {new.started_at}"), soft_wrap=True)
     console.print(Text(f"B {old.directory}, {old.started_at}"), soft_wrap=True)
     for difference in found:
-        console.print()
-        console.print(_heading(difference), soft_wrap=True)
-        for text in difference.mismatches:
-            console.print(Text(f"not the same: {printable(text, 300)}", style="yellow"))
+        _show(console, difference)
+    judged = [regression for difference in found for regression in difference.regressions]
+    if options.check:
+        _check([r.outcome for r in judged], undecided_fails=options.inconclusive == "fail")
+    if not judged:
+        raise IncompleteError(
+            f"nothing was compared: {new.directory} and {old.directory} have no usable results of "
+            "the same configuration"
+        )
+    missing = [f"{d.benchmark}: {d.configuration}: {text}" for d in found for text in d.missing]
+    common.end_incomplete(missing, options, "compared")
+
+
+def _show(console: Console, difference: Difference) -> None:
+    console.print()
+    title = f"{difference.benchmark}: {difference.configuration}"
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    for text in difference.mismatches:
+        console.print(Text(f"not the same: {printable(text, 300)}", style="yellow"))
+    for text in difference.missing:
+        console.print(Text(f"not compared: {printable(text, 1000)}", style="yellow"))
+    if difference.regressions:
         table = common.plain_table("metric", "A", "B", "change, %", "interval", "verdict")
         for regression in difference.regressions:
             table.add_row(*_cells(regression))
         console.print(table)
-    worse = [d for d in found for r in d.regressions if r.outcome == "regression"]
-    if options.check and worse:
-        raise RegressionError(f"{len(worse)} metrics got worse by more than is tolerated")
 
 
-def _heading(difference: Difference) -> Text:
-    return Text(f"{difference.benchmark}: {difference.configuration}", style="bold")
+def _check(outcomes: Sequence[str], *, undecided_fails: bool) -> None:
+    counts = Counter(outcomes)
+    if counts["regression"]:
+        raise RegressionError(f"{counts['regression']} metrics got worse by more than is tolerated")
+    if counts["inconclusive"] and undecided_fails:
+        raise RegressionError(
+            f"{counts['inconclusive']} of {len(outcomes)} comparisons are undecided; measure more "
+            "requests or repeats, or let them pass with --inconclusive=pass"
+        )
 
 
 def _cells(regression: Regression) -> list[Text]:
@@ -134,15 +177,19 @@ def run_history(options: argparse.Namespace) -> None:
     """Show metrics over time.
 
     Raises:
-        ResultsError: a directory cannot be read.
+        ResultsError: none of the directories can be read.
+        IncompleteError: some of it could not be judged.
     """
     if options.output is not None and options.output.suffix != ".html":
         raise ResultsError(f"--output: {options.output}: give a file that ends in .html")
-    sessions = [load_session(StoredResults(path)) for path in options.directories]
+    sessions, missing = common.load_sessions(options.directories)
     found = histories(sessions, _tolerances(options), against_first=options.against == "first")
+    missing += [text for session in sessions for text in session.missing]
+    missing += [text for history in found for text in history.missing]
+    found = [history for history in found if history.points]
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        page = render_history(found, options.against)
+        page = render_history(found, options.against, missing)
         write_whole(options.output, page.encode("utf-8", errors="replace"))
     console = common.output_console()
     for history in found:
@@ -156,6 +203,12 @@ def run_history(options: argparse.Namespace) -> None:
         console.print()
     if options.output is not None:
         common.say_written(console, [options.output])
+    if not any(point.regression for history in found for point in history.points):
+        raise IncompleteError(
+            "nothing was judged, since no configuration has two usable results of the same thing: "
+            + "; ".join(dict.fromkeys(missing))
+        )
+    common.end_incomplete(missing, options, "judged")
 
 
 def _row(history: History, point: Point) -> list[Text]:

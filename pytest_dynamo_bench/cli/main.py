@@ -1,7 +1,7 @@
 """Arguments, errors and exit codes of the command line.
 
-Exit codes: 0 done, 1 a simulation failed or a check found something worse, 2 wrong usage or
-input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 a simulation failed, a check found something worse or a part of stored results
+could not be used, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pytest_dynamo_bench.cli import (
 from pytest_dynamo_bench.errors import (
     DeploymentError,
     DynamoBenchError,
+    IncompleteError,
     LoadError,
     RegressionError,
 )
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         options.run(options)
-    except (DeploymentError, LoadError, RegressionError) as error:
+    except (DeploymentError, IncompleteError, LoadError, RegressionError) as error:
         errors.print(Text(f"error: {error}"))
         return EXIT_FAILED
     except DynamoBenchError as error:

@@ -7,13 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.reports.aiperf import write_aiperf_results
-from pytest_dynamo_bench.reports.model import SessionReport, load_session
-from pytest_dynamo_bench.reports.store import StoredResults
+from pytest_dynamo_bench.reports.model import SessionReport
 from pytest_dynamo_bench.reports.terminal import render_comparison
 from pytest_dynamo_bench.reports.write import write_reports
 
@@ -38,6 +35,7 @@ def add_arguments(commands: Any) -> None:
         help="also write every run as AIPerf would have: profile_export.jsonl and "
         "profile_export_aiperf.json",
     )  # fmt: skip
+    common.add_allow_missing(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,11 +43,13 @@ def run(options: argparse.Namespace) -> None:
     """Load, print, write.
 
     Raises:
-        DynamoBenchError: a directory has no results, or cannot be written to.
+        ResultsError: no directory has results.
+        ReportError: a directory cannot be written to.
+        IncompleteError: some results are missing, damaged or invalid.
     """
     console = common.output_console()
     several = len(options.directories) > 1
-    sessions = [load_session(StoredResults(directory)) for directory in options.directories]
+    sessions, missing = common.load_sessions(options.directories)
     if several and len({session.directory.resolve().name for session in sessions}) < len(sessions):
         raise BenchmarkError("two of the directories have the same name; give them one at a time")
     for session in sessions:
@@ -65,9 +65,8 @@ def run(options: argparse.Namespace) -> None:
         if options.aiperf:
             files += _write_aiperf(session, output)
         common.say_written(console, files)
-        for report in session.comparisons:
-            for problem in report.problems:
-                console.print(Text(problem, style="yellow"), soft_wrap=True)
+        missing += session.missing
+    common.end_incomplete(missing, options, "reported")
 
 
 def _write_aiperf(session: SessionReport, output: Path) -> list[Path]:

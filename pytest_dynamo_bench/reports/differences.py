@@ -8,7 +8,11 @@ from pathlib import Path
 
 from pytest_dynamo_bench.errors import ResultsError
 from pytest_dynamo_bench.metrics import Metrics, Sample
-from pytest_dynamo_bench.reports.model import ComparisonReport, SessionReport
+from pytest_dynamo_bench.reports.model import (
+    ComparisonReport,
+    ConfigurationReport,
+    SessionReport,
+)
 from pytest_dynamo_bench.verdicts.regression import (
     Regression,
     Tolerance,
@@ -19,12 +23,19 @@ from pytest_dynamo_bench.verdicts.regression import (
 
 @dataclass(frozen=True)
 class Difference:
-    """A configuration's metrics in one directory against those in another."""
+    """A configuration's metrics in one directory against those in another.
+
+    Attributes:
+        mismatches: why the two are not of the same thing.
+        regressions: the verdicts; empty where nothing can be concluded.
+        missing: what could not be compared, and why.
+    """
 
     benchmark: str
     configuration: str
-    mismatches: tuple[str, ...]
-    regressions: tuple[Regression, ...]
+    mismatches: tuple[str, ...] = ()
+    regressions: tuple[Regression, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,54 +57,105 @@ class Point:
 
 @dataclass(frozen=True)
 class History:
-    """A metric of a configuration over sessions, oldest first."""
+    """A metric of a configuration over sessions, oldest first.
+
+    Attributes:
+        without: results that have the configuration, but no value of the metric.
+    """
 
     benchmark: str
     configuration: str
     target: str
     tolerance: Tolerance
     points: tuple[Point, ...]
+    without: tuple[Path, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """What could not be judged, and why."""
+        named = f"{self.benchmark}: {self.configuration}"
+        found = [
+            f"{path}: {named} has no value of {self.tolerance.metric}" for path in self.without
+        ]
+        found += [
+            f"{point.directory}: {named} is not comparable: {point.mismatches[0]}"
+            for point in self.points
+            if point.mismatches
+        ]
+        if len(self.points) == 1:
+            found.append(f"{self.points[0].directory}: {named} has no other result to be judged by")
+        return found
 
 
 def compare_sessions(
-    new: SessionReport, old: SessionReport, tolerances: Sequence[Tolerance]
+    new: SessionReport,
+    old: SessionReport,
+    tolerances: Sequence[Tolerance],
+    *,
+    allow_mismatches: bool = False,
 ) -> list[Difference]:
-    """Judge every configuration that both have, metric by metric, as the regression gate does.
+    """Judge every configuration that either has, metric by metric, as the regression gate does.
+
+    Args:
+        allow_mismatches: judge also what is not of the same thing.
 
     Raises:
-        ResultsError: they are of different targets, or have nothing in common.
+        ResultsError: they are of different targets.
     """
     if new.target != old.target:
         raise ResultsError(
             f"{new.directory} is of target {new.target}, {old.directory} of {old.target}; numbers "
             "of different targets are not compared with each other"
         )
-    found = []
-    for report in new.comparisons:
-        before = _named(old.comparisons, report.name)
-        if before is None:
-            continue
-        earlier = {item.name: item for item in before.measured}
-        for item in report.measured:
-            if item.name in earlier:
-                runs, stored = item.runs, earlier[item.name].runs
-                found.append(
-                    Difference(
-                        report.name,
-                        item.name,
-                        mismatches(runs[0].run, stored[0].run),
-                        tuple(
-                            result
-                            for tolerance in tolerances
-                            if (result := _judged(runs, stored, tolerance)) is not None
-                        ),
-                    )
-                )
-    if not found:
-        raise ResultsError(
-            f"{new.directory} and {old.directory} have no configuration of a benchmark in common"
+    sides = [
+        {
+            (report.name, item.name): item
+            for report in session.comparisons
+            for item in report.configurations
+            if item.runs or item.unusable
+        }
+        for session in (new, old)
+    ]
+    return [
+        _difference(
+            *key,
+            [(new.directory, sides[0].get(key)), (old.directory, sides[1].get(key))],
+            tolerances,
+            allow_mismatches,
         )
-    return found
+        for key in dict.fromkeys([*sides[0], *sides[1]])
+    ]
+
+
+def _difference(
+    benchmark: str,
+    configuration: str,
+    sides: Sequence[tuple[Path, ConfigurationReport | None]],
+    tolerances: Sequence[Tolerance],
+    allow_mismatches: bool,
+) -> Difference:
+    """Judge one configuration, given with its directories; the first is in question."""
+    missing = tuple(
+        f"{directory}: {item.unusable if item else 'has no result of it'}"
+        for directory, item in sides
+        if item is None or item.unusable
+    )
+    if missing:
+        return Difference(benchmark, configuration, missing=missing)
+    runs, stored = (item.runs for _, item in sides if item is not None)
+    differs = mismatches(runs[0].run, stored[0].run)
+    if differs and not allow_mismatches:
+        return Difference(
+            benchmark, configuration, differs, missing=("not judged, since they are not the same",)
+        )
+    judged = {tolerance.metric: _judged(runs, stored, tolerance) for tolerance in tolerances}
+    return Difference(
+        benchmark,
+        configuration,
+        differs,
+        tuple(found for found in judged.values() if found is not None),
+        tuple(f"{metric}: one of the two has no value" for metric in judged if not judged[metric]),
+    )
 
 
 def histories(
@@ -114,7 +176,7 @@ def histories(
         (session.target, report.name, item.name)
         for session in ordered
         for report in session.comparisons
-        for item in report.measured
+        for item in report.usable
     )
     found = []
     for target, benchmark, configuration in keys:
@@ -123,14 +185,17 @@ def histories(
             for session in ordered
             if session.target == target
             and (report := _named(session.comparisons, benchmark)) is not None
-            for item in report.measured
+            for item in report.usable
             if item.name == configuration
         ]
         for tolerance in tolerances:
             points = _points(runs, tolerance, against_first)
-            if points:
-                found.append(History(benchmark, configuration, target, tolerance, tuple(points)))
-    if not found:
+            shown = {point.directory for point in points}
+            without = tuple(s.directory for s, _ in runs if s.directory not in shown)
+            found.append(
+                History(benchmark, configuration, target, tolerance, tuple(points), without)
+            )
+    if not any(history.points for history in found):
         names = ", ".join(tolerance.metric for tolerance in tolerances)
         raise ResultsError(f"none of the results has a value of {names}")
     return found

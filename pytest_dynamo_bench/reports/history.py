@@ -19,17 +19,19 @@ _COLORS = {
 }  # fmt: skip
 
 
-def render_history(histories: Sequence[History], against: str) -> str:
+def render_history(histories: Sequence[History], against: str, missing: Sequence[str] = ()) -> str:
     """A chart and a table for each configuration and metric.
 
     Args:
         against: which session each is judged against, in one word.
+        missing: what could not be judged, and why.
     """
     return render_page(
         "history.html",
         title="Dynamo benchmarks over time",
         histories=[(history, _chart(history), _rows(history)) for history in histories],
         against=against,
+        missing=list(dict.fromkeys(missing)),
     )
 
 
@@ -66,10 +68,13 @@ def _chart(history: History) -> Chart:
     ]  # fmt: skip
     judged = [i for i, point in enumerate(history.points) if point.regression is not None]
     if judged:
+        # A stretch of its own for each session, since a line through one point is not drawn.
+        levels = [factor * _tolerated(history, index) for index in judged]
         data.append(
             {
-                "type": "scatter", "mode": "lines", "name": "tolerated", "x": judged,
-                "y": [factor * _tolerated(history, index) for index in judged],
+                "type": "scatter", "mode": "lines", "name": "tolerated",
+                "x": [x for index in judged for x in (index - 0.4, index + 0.4, None)],
+                "y": [y for level in levels for y in (level, level, None)],
                 "line": {"color": OUTCOME_COLORS["fails"], "width": 1.5, "dash": "dot"},
                 "hovertemplate": f"tolerated: %{{y:,.4g}} {unit}",
             }

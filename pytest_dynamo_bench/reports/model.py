@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_dynamo_bench.benchmark import Goodput
 from pytest_dynamo_bench.errors import ResultsError
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
-from pytest_dynamo_bench.reports.store import StoredResults
+from pytest_dynamo_bench.reports.store import StoredResults, in_one_line
 from pytest_dynamo_bench.verdicts import Effect, estimate_effect
 
+_T = TypeVar("_T")
 Measured = Mapping[str, Mapping[str, Sequence[Metrics]]]
 
 ATTRIBUTION_VIEWS: Mapping[str, str] = {
@@ -124,7 +125,12 @@ class RegressionReport:
 
 @dataclass(frozen=True)
 class ConfigurationReport:
-    """A configuration, what it ran as, and the metrics of its runs."""
+    """A configuration, what it ran as, and the metrics of its runs.
+
+    Attributes:
+        error: why it has no valid result: it did not come up, or a run was declared invalid.
+        problem: why what is stored of it cannot be read.
+    """
 
     name: str
     role: str
@@ -134,6 +140,7 @@ class ConfigurationReport:
     details: Mapping[str, Any]
     runs: tuple[Metrics, ...]
     error: str = ""
+    problem: str = ""
     _values: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
@@ -152,6 +159,13 @@ class ConfigurationReport:
             values = [run.value(metric) for run in self.runs]
             self._values[metric] = sum(values) / len(values)
         return self._values[metric]
+
+    @property
+    def unusable(self) -> str:
+        """Why nothing can be concluded from what is stored, in one line; empty if something can."""
+        if self.error:
+            return f"has no valid result: {in_one_line(self.error)}"
+        return in_one_line(self.problem)
 
     @property
     def features_at_work(self) -> list[tuple[str, str]]:
@@ -186,6 +200,11 @@ class ComparisonReport:
     def measured(self) -> list[ConfigurationReport]:
         """The configurations that there are runs of."""
         return [item for item in self.configurations if item.runs]
+
+    @property
+    def usable(self) -> list[ConfigurationReport]:
+        """The configurations that something can be concluded of."""
+        return [item for item in self.measured if not item.unusable]
 
     @property
     def question(self) -> str:
@@ -340,6 +359,22 @@ class SessionReport:
     started_at: str
     environment: Mapping[str, Any]
     comparisons: Sequence[ComparisonReport]
+    problems: Sequence[str] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """What has no usable result, or cannot be read, each with the reason in one line."""
+        found = [in_one_line(problem) for problem in self.problems]
+        for report in self.comparisons:
+            found += [in_one_line(problem) for problem in report.problems]
+            found += [
+                f"{report.name}: {item.name} {item.unusable}"
+                for item in report.configurations
+                if item.error
+            ]
+        if not any(report.usable for report in self.comparisons):
+            found.append("there is no usable result of any configuration")
+        return [f"{self.directory}: {text}" for text in found]
 
 
 def load_session(results: StoredResults, measured: Measured | None = None) -> SessionReport:
@@ -363,17 +398,28 @@ def load_session(results: StoredResults, measured: Measured | None = None) -> Se
 
 def _session(results: StoredResults, measured: Measured) -> SessionReport:
     summary = results.summary
+    problems: list[str] = []
     return SessionReport(
         directory=results.directory,
         target=str(summary.get("target", "")),
         command=shlex.join(map(str, summary.get("command", ()))),
         started_at=str(summary.get("started_at", "")),
-        environment=results.environment(),
+        environment=_unless_damaged(results.environment, problems) or {},
         comparisons=[
             _comparison(results, name, entry, measured.get(name, {}))
             for name, entry in summary.get("benchmarks", {}).items()
         ],
+        problems=problems,
     )
+
+
+def _unless_damaged(read: Callable[[], _T], problems: list[str]) -> _T | None:
+    """What can be read; else the reason is added to the problems."""
+    try:
+        return read()
+    except ResultsError as error:
+        problems.append(str(error))
+        return None
 
 
 def _comparison(
@@ -386,10 +432,11 @@ def _comparison(
     described = entry.get("configurations", {})
     names = list(dict.fromkeys([*described, *entry.get("runs", {})]))
     configurations = []
-    problems = []
+    problems: list[str] = []
     for configuration in names:
         errors = entry.get("errors", {})
         error = str(errors.get(configuration, ""))
+        problem = ""
         runs: Sequence[Metrics] = ()
         details: dict[str, Any] = {}
         if configuration in entry.get("runs", {}):
@@ -398,8 +445,9 @@ def _comparison(
                 runs = measured.get(configuration) or [
                     Metrics(run, goodput) for run in results.runs(name, configuration)
                 ]
-            except ResultsError as problem:
-                problems.append(str(problem))
+            except ResultsError as unreadable:
+                problem = str(unreadable)
+                problems.append(problem)
         known = described.get(configuration, {})
         deployment = known.get("deployment") or details.get("configuration", {})
         configurations.append(
@@ -412,15 +460,17 @@ def _comparison(
                 details=details,
                 runs=tuple(runs),
                 error=error,
+                problem=problem,
             )
         )
+    attribution = _unless_damaged(lambda: results.attribution(name), problems)
     return ComparisonReport(
         name=name,
         target=str(results.summary.get("target", "")),
         entry=entry,
         configurations=configurations,
         verdicts=[_verdict(claim, found) for claim, found in entry.get("verdicts", {}).items()],
-        attribution=results.attribution(name),
+        attribution=attribution,
         problems=problems,
     )
 

@@ -17,13 +17,15 @@ import platform
 import shutil
 import sys
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import msgspec
 import psutil
 
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
@@ -37,8 +39,14 @@ from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 SUMMARY_VERSION = 1
+_T = TypeVar("_T")
 _LONGEST_ERROR = 4000
+_LONGEST_REASON = 400
 _IN_SUMMARY = (
     "gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics",
 )  # fmt: skip
@@ -63,14 +71,14 @@ class ResultStore:
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "benchmarks": {},
         }
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory)
         write_json(directory / "environment.json", environment())
         self._write_summary()
 
     def run_directory(self, benchmark: str, configuration: str, repeat: int = 0) -> Path:
         """Where a run's files are; made if it does not exist. Repeats count from 0."""
         directory = _run_directory(self.directory / benchmark / configuration, repeat)
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory)
         return directory
 
     def save_run(
@@ -126,7 +134,7 @@ class ResultStore:
         from pytest_dynamo_bench.reports import figures
 
         directory = self.directory / study.benchmark
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory)
         write_json(directory / "attribution.json", study.as_dict())
         # Without the extra for figures there is the table in the terminal and the JSON file.
         with contextlib.suppress(ReportError):
@@ -198,6 +206,43 @@ def _published(benchmark: Benchmark) -> dict[str, Any] | None:
     return dataclasses.asdict(published) if published else None
 
 
+class _BenchmarkEntry(msgspec.Struct):
+    """What is compared needs this of a benchmark in ``summary.json``."""
+
+    configurations: dict[str, dict[str, Any]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    errors: dict[str, str] = {}
+
+
+class _SummaryFile(msgspec.Struct):
+    """The parts of ``summary.json`` that everything else hangs on."""
+
+    target: str
+    started_at: str
+    command: list[str]
+    benchmarks: dict[str, _BenchmarkEntry]
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _RunFile(msgspec.Struct):
+    """The parts of ``run.json`` that a :class:`Run` is made of."""
+
+    benchmark: str
+    configuration: _Named
+    target: str
+    gpus: int
+    requests: int
+    started_at: str
+    simulated: bool
+    deployed: dict[str, Any]
+    observed: dict[str, Any]
+    traffic: dict[str, Any]
+    problems: list[str]
+
+
 class StoredResults:
     """Results of an earlier session, read back.
 
@@ -211,43 +256,39 @@ class StoredResults:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.parent if directory.name == "summary.json" else directory
         path = self.directory / "summary.json"
-        try:
-            self.summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ResultsError(
-                f"{path}: cannot be read ({error.strerror}); give a directory that an earlier "
-                "session wrote, such as reports/<time>-<target>"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise ResultsError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
-        version = self.summary.get("version") if isinstance(self.summary, dict) else None
-        if version != SUMMARY_VERSION:
-            raise ResultsError(
-                f"{path}: has version {version!r}, this plugin reads version {SUMMARY_VERSION}"
-            )
+        self.summary = _read_versioned(path)
+        self._typed = _typed(path, self.summary, _SummaryFile, "a summary of results")
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The benchmarks that there is anything of."""
+        return list(self._typed.benchmarks)
 
     def configurations(self, benchmark: str) -> list[str]:
         """The configurations of a benchmark that there are runs of, in the benchmark's order."""
-        entry = self.summary.get("benchmarks", {}).get(benchmark, {})
-        runs = entry.get("runs", {})
-        known = [name for name in entry.get("configurations", {}) if name in runs]
-        return list(dict.fromkeys([*known, *runs]))
+        entry = self._entry(benchmark)
+        known = [name for name in entry.configurations if name in entry.runs]
+        return list(dict.fromkeys([*known, *entry.runs]))
 
     def environment(self) -> dict[str, Any]:
-        """The machine and the versions; empty where they were not stored."""
-        return self._json(self.directory / "environment.json") or {}
+        """The machine and the versions; empty where they were not stored.
+
+        Raises:
+            ResultsError: they cannot be read.
+        """
+        return self._if_there(self.directory / "environment.json") or {}
 
     def attribution(self, benchmark: str) -> dict[str, Any] | None:
-        """The attribution of a benchmark, where one was made."""
-        return self._json(self.directory / benchmark / "attribution.json")
+        """The attribution of a benchmark, where one was made.
+
+        Raises:
+            ResultsError: it cannot be read.
+        """
+        return self._if_there(self.directory / benchmark / "attribution.json")
 
     @staticmethod
-    def _json(path: Path) -> dict[str, Any] | None:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+    def _if_there(path: Path) -> dict[str, Any] | None:
+        return _read_json(path) if path.exists() else None
 
     def details(self, benchmark: str, configuration: str) -> dict[str, Any]:
         """What ``run.json`` says of a configuration's first run.
@@ -255,26 +296,61 @@ class StoredResults:
         Raises:
             ResultsError: there is none, or it cannot be read.
         """
-        path = _run_directory(self.directory / benchmark / configuration, 0) / "run.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ResultsError(f"{path}: cannot be read: {error}") from None
-        return found if isinstance(found, dict) else {}
+        return _read_versioned(self._directories(benchmark, configuration)[0] / "run.json")
 
     def runs(self, benchmark: str, configuration: str) -> list[Run]:
-        """All repeats of a configuration.
+        """All repeats of a configuration, whatever was said of them.
 
         Raises:
-            ResultsError: there are none.
+            ResultsError: there are none, or one of them is missing or cannot be read.
         """
+        return [read_run(path) for path in self._directories(benchmark, configuration)]
+
+    def check_usable(self, benchmark: str, configuration: str) -> None:
+        """Make sure that something can be concluded from a configuration's runs.
+
+        The files are opened, the records not read.
+
+        Raises:
+            ResultsError: there are none; or they are damaged; or the configuration did not come
+                up, or a run of it was declared invalid.
+        """
+        if benchmark not in self.benchmarks:
+            raise ResultsError(
+                f"{self.directory}: has no results of benchmark {benchmark!r}; it has "
+                f"{', '.join(map(repr, self.benchmarks)) or 'none of any benchmark'}"
+            )
+        if error := self._entry(benchmark).errors.get(configuration):
+            raise ResultsError(
+                f"{self.directory}: {benchmark}: {configuration} has no valid result: "
+                f"{in_one_line(error)}"
+            )
+        for path in self._directories(benchmark, configuration):
+            _open_run(path)
+
+    def usable_runs(self, benchmark: str, configuration: str) -> list[Run]:
+        """All repeats of a configuration, of which something can be concluded.
+
+        Raises:
+            ResultsError: as :meth:`check_usable` and :meth:`runs`.
+        """
+        self.check_usable(benchmark, configuration)
+        return self.runs(benchmark, configuration)
+
+    def _entry(self, benchmark: str) -> _BenchmarkEntry:
+        return self._typed.benchmarks.get(benchmark) or _BenchmarkEntry()
+
+    def _directories(self, benchmark: str, configuration: str) -> list[Path]:
+        """Where the repeats are that the summary counts."""
+        count = len(self._entry(benchmark).runs.get(configuration, ()))
+        if not count:
+            known = ", ".join(map(repr, self.configurations(benchmark))) or "none"
+            raise ResultsError(
+                f"{self.directory}: has no runs of configuration {configuration!r} of benchmark "
+                f"{benchmark!r}, but of {known}"
+            )
         directory = self.directory / benchmark / configuration
-        found: list[Run] = []
-        while (path := _run_directory(directory, len(found)) / "run.json").is_file():
-            found.append(read_run(path.parent))
-        if not found:
-            raise ResultsError(f"{self.directory}: has no runs of {benchmark} {configuration}")
-        return found
+        return [_run_directory(directory, repeat) for repeat in range(count)]
 
     def copy_to(self, directory: Path) -> None:
         """Copy what a later comparison needs, in one step; logs are left out.
@@ -282,14 +358,26 @@ class StoredResults:
         An earlier copy is replaced; any other directory is left alone.
 
         Raises:
-            ResultsError: the directory exists and holds something else.
+            ResultsError: the directory exists and holds something else, or cannot be written.
         """
         check_replaceable(directory)
         partial = directory.with_name(f".{directory.name}.{os.getpid()}")
-        shutil.copytree(self.directory, partial, ignore=shutil.ignore_patterns("logs", "*.log"))
-        if directory.exists():
-            shutil.rmtree(directory)
-        partial.rename(directory)
+        replaced = directory.with_name(f".{directory.name}.{os.getpid()}.replaced")
+        try:
+            shutil.copytree(self.directory, partial, ignore=shutil.ignore_patterns("logs", "*.log"))
+            if directory.exists():
+                directory.rename(replaced)
+            partial.rename(directory)
+        except OSError as error:
+            raise ResultsError(f"{directory}: cannot be written ({in_one_line(error)})") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def in_one_line(text: object) -> str:
+    """The beginning of an error, for a line of a list."""
+    return printable(" ".join(str(text).split()), _LONGEST_REASON)
 
 
 def check_replaceable(directory: Path) -> None:
@@ -306,6 +394,74 @@ def _run_directory(configuration: Path, repeat: int) -> Path:
     return configuration / f"repeat-{repeat + 1}" if repeat else configuration
 
 
+# ---------------------------------------------------------------------------------------
+# The door: what is stored is read here, and nowhere else.
+# ---------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(
+            f"{path}: cannot be read ({error.strerror}); give a directory that an earlier "
+            "session wrote, such as reports/<time>-<target>"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ResultsError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ResultsError(f"{path}: is no JSON object")
+    return found
+
+
+def _read_versioned(path: Path) -> dict[str, Any]:
+    """The content of a JSON file with a version, when it is one that this release reads."""
+    found = _read_json(path)
+    version = found.get("version")
+    if version == SUMMARY_VERSION:
+        return found
+    if isinstance(version, int) and version > SUMMARY_VERSION:
+        raise ResultsError(
+            f"{path}: was written by a newer version of pytest-dynamo-bench (results of version "
+            f"{version}, this one reads version {SUMMARY_VERSION}); upgrade pytest-dynamo-bench"
+        )
+    raise ResultsError(
+        f"{path}: has version {version!r}, but results have version {SUMMARY_VERSION}; it is "
+        "damaged, or no pytest-dynamo-bench wrote it"
+    )
+
+
+def _typed(path: Path, content: Mapping[str, Any], kind: type[_T], what: str) -> _T:
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ResultsError(f"{path}: is not {what}: {error}") from None
+
+
+def _open_run(directory: Path) -> tuple[_RunFile, pq.ParquetFile]:
+    """What a run's two files say of themselves, when they agree."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = directory / "run.json"
+    details = _typed(path, _read_versioned(path), _RunFile, "the description of a run")
+    path = directory / "requests.parquet"
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ResultsError(f"{path}: cannot be read: {in_one_line(error)}") from None
+    if file.metadata.num_rows != details.requests:
+        raise ResultsError(
+            f"{path}: has {file.metadata.num_rows} requests, run.json says {details.requests}"
+        )
+    for field in file.schema_arrow:
+        if (expected := _columns().get(field.name, field.type)) != field.type:
+            raise ResultsError(f"{path}: column {field.name} is {field.type}, not {expected}")
+    return details, file
+
+
 def read_run(directory: Path) -> Run:
     """Read a run that :meth:`ResultStore.save_run` wrote.
 
@@ -313,27 +469,27 @@ def read_run(directory: Path) -> Run:
         ResultsError: a file is missing or cannot be read; the message names it.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    details, file = _open_run(directory)
+    known = [name for name in file.schema_arrow.names if name in _columns()]
     try:
-        details = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        rows = pq.read_table(directory / "requests.parquet").to_pylist()
-        records = [_record(row) for row in rows]
-        return Run(
-            benchmark=details["benchmark"],
-            configuration=details["configuration"]["name"],
-            target=details["target"],
-            gpus=details["gpus"],
-            records=records,
-            started_at=details["started_at"],
-            simulated=details["simulated"],
-            deployed=details["deployed"],
-            observed=details["observed"],
-            traffic=details["traffic"],
-            problems=details["problems"],
-        )
+        records = [_record(row) for row in file.read(columns=known).to_pylist()]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise ResultsError(f"{directory}: cannot be read as a run: {error!r}") from None
+        path = directory / "requests.parquet"
+        raise ResultsError(f"{path}: cannot be read: {in_one_line(error)}") from None
+    return Run(
+        benchmark=details.benchmark,
+        configuration=details.configuration.name,
+        target=details.target,
+        gpus=details.gpus,
+        records=records,
+        started_at=details.started_at,
+        simulated=details.simulated,
+        deployed=details.deployed,
+        observed=details.observed,
+        traffic=details.traffic,
+        problems=details.problems,
+    )
 
 
 def _record(row: dict[str, Any]) -> RequestRecord:
@@ -345,13 +501,50 @@ def _record(row: dict[str, Any]) -> RequestRecord:
     return RequestRecord(**{**row, **lists})
 
 
+@cache
+def _columns() -> dict[str, pa.DataType]:
+    """The columns of ``requests.parquet``: the fields of a record."""
+    import pyarrow as pa
+
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    columns = {}
+    for name, hint in get_type_hints(RequestRecord).items():
+        optional = [kind for kind in get_args(hint) if kind is not NoneType]
+        kind = optional[0] if NoneType in get_args(hint) else hint
+        plain = get_origin(kind) is None
+        columns[name] = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
+    return columns
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON in one step, so that a reader never sees half of it.
 
     Numbers that JSON does not have (NaN, infinity) become null.
+
+    Raises:
+        ResultsError: it cannot be written.
     """
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, text.encode("utf-8", errors="replace"))
+    _write(path, text.encode("utf-8", errors="replace"))
+
+
+def _make(directory: Path) -> None:
+    with _told_as_results(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with _told_as_results(path):
+        write_whole(path, content)
+
+
+@contextlib.contextmanager
+def _told_as_results(path: Path) -> Iterator[None]:
+    """A full disk and the like, as an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -370,21 +563,21 @@ def _plain(value: Any) -> Any:
 
 
 def write_parquet(path: Path, run: Run) -> None:
-    """Write the records of a run in one step: a row per request, times in milliseconds."""
+    """Write the records of a run in one step: a row per request, times in milliseconds.
+
+    Raises:
+        ResultsError: they cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = {}
-    for name, hint in get_type_hints(RequestRecord).items():
-        optional = [kind for kind in get_args(hint) if kind is not NoneType]
-        kind = optional[0] if NoneType in get_args(hint) else hint
-        plain = get_origin(kind) is None
-        column = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
-        columns[name] = pa.array([getattr(r, name) for r in run.records], type=column)
+    columns = {
+        name: pa.array([getattr(record, name) for record in run.records], type=kind)
+        for name, kind in _columns().items()
+    }
     content = io.BytesIO()
-    pq.write_table(pa.table(columns), content, compression="zstd")
-    write_whole(path, content.getvalue())
+    pq.write_table(pa.table(columns), content, compression="zstd", write_page_checksum=True)
+    _write(path, content.getvalue())
 
 
 def environment() -> dict[str, Any]:

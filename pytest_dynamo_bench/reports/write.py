@@ -35,12 +35,13 @@ def write_reports(
     directory = directory or session.directory
     markdown = render_markdown(session)
     contents = {HTML_FILE: render_html(session), MARKDOWN_FILE: markdown}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            write_whole(directory / name, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise ReportError(f"{directory}: cannot be written to ({error.strerror})") from None
+    for name, text in contents.items():
+        path = directory / name
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text.encode("utf-8", errors="replace"))
+        except OSError as error:
+            raise ReportError(f"{path}: cannot be written ({error.strerror or error})") from None
     if summary := environment.get(_STEP_SUMMARY):
         add_to_step_summary(Path(summary), markdown)
     return [directory / name for name in contents]
