@@ -70,6 +70,14 @@ def problem(command: Sequence[str], env: Mapping[str, str] | None = None) -> str
     return _asked(command[2], tuple(command[3:]), tuple(sorted((env or {}).items())))
 
 
+def asked_of_dynamo(command: Sequence[str], env: Mapping[str, str]) -> str:
+    """:func:`problem`, or nothing where the program is none of Dynamo's or Dynamo is not here."""
+    known = len(command) > 2 and command[1] == "-m" and command[2] in _PROGRAMS
+    if not known or not _there("dynamo.frontend"):
+        return ""
+    return problem(command, env)
+
+
 # -- the process -----------------------------------------------------------------------------------
 
 

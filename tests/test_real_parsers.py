@@ -17,14 +17,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench import (
-    Benchmark,
     Configuration,
-    Hardware,
-    KvOffload,
-    MooncakeTrace,
     PooledImages,
     SlidingWindowImages,
-    SpeculativeDecoding,
     Worker,
 )
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
@@ -35,6 +30,7 @@ from pytest_dynamo_bench.targets.local.commands import Ports, process_specs
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.vllm.deployment import CachePlan, worker_command
 from pytest_dynamo_bench.targets.local.vllm.environment import VllmEnvironment, find_environment
+from tests.any_configuration import ENGINES, benchmark_with, configurations
 from tests.dynamo_parsers import Parsers, problem
 from tests.kubernetes.test_manifests import CLUSTERS, benchmark_of
 
@@ -147,54 +143,15 @@ def test_vllms_own_parser_takes_what_is_rendered_for_it():
 
 # -- what can be configured ------------------------------------------------------------------------
 
-counts = st.none() | st.integers(1, 100_000)
-amounts = st.floats(0.01, 1000)
 
-
-@st.composite
-def configurations(draw):
-    """Any workers that an author may write, aggregated or split."""
-    drafts = draw(st.none() | st.tuples(st.integers(1, 4), st.sampled_from(["Eagle3", "MTP"])))
-    speculative = drafts and SpeculativeDecoding(
-        drafts[0], (0.5,) * drafts[0], method=drafts[1],
-        draft_model="org/head" if drafts[1] == "Eagle3" else "",
-    )  # fmt: skip
-
-    def worker(mode):
-        ranks = draw(st.sampled_from([1, 2, 8]))
-        experts = draw(st.sampled_from([None, 1, ranks]))
-        return Worker(
-            draw(st.integers(1, 3)), mode=mode, tp=draw(st.sampled_from([1, 4])),
-            attention_dp=ranks, moe_ep=experts,
-            wideep=(experts or 1) > 1 and draw(st.booleans()),
-            prefix_caching=draw(st.booleans()), kv_blocks=100, max_num_seqs=draw(counts),
-            max_num_batched_tokens=draw(counts),
-            memory_fraction=draw(st.none() | st.floats(0.1, 1)), speculative=speculative,
-            kv_offload=draw(st.none() | amounts.map(KvOffload)),
-            frontend_decoding=draw(st.booleans()),
-            embedding_cache_gib=draw(st.none() | amounts),
-        )  # fmt: skip
-
-    modes = draw(st.sampled_from([["aggregated"], ["prefill", "decode"]]))
-    return Configuration(
-        "any", "baseline", [worker(mode) for mode in modes],
-        router=draw(st.sampled_from(["round-robin", "kv"])),
-        block_size=draw(st.sampled_from([16, 32, 64])),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("engine", ["vllm", "trtllm", "sglang"])
+@pytest.mark.parametrize("engine", ENGINES)
 @settings(deadline=None, max_examples=60)
 @given(configuration=configurations(), fast_forward=st.floats(0.1, 1000))
 def test_whatever_can_be_configured_is_refused_by_us_or_taken_by_dynamo(
     engine, configuration, fast_forward
 ):
     try:
-        benchmark = Benchmark(
-            name="any", question="?", model="Qwen/Qwen3-32B", engine=engine,
-            hardware=Hardware("H200", 200, kv_transfer_gb_per_second=50),
-            traffic=MooncakeTrace("conversation"), configurations=[configuration], claims=[],
-        )  # fmt: skip
+        benchmark = benchmark_with(configuration, engine)
         deployed = list(containers(benchmark, configuration, ClusterSettings("ns")))
     except DynamoBenchError:
         assume(False)

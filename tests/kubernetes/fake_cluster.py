@@ -6,6 +6,10 @@ proxies. A thread plays the operator: it makes pods for a DynamoGraphDeployment 
 through the steps of a script. It also plays the kubelet of Jobs: it starts the load as processes
 of this machine. Faults can be put between.
 
+It refuses what real programs refuse: objects that the operator's schema or Kubernetes' own types
+have no place for, and its containers end, again and again, where the parsers of the installed
+Dynamo refuse their arguments. A status that the schema has no place for cannot be set.
+
 ``test_api.py`` runs the same tests against this and against a real API server, so that the two can
 be compared.
 """
@@ -33,6 +37,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pytest_dynamo_bench.targets.service.address import Address
 from pytest_dynamo_bench.targets.service.shards import pack_order, unpack_order
+from tests.dynamo_parsers import asked_of_dynamo
+from tests.kubernetes.real_schemas import graph_problems, problems
 
 NAMESPACE = "bench"
 TOKEN = "planted-cluster-token-0815"
@@ -46,12 +52,7 @@ GROUPS = {
     "authorization.k8s.io": {"v1": ("selfsubjectaccessreviews",)},
 }  # fmt: skip
 CLUSTER_WIDE = {"nodes", "namespaces", "selfsubjectaccessreviews"}
-SPEC_FIELDS = {"services", "backendFramework", "envs", "pvcs", "annotations", "labels"}
-SERVICE_FIELDS = {
-    "componentType", "subComponentType", "replicas", "resources", "envs", "envFromSecret",
-    "volumeMounts", "sharedMemory", "multinode", "extraPodSpec", "extraPodMetadata",
-    "livenessProbe", "readinessProbe", "dynamoNamespace", "labels", "annotations", "autoscaling",
-}  # fmt: skip
+RELEASE = "1.4"
 
 
 # -- what a pod can be like -----------------------------------------------------------------------
@@ -93,6 +94,19 @@ def running(ready=True, restarts=0, last=None):
 def crashing(restarts=1, reason="Error", code=1):
     found = running(False, restarts, {"terminated": {"reason": reason, "exitCode": code}})
     found["containerStatuses"][0]["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
+    return found
+
+
+def _whole(status):
+    """A deployment's status with what every one has, where a test says only what it is about."""
+    times = {"reason": "Said", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    counts = {"componentKind": "Deployment", "componentName": "", "replicas": 1}
+    found = dict(status)
+    if "conditions" in found:
+        found["conditions"] = [{**times, **condition} for condition in found["conditions"]]
+    if "services" in found:
+        services = found["services"].items()
+        found["services"] = {k: {**counts, "updatedReplicas": 1, **v} for k, v in services}
     return found
 
 
@@ -142,6 +156,9 @@ class FakeCluster:
         for number in range(4):
             self.add("nodes", {"metadata": {"name": f"node-{number}"}, "spec": {},
                                "status": {"allocatable": {"nvidia.com/gpu": "8"}}})  # fmt: skip
+        # The first answer of each takes long, and while it is waited for the server is not there.
+        for module in ("frontend", "vllm", "trtllm", "sglang"):
+            asked_of_dynamo(["python3", "-m", f"dynamo.{module}"], {})
         self.port = 0
         self.start()
         self.operator = threading.Thread(target=self._operate, daemon=True)
@@ -215,6 +232,9 @@ class FakeCluster:
                 self.note("DELETED", resource, self.objects.pop(key))
 
     def set_status(self, resource: str, name: str, status: dict) -> None:
+        if resource == DGD:
+            status = _whole(status)
+            assert graph_problems({"status": status}, RELEASE) == [], status
         with self.lock:
             for key, item in self.objects.items():
                 if key[0] == resource and key[2] == name and item.get("status") != status:
@@ -275,6 +295,9 @@ class FakeCluster:
                         "status": {"phase": "Pending"},
                     })  # fmt: skip
                 steps = self.script.get(f"{key}-{number}") or self.script.get(key) or USUAL
+                if refusal := self._refusal(service):
+                    steps = ((0.05, crashing(9)),)
+                    self.logs[pod, True] = f"{refusal}\n"
                 at, status = 0.0, None
                 for delay, step in steps:
                     at += delay
@@ -294,6 +317,13 @@ class FakeCluster:
             "conditions": [{"type": "Ready", "status": str(all_ready),
                             "message": "" if all_ready else "some resources are not ready"}],
         })  # fmt: skip
+
+    def _refusal(self, service: dict) -> str:
+        """What the service's program says of its command line, where Dynamo knows the program."""
+        container = service.get("extraPodSpec", {}).get("mainContainer", {})
+        argv = [*container.get("command", ()), *container.get("args", ())]
+        env = {v["name"]: v["value"] for v in container.get("env", ()) if "value" in v}
+        return asked_of_dynamo(argv, env)
 
     def _take_down(self, name: str, graph: dict) -> None:
         if self.stuck:
@@ -530,7 +560,7 @@ def _handler(cluster: FakeCluster):
                 if (resource, namespace, name) in cluster.objects:
                     self._status(409, "AlreadyExists", f'{resource} "{name}" already exists')
                     return
-                problem = self._invalid(resource, body, query)
+                problem = self._invalid(body, query)
                 if problem:
                     self._status(*problem)
                     return
@@ -544,16 +574,15 @@ def _handler(cluster: FakeCluster):
             if fault is not None:
                 self._broken(fault)
 
-        def _invalid(self, resource, body, query):
-            if resource != DGD or query.get("fieldValidation") != "Strict":
-                return None
-            spec = body["spec"]
-            unknown = [f"spec.{key}" for key in spec if key not in SPEC_FIELDS]
-            for name, service in spec["services"].items():
-                unknown += [f"spec.services.{name}.{k}" for k in service if k not in SERVICE_FIELDS]
-            if unknown:
-                text = f'strict decoding error: unknown field "{unknown[0]}"'
-                return 400, "BadRequest", text
+        def _invalid(self, body, query):
+            found = problems(body, RELEASE)
+            unknown = [str(problem) for problem in found if problem.unknown]
+            if unknown and query.get("fieldValidation") == "Strict":
+                return 400, "BadRequest", f"strict decoding error: {', '.join(unknown)}"
+            wrong = [str(problem) for problem in found if not problem.unknown]
+            if wrong:
+                name = body["metadata"].get("name")
+                return 422, "Invalid", f'{body["kind"]} "{name}" is invalid: {", ".join(wrong)}'
             return None
 
         def _delete(self, resource, namespace, name, options):

@@ -247,6 +247,31 @@ def test_a_field_that_does_not_exist_is_refused_by_the_api_server(fake, api, tmp
     assert nothing_left(fake)
 
 
+def test_a_value_of_a_wrong_type_is_refused_by_the_api_server(fake, api, tmp_path):
+    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN)
+    documents[-1]["spec"]["services"]["decode"]["replicas"] = "three"
+    found = Deployment(api, documents, RUN, LIMITS, tmp_path / "cluster", Stages())
+    with pytest.raises(DeploymentError) as caught, found.open():
+        pass
+    told = "spec.services.decode.replicas: 'three' is not of type 'integer'"
+    assert told in str(caught.value)
+    assert nothing_left(fake)
+
+
+@pytest.mark.parametrize("service", ["Frontend", "decode"])
+def test_a_program_that_refuses_its_arguments_ends_again_and_again(fake, api, tmp_path, service):
+    pytest.importorskip("dynamo.frontend", reason="needs ai-dynamo")
+    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN)
+    spec = documents[-1]["spec"]["services"][service]["extraPodSpec"]
+    spec["mainContainer"]["args"].append("--router-reset-states")
+    found = Deployment(api, documents, RUN, LIMITS, tmp_path / "cluster", Stages())
+    with pytest.raises(DeploymentError) as caught, found.open():
+        pass
+    assert f"-{service.lower()}-0" in str(caught.value)
+    assert "--router-reset-states" in str(caught.value)
+    assert nothing_left(fake)
+
+
 def test_the_api_server_is_away_busy_and_forgetful_while_it_comes_up(fake, api, tmp_path):
     fake.script["decode"] = ((0.8, pulling()), (1.2, running()))
     fake.faults += [

@@ -1,0 +1,167 @@
+"""All that is made on a cluster, against the schemas of the real operator and of Kubernetes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.targets.kubernetes.manifest import claims, render
+from pytest_dynamo_bench.targets.kubernetes.settings import (
+    ClusterSettings,
+    EngineSettings,
+    Frontend,
+    Volume,
+    read_settings,
+)
+from tests.any_configuration import ENGINES, benchmark_with, configurations
+from tests.kubernetes.real_schemas import RELEASES, graph_problems, problems
+from tests.kubernetes.test_manifests import CLUSTERS, benchmark_of
+
+PROJECT = Path(__file__).parent.parent.parent
+BENCHMARKS = {p.stem: benchmark_of(p.stem) for p in sorted((PROJECT / "benchmarks").glob("*.py"))}
+SHIPPED = [(name, c.name) for name, b in BENCHMARKS.items() for c in b.configurations]
+EVERYTHING = ClusterSettings(
+    "ns", registry="mirror/ai", image_tag="1.4.2", images={"vllm": "own/vllm:1"},
+    image_pull_secret="pull-me", model_cache=Volume("model-cache", "/models", "1Ti"),
+    compilation_cache=Volume("compilation-cache", "/compiled"), storage_class="fast",
+    token_secret="hf-token-secret", env={"NCCL_DEBUG": "WARN"},
+    node_selector={"kubernetes.io/arch": "arm64"},
+    tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},
+                 {"key": "spot", "operator": "Equal", "value": "true", "tolerationSeconds": 60}],
+    compute_domain="domain", custom_resources={"rdma/ib": "2"}, run_as_root=True,
+    startup_seconds=3600, frontend=Frontend("500m", "16Gi", {"DYN_LOG": "info"}),
+    engines={"all": EngineSettings(args={"--seed": 3, "--enforce-eager": None},
+                                   env={"A": "b"}, shared_memory="80Gi")},
+)  # fmt: skip
+
+
+def graph(name="qwen3_32b_kv_routing", arm="disagg-kv-router", cluster=EVERYTHING):
+    benchmark = BENCHMARKS[name]
+    return render(benchmark, benchmark.configuration(arm), cluster, "run")[-1]
+
+
+def refused(document, release):
+    return [str(problem) for problem in problems(document, release)]
+
+
+def test_there_are_schemas_of_the_releases_that_are_supported():
+    assert RELEASES == ["1.3", "1.4", "1.5"]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(("page", "arm"), SHIPPED)
+def test_the_operator_takes_every_shipped_manifest(page, arm, release):
+    benchmark = BENCHMARKS[page]
+    for cluster in (ClusterSettings("ns"), CLUSTERS[page], EVERYTHING):
+        for document in render(benchmark, benchmark.configuration(arm), cluster, "run"):
+            assert refused(document, release) == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_operator_takes_the_settings_that_the_documentation_shows(tmp_path, release):
+    text = (PROJECT / "docs" / "run-on-a-cluster.md").read_text("utf-8")
+    (tmp_path / "cluster.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    cluster = read_settings(tmp_path / "cluster.yaml")
+    assert cluster.tolerations
+    assert refused(graph(cluster=cluster), release) == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("spec", "services", "decode", "replicsa"), 2,
+         'unknown field "spec.services.decode.replicsa"'),
+        (("spec", "backendframework"), "vllm", 'unknown field "spec.backendframework"'),
+        (("spec", "services", "decode", "extraPodSpec", "mainContainer", "arguments"), [],
+         'unknown field "spec.services.decode.extraPodSpec.mainContainer.arguments"'),
+        (("spec", "services", "decode", "extraPodSpec", "mainContainer", "startupProbe",
+          "every"), 9,
+         'unknown field "spec.services.decode.extraPodSpec.mainContainer.startupProbe.every"'),
+        (("metadata", "label"), {}, 'unknown field "metadata.label"'),
+        (("spec", "services", "decode", "replicas"), "2",
+         "spec.services.decode.replicas: '2' is not of type 'integer'"),
+        (("spec", "services", "decode", "replicas"), -1,
+         "spec.services.decode.replicas: -1 is less than the minimum of 0"),
+        (("spec", "services", "decode", "multinode"), {"nodeCount": 1},
+         "spec.services.decode.multinode.nodeCount: 1 is less than the minimum of 2"),
+        (("spec", "services", "decode", "multinode"), {},
+         "spec.services.decode.multinode: 'nodeCount' is a required property"),
+        (("spec", "services", "decode", "resources", "limits", "gpu"), 2,
+         "spec.services.decode.resources.limits.gpu: 2 is not of type 'string'"),
+        (("spec", "services", "decode", "sharedMemory"), {"size": "a lot"},
+         "spec.services.decode.sharedMemory.size: 'a lot' does not match"),
+        (("spec", "backendFramework"), "mlx",
+         "spec.backendFramework: 'mlx' is not one of ['sglang', 'vllm', 'trtllm']"),
+        (("spec", "pvcs"), [{"create": False}], "spec.pvcs[0]: 'name' is a required property"),
+        (("spec", "services", "decode", "volumeMounts"), [{"mountPoint": "/a"}],
+         "spec.services.decode.volumeMounts[0]: 'name' is a required property"),
+        (("spec", "envs"), [{"value": "b"}], "spec.envs[0]: 'name' is a required property"),
+        (("spec", "services", "decode", "extraPodSpec", "mainContainer", "env"),
+         [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}],
+         "spec.services.decode.extraPodSpec.mainContainer.env: Duplicate value: ('A',)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_manifest_is_refused_and_says_where(release, path, value, says):
+    document = copy.deepcopy(graph())
+    inner = document
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    assert any(text.startswith(says) for text in refused(document, release)), refused(
+        document, release
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(configuration=configurations(), engine=st.sampled_from(ENGINES))
+def test_whatever_can_be_configured_is_refused_by_us_or_taken_by_the_operator(
+    configuration, engine
+):
+    try:
+        documents = render(benchmark_with(configuration, engine), configuration, EVERYTHING, "run")
+    except DynamoBenchError:
+        assume(False)
+    for release, document in itertools.product(RELEASES, documents):
+        assert refused(document, release) == []
+
+
+def test_a_field_that_came_with_a_release_is_refused_by_those_before_it():
+    document = copy.deepcopy(graph())
+    document["spec"]["services"]["decode"]["runtimeVersionOverride"] = "1.5.0"
+    said = {release: bool(graph_problems(document, release)) for release in RELEASES}
+    assert said == {"1.3": True, "1.4": True, "1.5": False}
+
+
+def test_claims_and_the_role_are_taken():
+    documents = claims(EVERYTHING)
+    assert [document["kind"] for document in documents] == ["PersistentVolumeClaim"] * 2
+    documents += yaml.safe_load_all((PROJECT / "docs" / "rbac.yaml").read_text("utf-8"))
+    for document in documents:
+        assert refused(document, "1.4") == []
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"kind": "ConfigMap", "metadata": {"name": "a"}, "dat": {}}, 'unknown field "dat"'),
+        ({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": 3}},
+         "data.a: 3 is not of type str"),
+        ({"kind": "Job", "metadata": {"name": "a"}, "spec": {"completions": 1}},
+         "spec: Invalid value for `template`, must not be `None`"),
+        ({"kind": "Job", "spec": {"template": {"spec": {"containers": [
+            {"name": "load", "imagePullPolicyy": "Always"}]}}}},
+         'unknown field "spec.template.spec.containers[0].imagePullPolicyy"'),
+        ({"kind": "Job", "spec": {"completions": "3", "template": {}}},
+         "spec.completions: '3' is not of type int"),
+    ],
+)  # fmt: skip
+def test_kubernetes_own_objects_with_a_mistake_are_refused(document, says):
+    assert says in refused(document, "1.4")
