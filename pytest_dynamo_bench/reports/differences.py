@@ -145,9 +145,8 @@ def _difference(
     runs, stored = (item.runs for _, item in sides if item is not None)
     differs = mismatches(runs[0].run, stored[0].run)
     if differs and not allow_mismatches:
-        return Difference(
-            benchmark, configuration, differs, missing=("not judged, since they are not the same",)
-        )
+        told = f"not the same, so not judged: {differs[0]}"
+        return Difference(benchmark, configuration, differs, missing=(told,))
     judged = {tolerance.metric: _judged(runs, stored, tolerance) for tolerance in tolerances}
     return Difference(
         benchmark,

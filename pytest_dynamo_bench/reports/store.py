@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 SUMMARY_VERSION = 1
 _T = TypeVar("_T")
+_SUMMARY = "summary.json"
 _LONGEST_ERROR = 4000
 _LONGEST_REASON = 400
 _IN_SUMMARY = (
@@ -198,7 +199,7 @@ class ResultStore:
         return entry
 
     def _write_summary(self) -> None:
-        write_json(self.directory / "summary.json", self._summary)
+        write_json(self.directory / _SUMMARY, self._summary)
 
 
 def _published(benchmark: Benchmark) -> dict[str, Any] | None:
@@ -254,8 +255,8 @@ class StoredResults:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory.parent if directory.name == "summary.json" else directory
-        path = self.directory / "summary.json"
+        self.directory = directory.parent if directory.name == _SUMMARY else directory
+        path = self.directory / _SUMMARY
         self.summary = _read_versioned(path)
         self._typed = _typed(path, self.summary, _SummaryFile, "a summary of results")
 
@@ -386,7 +387,7 @@ def check_replaceable(directory: Path) -> None:
     Raises:
         ResultsError: it exists and holds something else than results.
     """
-    if directory.exists() and not (directory / "summary.json").is_file():
+    if directory.exists() and not (directory / _SUMMARY).is_file():
         raise ResultsError(f"{directory} exists and holds no results; it is left as it is")
 
 
@@ -403,9 +404,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        hint = "; give a directory that an earlier session wrote, such as reports/<time>-<target>"
         raise ResultsError(
-            f"{path}: cannot be read ({error.strerror}); give a directory that an earlier "
-            "session wrote, such as reports/<time>-<target>"
+            f"{path}: cannot be read ({error.strerror}){hint if path.name == _SUMMARY else ''}"
         ) from None
     except json.JSONDecodeError as error:
         raise ResultsError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None

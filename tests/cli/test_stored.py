@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -86,7 +87,24 @@ def test_history_gives_each_session_the_verdict_of_the_gate(stored, tmp_path, ca
     assert [row[-1] for row in rows[:3]] == ["reference", "regression", "improvement"]
     text = page.read_text()
     assert "example: agg on local, time_to_first_token.mean" in text
+    figure = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text)[1])
+    (tolerated,) = (line for line in figure["data"] if line.get("name") == "tolerated")
+    assert tolerated["x"] == [0.6, 1.4, None, 1.6, 2.4, None]
+    # 5 % above the first results, which are 100 ms.
+    assert tolerated["y"][0] == tolerated["y"][1] == pytest.approx(105, abs=1)
     assert 'http-equiv="Content-Security-Policy"' in text
+
+
+def test_two_results_have_a_line_of_what_is_tolerated(stored, tmp_path):
+    page = tmp_path / "history.html"
+    days = [str(stored / f"day-{n}") for n in (0, 2)]
+    assert main(["history", *days, "--output", str(page)]) == 0
+    found = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page.read_text())
+    assert len(found) == 9
+    for figure in map(json.loads, found):
+        (tolerated,) = (line for line in figure["data"] if line.get("name") == "tolerated")
+        # A line is drawn between two points.
+        assert tolerated["mode"] == "lines" and tolerated["x"] == [0.6, 1.4, None]
 
 
 @pytest.mark.parametrize(
