@@ -411,11 +411,13 @@ def test_an_earlier_baseline_survives_what_cannot_be_saved(project, healthy, mon
     kept = shutil.copytree(healthy, project.path / "kept")
     before = (kept / "summary.json").read_bytes()
 
-    def no_space(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def no_space(source, target, **_):
+        why = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: {source}"
+        raise shutil.Error([(str(source), str(target), why)])
 
     monkeypatch.setattr(shutil, "copytree", no_space)
     result = project.runpytest("-k", "claim and kv-routing", "--dynamo-save-baseline=kept")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "kept: cannot be written ([Errno 28] No space left on device" in result.outlines[-1]
     assert (kept / "summary.json").read_bytes() == before
     assert [path.name for path in project.path.glob(".kept*")] == []

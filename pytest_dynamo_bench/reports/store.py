@@ -369,8 +369,13 @@ class StoredResults:
             if directory.exists():
                 directory.rename(replaced)
             partial.rename(directory)
+        except shutil.Error as error:
+            # Each that was not copied, as (from, to, why).
+            reason = in_one_line(error.args[0][0][2])
+            raise ResultsError(f"{directory}: cannot be written ({reason})") from None
         except OSError as error:
-            raise ResultsError(f"{directory}: cannot be written ({in_one_line(error)})") from None
+            reason = error.strerror or str(error)
+            raise ResultsError(f"{directory}: cannot be written ({reason})") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
