@@ -2,8 +2,10 @@
 
 Dynamo's round-robin router knows nothing of caches, and the KV router reports what it
 expected. The engines publish every block that they store, and a block that they store for a
-prompt is one that was not cached. So the cached tokens of a request are its tokens in full
-blocks less those stored for it. This counts in the same way for every router mode.
+prompt is one that was not cached. An engine looks for a prompt from its first block on, and
+computes everything after the first block that it does not find. So the cached tokens of a
+request are its full blocks before the first that was stored for it. This counts in the same way
+for every router mode.
 """
 
 from __future__ import annotations
@@ -43,11 +45,13 @@ def with_cached_tokens(
     """The records with ``cached_tokens`` filled in.
 
     A stored block is charged to the request that it was stored for: of those on its worker
-    and rank whose prompt has the block, the first whose first token came after the event. Where
-    nobody said which rank a request was on, any rank of its worker counts.
+    and rank whose prompt has the block, with all before it, the first whose first token came
+    after the event, and that was not charged with it before. Where nobody said which rank a
+    request was on, any rank of its worker counts.
 
     Args:
-        prompts: request id to the hashes of the prompt's full blocks, as the engines hash.
+        prompts: request id to the prompt's full blocks, as
+            :func:`~pytest_dynamo_bench.targets.local.engine_events.chain` names them.
         start_wall_ms: wall clock at the start of the run, to put events on its clock.
         fast_forward: how many times faster than the wall clock that clock runs.
     """
@@ -55,16 +59,17 @@ def with_cached_tokens(
     wanting: dict[tuple[Place, int], list[RequestRecord]] = defaultdict(list)
     for record in _by_first_token(records):
         if (place := _place(record)) is not None:
-            for block in set(prompts[record.request_id]):
+            for block in prompts[record.request_id]:
                 wanting[place, block].append(record)
-    computed_blocks: dict[str, int] = defaultdict(int)
+    computed: dict[str, set[int]] = defaultdict(set)
     for place, blocks in events.stored.items():
         for at_ms, block in blocks:
             due = (at_ms - start_wall_ms - _CLOCK_SLACK_MS) * fast_forward
             somewhere = (place[0], _ANY_RANK)
             for record in wanting.get((place, block), []) or wanting.get((somewhere, block), []):
-                if (record.first_token_ms or 0.0) >= due:
-                    computed_blocks[record.request_id] += 1
+                own = computed[record.request_id]
+                if (record.first_token_ms or 0.0) >= due and block not in own:
+                    own.add(block)
                     break
     return [
         record
@@ -72,10 +77,16 @@ def with_cached_tokens(
         else dataclasses.replace(
             record,
             cached_tokens=block_size
-            * (len(prompts[record.request_id]) - computed_blocks[record.request_id]),
+            * _blocks_before(prompts[record.request_id], computed[record.request_id]),
         )
         for record in records
     ]
+
+
+def _blocks_before(prompt: Sequence[int], computed: set[int]) -> int:
+    """How many blocks of a prompt come before the first that was computed."""
+    places = (place for place, block in enumerate(prompt) if block in computed)
+    return next(places, len(prompt))
 
 
 def with_host_tokens(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +23,12 @@ class EngineEvents:
     """What the event tap wrote.
 
     Attributes:
-        stored: place to [(wall-clock ms, block hash)], in order.
+        stored: place to [(wall-clock ms, block)], in order; a block as :func:`chain` names it.
         removed_blocks: blocks that all workers evicted.
         prefill_tokens: worker to prompt tokens that it computed, by forward pass.
         decode_passes: place to wall-clock ms at which passes ended that decoded, in order.
         decode_steps: requests that were decoded, summed over all passes.
-        unreadable: events that could not be read.
+        unreadable: events that could not be read, or that store a block after an unknown one.
     """
 
     stored: Mapping[Place, Sequence[tuple[float, int]]]
@@ -38,8 +39,25 @@ class EngineEvents:
     unreadable: int
 
 
+_NOTHING = 0
+
+
+def _chained(before: int, tokens_hash: int) -> int:
+    return hash((before, tokens_hash))
+
+
+def chain(tokens_hashes: Iterable[int]) -> list[int]:
+    """Names for the blocks of a prompt, from its first on: each with all that comes before it.
+
+    A cached block holds what was computed after the blocks before it, so that its own tokens
+    alone do not say which it is. The names are the same within a process.
+    """
+    return list(itertools.accumulate(tokens_hashes, _chained, initial=_NOTHING))[1:]
+
+
 def read_events(path: Path) -> EngineEvents:
     """Read the file of an event tap; a last line that is cut off is left out."""
+    names: dict[Place, dict[int | None, int]] = defaultdict(lambda: {None: _NOTHING})
     stored: dict[Place, list[tuple[float, int]]] = defaultdict(list)
     passes: dict[Place, list[float]] = defaultdict(list)
     prefill: dict[str, int] = defaultdict(int)
@@ -52,8 +70,11 @@ def read_events(path: Path) -> EngineEvents:
             continue
         place = (event.get("worker", ""), event.get("rank", 0))
         match event["kind"]:
-            case "stored":
-                stored[place] += [(event["at_ms"], block) for block in event["blocks"]]
+            case "stored" if event["parent"] in (known := names[place]):
+                name = known[event["parent"]]
+                for block, tokens_hash in event["blocks"]:
+                    name = known[block] = _chained(name, tokens_hash)
+                    stored[place].append((event["at_ms"], name))
             case "removed":
                 removed += event["count"]
             case "pass":

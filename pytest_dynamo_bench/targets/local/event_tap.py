@@ -29,13 +29,14 @@ def _lines(topic: str, published_ms: int, payload: Any) -> list[dict[str, Any]]:
             data = item["event"]["data"]
             stored = data.get("stored") if isinstance(data, dict) else None
             if stored and item["storage_tier"] == "device":
-                hashes = [block["tokens_hash"] for block in stored["blocks"]]
+                blocks = [[block["block_hash"], block["tokens_hash"]] for block in stored["blocks"]]
                 lines.append(
                     {
                         "kind": "stored",
                         "worker": str(item["worker_id"]),
                         "rank": item["event"].get("dp_rank", 0),
-                        "blocks": hashes,
+                        "parent": stored["parent_hash"],
+                        "blocks": blocks,
                     }
                 )
             elif isinstance(data, dict) and "removed" in data:

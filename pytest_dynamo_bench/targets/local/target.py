@@ -50,6 +50,7 @@ from pytest_dynamo_bench.targets.local.commands import (
 )
 from pytest_dynamo_bench.targets.local.engine_events import (
     EngineEvents,
+    chain,
     read_events,
     with_decode_steps,
 )
@@ -555,7 +556,7 @@ class _Measurement:
         }
 
     def _block_hashes(self, records: list[RequestRecord]) -> dict[str, list[int]]:
-        """Request id to the hashes of its prompt's full blocks, by Dynamo's own function."""
+        """Request id to its prompt's full blocks, hashed by Dynamo's own function, as a chain."""
         from dynamo.llm import compute_block_hash_for_seq
 
         size, block_tokens = self._configuration.block_size, self._traffic.block_tokens
@@ -570,7 +571,7 @@ class _Measurement:
                     tokens_of[block_id] = block_token_ids(block_id, block_tokens).tolist()
                 tokens += tokens_of[block_id]
             full = request.input_tokens // size * size
-            hashes[record.request_id] = list(compute_block_hash_for_seq(tokens[:full], size))
+            hashes[record.request_id] = chain(compute_block_hash_for_seq(tokens[:full], size))
         return hashes
 
     async def _unless_dead(
