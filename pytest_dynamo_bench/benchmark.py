@@ -7,6 +7,7 @@ claims. Nothing here knows where a configuration is brought up; targets read thi
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -455,23 +456,45 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
     return dataclasses.replace(traffic, schedule=schedule, requests=requests, history=history)
 
 
+Direction = Literal["at most", "at least", "within"]
+
+
 @dataclass(frozen=True)
 class Bound:
-    """One side of a claim about a change: ``change <= limit`` or ``change >= limit``.
+    """What is claimed of a change: ``change <= limit``, ``change >= limit``, or both sides.
 
     The change is relative (``-0.2`` is 20 % lower), except for metrics that are shares
     already, such as ``kv_hit_rate``, where it is the plain difference (``0.1`` is 10 points).
+    ``within`` is ``-limit <= change <= limit``.
     """
 
-    direction: Literal["at most", "at least"]
+    direction: Direction
     limit: float
 
+    @property
+    def lowest(self) -> float:
+        """The smallest change with which the claim is true; -inf where any is small enough."""
+        if self.direction == "at most":
+            return -math.inf
+        return -self.limit if self.direction == "within" else self.limit
 
-_BOUND_FIELDS: Mapping[str, tuple[Literal["at most", "at least"], int]] = {
+    @property
+    def highest(self) -> float:
+        """The largest change with which the claim is true; inf where any is large enough."""
+        return math.inf if self.direction == "at least" else self.limit
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The ends of what is claimed, ascending: one, or two for ``within``."""
+        return tuple(end for end in (self.lowest, self.highest) if math.isfinite(end))
+
+
+_BOUND_FIELDS: Mapping[str, tuple[Direction, int]] = {
     "lower_by": ("at most", -1),
     "higher_by": ("at least", +1),
     "not_higher_by": ("at most", +1),
     "not_lower_by": ("at least", -1),
+    "within": ("within", +1),
 }
 
 
@@ -479,15 +502,18 @@ _BOUND_FIELDS: Mapping[str, tuple[Literal["at most", "at least"], int]] = {
 class Claim:
     """A statement about two configurations that a measurement confirms or refutes.
 
-    Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by`` and ``not_lower_by`` is
-    given, as one number for every target or as ``{"local": 0.1, "replay": 0.05}``; on a
-    target that is not named the claim is not made, except that what is claimed on
-    ``kubernetes`` is claimed on ``endpoint`` too: both are real deployments. Numbers are
-    relative (0.2 is 20 %), for shares such as ``kv_hit_rate`` plain differences (0.1 is 10
-    points).
+    Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by``, ``not_lower_by`` and
+    ``within`` (neither higher nor lower by more) is given, as one number for every target or as
+    ``{"local": 0.1, "replay": 0.05}``; on a target that is not named the claim is not made,
+    except that what is claimed on ``kubernetes`` is claimed on ``endpoint`` too: both are real
+    deployments. Numbers are relative (0.2 is 20 %), for shares such as ``kv_hit_rate`` plain
+    differences (0.1 is 10 points).
 
     ``kind`` is ``effect`` (what is promised), ``mechanism`` (why it happens) or ``control``
     (where it must be absent). ``evidence`` says where the threshold comes from.
+
+    Two claims are the same only if all of their fields are: a claim's name identifies it to
+    readers, not to what judges it.
     """
 
     name: str
@@ -498,6 +524,7 @@ class Claim:
     higher_by: float | Mapping[str, float] | None = None
     not_higher_by: float | Mapping[str, float] | None = None
     not_lower_by: float | Mapping[str, float] | None = None
+    within: float | Mapping[str, float] | None = None
     kind: ClaimKind = "effect"
     evidence: str = ""
 
@@ -514,19 +541,32 @@ class Claim:
         if len(given) != 1:
             _fail(owner, f"give exactly one of {', '.join(_BOUND_FIELDS)}; got {given or 'none'}")
         thresholds = getattr(self, given[0])
-        by_target = thresholds if isinstance(thresholds, Mapping) else {"local": thresholds}
+        if isinstance(thresholds, Mapping):
+            # Its own copy: a claim that has been judged must not become another one.
+            thresholds = dict(thresholds)
+            object.__setattr__(self, given[0], thresholds)
+        by_target = thresholds if isinstance(thresholds, dict) else {"local": thresholds}
         if not by_target:
             _fail(owner, f"{given[0]}: name at least one target: {', '.join(TARGET_NAMES)}")
         for target, value in by_target.items():
             _check_choice(owner, f"{given[0]} target", target, TARGET_NAMES)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                _fail(owner, f"{given[0]}: must be 0 or more, for example 0.2 for 20 %; {value!r}")
-            if given[0] == "lower_by" and value >= 1:
-                _fail(
-                    owner, f"lower_by: {value!r} would be 100 % lower or more; write 0.2 for 20 %"
-                )
+            self._check_threshold(given[0], value)
         if self.treatment == self.baseline:
             _fail(owner, f"treatment and baseline are the same configuration: {self.baseline!r}")
+
+    def __hash__(self) -> int:
+        """A hash that agrees with equality, also where thresholds are given by target."""
+        return hash((self.name, self.metric, self.treatment, self.baseline, self.kind))
+
+    def _check_threshold(self, bound: str, value: object) -> None:
+        owner = f"Claim {self.name!r}"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:  # type: ignore[operator]
+            _fail(owner, f"{bound}: must be 0 or more, for example 0.2 for 20 %; {value!r}")
+        if bound in ("lower_by", "within") and value >= 1:  # type: ignore[operator]
+            _fail(owner, f"{bound}: {value!r} would be 100 % lower or more; write 0.2 for 20 %")
+        if bound == "within":
+            _check_positive(owner, bound, value)  # type: ignore[arg-type]
 
     @classmethod
     def lower(
@@ -583,6 +623,24 @@ class Claim:
         return cls._by_target("not_higher_by", name, metric, treatment, baseline, kind, targets)
 
     @classmethod
+    def unchanged(
+        cls,
+        name: str,
+        metric: str,
+        treatment: Configuration,
+        baseline: Configuration,
+        *,
+        kind: ClaimKind = "control",
+        **targets: tuple[float, str],
+    ) -> Claim:
+        """A claim that the metric changes by at most so much either way.
+
+        It holds when the whole interval of the change is within the margin, which more noise
+        makes harder and not easier (equivalence, Schuirmann 1987); otherwise as :meth:`lower`.
+        """
+        return cls._by_target("within", name, metric, treatment, baseline, kind, targets)
+
+    @classmethod
     def _by_target(
         cls,
         bound: str,
@@ -628,16 +686,15 @@ class Claim:
             return f"not claimed on {target}"
         size = abs(bound.limit) * 100
         unit = "points" if METRICS[parse_metric(self.metric)[0]].is_share else "%"
-        if size == 0:
-            return f"{self.metric} {'lower' if bound.direction == 'at most' else 'higher'}"
         words = {
-            ("at most", True): f"lower by at least {size:g} {unit}",
-            ("at most", False): f"at most {size:g} {unit} higher",
-            ("at least", False): f"higher by at least {size:g} {unit}",
-            ("at least", True): f"at most {size:g} {unit} lower",
+            "lower_by": (f"lower by at least {size:g} {unit}", "lower"),
+            "higher_by": (f"higher by at least {size:g} {unit}", "higher"),
+            "not_higher_by": (f"at most {size:g} {unit} higher", "not higher"),
+            "not_lower_by": (f"at most {size:g} {unit} lower", "not lower"),
+            "within": (f"at most {size:g} {unit} higher or lower", "unchanged"),
         }
-        demanded = self.lower_by is not None or self.not_lower_by is not None
-        return f"{self.metric} {words[bound.direction, demanded]}"
+        given = next(name for name in _BOUND_FIELDS if getattr(self, name) is not None)
+        return f"{self.metric} {words[given][size == 0]}"
 
 
 @dataclass(frozen=True)

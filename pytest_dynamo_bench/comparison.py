@@ -85,7 +85,8 @@ class Comparison:
 
     Args:
         claims: the claims that will be asked about. They are measured and judged together,
-            since judging several claims one by one finds too many.
+            since judging several claims one by one finds too many. Any other claim is judged
+            alone when it is asked about, and :attr:`how_judged` says so.
     """
 
     def __init__(
@@ -102,14 +103,15 @@ class Comparison:
         self.target = target
         self.store = store
         self.plan = plan or MeasuringPlan()
-        self._family = [claim for claim in claims if claim.bound(target.name) is not None]
+        made = [claim for claim in claims if claim.bound(target.name) is not None]
+        self._family = list(dict.fromkeys(made))
         self._show = show
         self._traffic: Traffic | None = None
         self._runs: dict[str, list[Metrics]] = {}
         self._errors: dict[str, DynamoBenchError] = {}
-        self._verdicts: dict[str, Verdict] = {}
-        self._looks: Looks | None = None
-        self._ended_early = ""
+        self._verdicts: dict[Claim, Verdict] = {}
+        self._how_together = ""
+        self._seconds: list[float] = []
         self.regressions: dict[tuple[str, str], Regression] = {}
 
     def __repr__(self) -> str:
@@ -134,29 +136,25 @@ class Comparison:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The verdicts so far, in the order of the benchmark's claims."""
-        names = [claim.name for claim in self.benchmark.claims]
-        return sorted(self._verdicts.values(), key=lambda verdict: names.index(verdict.claim.name))
+        """The verdicts so far, in the order in which they were asked for."""
+        return list(self._verdicts.values())
 
     @property
     def how_judged(self) -> str:
-        """How the claims were decided together, in one sentence for reports; may be empty."""
-        rate = f"{self.plan.false_discovery_rate * 100:g} %"
-        if self._looks is not None:
-            count = len(self._looks.decided) + len(self._looks.undecided)
-            return (
-                f"{count} claim{'s' * (count != 1)} looked at after every repeat, "
-                f"{self._looks.repeats} of at most {self._looks.plan.most_repeats}"
-                f"{self._ended_early}; false claims over all looks and claims held at {rate} "
-                "(alpha spending, Bonferroni)"
-            )
-        count = sum(verdict.outcome != "invalid" for verdict in self._verdicts.values())
-        if count < 2:
-            return ""
-        return (
-            f"{count} claims judged together; false discovery rate held at {rate} "
-            "(Benjamini-Hochberg)"
+        """How the claims were decided, in a sentence for reports; empty for a claim by itself."""
+        level = 1 - self.plan.false_discovery_rate
+        alone = sum(
+            verdict.outcome != "invalid"
+            for claim, verdict in self._verdicts.items()
+            if claim not in self._family or not self._how_together
         )
+        if not alone or (alone == 1 and not self._how_together):
+            return self._how_together
+        told = (
+            f"{alone} claim{'s' * (alone != 1)} judged alone at {100 * level:g} %"
+            f"{' each' * (alone != 1)}, with no control for the number of claims"
+        )
+        return f"{self._how_together}; {told}" if self._how_together else told
 
     def __getitem__(self, configuration: str) -> Metrics:
         """The metrics of a configuration's first run.
@@ -205,12 +203,12 @@ class Comparison:
         """
         if claim.bound(self.target.name) is None:
             raise ValueError(f"claim {claim.name!r} is not made on {self.target.name}")
-        if claim.name not in self._verdicts:
+        if claim not in self._verdicts:
             self._judge(self._family if claim in self._family else [claim])
-        if claim.name not in self._verdicts:
+        if claim not in self._verdicts:
             for configuration in (claim.baseline, claim.treatment):
                 self.runs(configuration)
-        return self._verdicts[claim.name]
+        return self._verdicts[claim]
 
     def regression(
         self,
@@ -253,13 +251,17 @@ class Comparison:
     # -- measuring ------------------------------------------------------------------------
 
     def _rounds(self, names: Sequence[str], repeats: Iterable[int]) -> None:
-        """Measure each configuration once a round; one that fails is left out from then on."""
+        """Measure each configuration once a round; one that fails is left out from then on.
+
+        Repeats that there are already are not made again.
+        """
         order = [
             (name, repeat)
             for repeat in repeats
             for name in (names if repeat % 2 == 0 else reversed(names))
-            if name not in self._errors
+            if name not in self._errors and repeat >= len(self._runs.get(name, ()))
         ]
+        started = time.monotonic()
         with closing(self._made(order)) as made:
             for (name, repeat), outcome in made:
                 if name in self._errors:
@@ -274,6 +276,8 @@ class Comparison:
                     self.store.save_error(self.benchmark, name, str(error))
                 else:
                     self._runs.setdefault(name, []).append(metrics)
+        if order:
+            self._seconds += [(time.monotonic() - started) / len(order)] * len(order)
 
     def _made(
         self, order: Sequence[tuple[str, int]]
@@ -351,15 +355,23 @@ class Comparison:
         """Measure what the claims need, and judge those whose configurations came up."""
         wanted = list(dict.fromkeys(n for c in claims for n in (c.baseline, c.treatment)))
         if self.plan.budget_seconds is not None:
-            verdicts = self._look_until_decided(claims, wanted, self.plan.budget_seconds)
+            verdicts, how = self._look_until_decided(claims, wanted, self.plan.budget_seconds)
         else:
             self.ensure(wanted)
             verdicts = control_false_discoveries(
                 [self._verdict(claim) for claim in self._possible(claims)],
                 self.plan.false_discovery_rate,
             )
-        for verdict in verdicts:
-            self._verdicts[verdict.claim.name] = verdict
+            count = sum(verdict.outcome != "invalid" for verdict in verdicts)
+            how = (
+                f"{count} claims judged together; false discovery rate held at "
+                f"{self.plan.false_discovery_rate * 100:g} % (Benjamini-Hochberg)"
+                if count > 1
+                else ""
+            )
+        if claims is self._family:
+            self._how_together = how
+        self._verdicts |= {verdict.claim: verdict for verdict in verdicts}
         self.store.save_verdicts(self.benchmark, verdicts, self.how_judged)
 
     def _possible(self, claims: Iterable[Claim]) -> list[Claim]:
@@ -397,57 +409,54 @@ class Comparison:
 
     def _look_until_decided(
         self, claims: Sequence[Claim], wanted: Sequence[str], budget_seconds: float
-    ) -> list[Verdict]:
+    ) -> tuple[list[Verdict], str]:
         """Add rounds of repeats until all is decided or the budget is spent.
 
         The number of looks has to be known beforehand; it follows from how long the first
         rounds took. Fewer are valid: when rounds take longer than that, or when more repeats
-        of the same traffic would decide nothing.
+        of the same traffic would decide nothing. Runs that there are already, since another
+        claim asked for them, are looked at together first.
+
+        Returns:
+            The verdicts, and how they came about.
         """
         started = time.monotonic()
-        self._rounds(wanted, range(_FIRST_LOOK))
-        repeats = _FIRST_LOOK
-        per_round = (time.monotonic() - started) / repeats
-        most = int(budget_seconds / max(per_round, 1e-3))
+        repeats = max([_FIRST_LOOK, *(len(self._runs.get(name, ())) for name in wanted)])
+        self._rounds(wanted, range(repeats))
+        first_look, ended_early = repeats, ""
+        most = int(budget_seconds / max(self._seconds_of_a_round(wanted), 1e-3))
         possible = self._possible(claims)
-        looks = Looks(
+        looks: Looks[Claim] = Looks(
             SequentialPlan(
-                most_repeats=min(max(most, _FIRST_LOOK), _MOST_REPEATS),
+                most_repeats=min(max(most, first_look), max(_MOST_REPEATS, first_look)),
                 confidence=1 - self.plan.false_discovery_rate / max(len(possible), 1),
-                first_look=_FIRST_LOOK,
+                first_look=first_look,
             )
         )
         while True:
-            effects = {claim.name: self._effect(claim) for claim in self._possible(claims)}
-            looks = looks.look(
-                repeats,
-                {
-                    claim.name: (effects[claim.name], bound)
-                    for claim in self._possible(claims)
-                    if (bound := claim.bound(self.target.name)) is not None
-                },
-            )
+            evidence = {
+                claim: (self._effect(claim), bound)
+                for claim in self._possible(claims)
+                if (bound := claim.bound(self.target.name)) is not None
+            }
+            looks = looks.look(repeats, evidence)
             if looks.done:
                 break
+            per_round = self._seconds_of_a_round(wanted)
             if time.monotonic() - started + per_round > budget_seconds:
-                self._ended_early = ", then the time was spent"
+                ended_early = ", then the time was spent"
                 break
             if repeats > _FIRST_LOOK and all(
-                repeats_are_futile(effects[claim.name], bound, looks.plan.confidence)
-                for claim in self._possible(claims)
-                if claim.name in looks.undecided
-                and (bound := claim.bound(self.target.name)) is not None
+                repeats_are_futile(*evidence[claim], looks.plan.confidence)
+                for claim in looks.undecided
             ):
-                self._ended_early = ", since more repeats of the same traffic would decide no more"
+                ended_early = ", since more repeats of the same traffic would decide no more"
                 break
             self._rounds(wanted, [repeats])
             repeats += 1
-            per_round = (time.monotonic() - started) / repeats
-        self._looks = looks
         verdicts = []
-        for claim in self._possible(claims):
-            effect = effects[claim.name]
-            decision = looks.decided.get(claim.name)
+        for claim, (effect, _) in evidence.items():
+            decision = looks.decided.get(claim)
             if decision is not None:
                 changes = (decision.low, decision.high, decision.confidence)
             else:
@@ -456,7 +465,19 @@ class Comparison:
             low, high, confidence = changes
             effect = dataclasses.replace(effect, low=low, high=high, confidence=confidence)
             verdicts.append(self._verdict(claim, effect))
-        return verdicts
+        if not (count := len(evidence)):
+            return verdicts, ""
+        how = (
+            f"{count} claim{'s' * (count != 1)} looked at after every repeat, "
+            f"{looks.repeats} of at most {looks.plan.most_repeats}{ended_early}; false claims over "
+            f"all looks and claims held at {self.plan.false_discovery_rate * 100:g} % "
+            "(alpha spending, Bonferroni)"
+        )
+        return verdicts, how
+
+    def _seconds_of_a_round(self, wanted: Sequence[str]) -> float:
+        """How long one run of each configuration takes, as far as runs have been made."""
+        return len(wanted) * sum(self._seconds) / max(len(self._seconds), 1)
 
 
 def _label(name: str, repeat: int) -> str:

@@ -138,6 +138,12 @@ def test_a_missing_trace_is_found_when_the_benchmark_is_written():
             "output_token_throughput at most 2 % lower",
             -0.02,
         ),
+        (Claim("c", "goodput", "kv", "agg", not_lower_by=0), "goodput not lower", 0.0),
+        (
+            Claim("c", "kv_hit_rate", "kv", "agg", within=0.02),
+            "kv_hit_rate at most 2 points higher or lower",
+            0.02,
+        ),
     ],
 )
 def test_a_claim_says_in_words_what_its_bound_says_in_numbers(claim, statement, limit):
@@ -151,6 +157,28 @@ def test_a_claim_is_made_only_on_the_targets_that_it_names():
     claim = Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by={"replay": 0.1})
     assert claim.bound("local") is None
     assert claim.statement("local") == "not claimed on local"
+
+
+@pytest.mark.parametrize("bound", ["lower_by", "higher_by", "not_higher_by", "within"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", True])
+def test_a_threshold_is_a_number_that_a_change_can_be_compared_with(bound, value):
+    with pytest.raises(BenchmarkError, match=f"{bound}: must be 0 or more"):
+        Claim("c", "goodput", "kv", "agg", **{bound: {"local": value}})
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5])
+def test_a_margin_leaves_both_sides_something_to_exclude(value):
+    with pytest.raises(BenchmarkError, match="within: "):
+        Claim("c", "goodput", "kv", "agg", within=value)
+
+
+def test_a_claim_that_has_been_made_stays_what_it_is():
+    thresholds = {"local": 0.1}
+    claim = Claim("c", "goodput", "kv", "agg", higher_by=thresholds)
+    same, other = dataclasses.replace(claim), dataclasses.replace(claim, higher_by={"local": 0.2})
+    thresholds["local"] = 0.2
+    assert claim == same != other
+    assert len({claim, same, other}) == 2
 
 
 def test_a_claim_by_target_is_the_claim_written_out():
@@ -167,6 +195,8 @@ def test_a_claim_by_target_is_the_claim_written_out():
     higher = Claim.higher("more", "kv_hit_rate", kv, agg, kind="mechanism", local=(0.1, "?"))
     assert (higher.kind, higher.higher_by) == ("mechanism", {"local": 0.1})
     assert Claim.not_higher("no", "kv_hit_rate", kv, agg, local=(0.1, "?")).not_higher_by
+    unchanged = Claim.unchanged("same", "kv_hit_rate", kv, agg, local=(0.1, "?"))
+    assert (unchanged.kind, unchanged.within) == ("control", {"local": 0.1})
     with pytest.raises(BenchmarkError, match="local: must be a threshold with its evidence"):
         Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, local=0.1)
     with pytest.raises(BenchmarkError, match="'nowhere' is not one of"):

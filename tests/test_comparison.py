@@ -1,11 +1,16 @@
 """How a comparison makes its runs, one after the other or side by side."""
 
+import itertools
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from pytest_dynamo_bench import Claim
 from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, TrafficError
+from pytest_dynamo_bench.reports.model import load_session
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.base import Unwatched
 from tests.fake_target import FakeTarget
@@ -57,6 +62,79 @@ def compare(tmp_path):
         return Comparison(example(), target, store, Display(), plan=plan)
 
     return make
+
+
+CLAIMS = st.builds(
+    lambda name, metric, bound, value: Claim(name, metric, "kv", "agg", **{bound: value}),
+    st.sampled_from(["KV routing is faster", "It is better"]),
+    st.sampled_from(["time_to_first_token.mean", "request_latency.p50", "inter_token_latency.p90"]),
+    st.sampled_from(["lower_by", "higher_by", "not_higher_by", "not_lower_by", "within"]),
+    st.sampled_from([0.1, 0.3, 0.496, 0.5, 0.9]),
+)
+
+
+@pytest.fixture(scope="module")
+def judging(tmp_path_factory):
+    """Comparisons of one pair of runs, with a family of claims each."""
+    number = itertools.count()
+    measured = {}
+
+    def make(family):
+        store = ResultStore(tmp_path_factory.mktemp("r") / str(next(number)), "local", ["pytest"])
+        target = FakeTarget(factors={"kv": 0.5})
+        comparison = Comparison(example(), target, store, Display(), claims=family)
+        if not measured:
+            comparison.ensure(["agg", "kv"])
+            measured.update(comparison.all_runs)
+        comparison._runs = measured
+        return comparison
+
+    return make
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_claim_has_the_verdict_that_it_has_by_itself_or_with_its_family(judging, data):
+    family = data.draw(st.lists(CLAIMS, max_size=4))
+    asked = data.draw(st.permutations(family + data.draw(st.lists(CLAIMS, max_size=4))))
+    comparison = judging(family)
+    for claim in asked:
+        alone = judging(family if claim in family else ())
+        assert comparison.verdict(claim) == alone.verdict(claim)
+    distinct = set(asked)
+    assert {verdict.claim for verdict in comparison.verdicts} == distinct
+    told = load_session(StoredResults(comparison.store.directory)).comparisons
+    if asked:
+        (report,) = told
+        assert len(report.verdicts) == len(distinct)
+        expected = sorted(claim.statement("local") for claim in distinct)
+        assert sorted(verdict.statement for verdict in report.verdicts) == expected
+        assert len({verdict.name for verdict in report.verdicts}) == len(distinct)
+    together, alone = len(set(family)), len(distinct - set(family))
+    if together == 1:
+        together, alone = 0, alone + 1
+    how = comparison.how_judged
+    assert (f"{together} claims judged together" in how) == (together > 1)
+    assert (f"{alone} claim" in how and "judged alone at 95 %" in how) == (
+        alone > 0 and len(distinct) > 1
+    )
+
+
+def test_a_claim_that_is_asked_late_measures_nothing_again_with_a_budget(tmp_path):
+    family = [Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by=0.2)]
+    target = FakeTarget(factors={"kv": 0.5})
+    store = ResultStore(tmp_path / "results", target.name, ["pytest"])
+    plan = MeasuringPlan(budget_seconds=5)
+    comparison = Comparison(example(), target, store, Display(), claims=family, plan=plan)
+    assert comparison.verdict(family[0]).outcome == "holds"
+    measured = len(target.measured)
+    late = Claim("c", "time_to_first_token.mean", "kv", "agg", higher_by=0.2)
+    assert comparison.verdict(late).outcome == "fails"
+    assert len(target.measured) == measured
+    assert len(comparison.runs("kv")) == measured / 2
+    assert comparison.how_judged.startswith("1 claim looked at after every repeat")
+    assert comparison.how_judged.endswith("1 claim judged alone at 95 %, with no control for the "
+                                          "number of claims")  # fmt: skip
 
 
 def test_runs_come_one_after_the_other_in_rounds_that_turn_round(compare):

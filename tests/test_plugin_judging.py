@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from tests.test_plugin import project, report_directory  # noqa: F401
+from tests.test_plugin import BENCHMARK, junit_of, project, report_directory  # noqa: F401
 
 KV = ("-k", "kv-routing-is")
 
@@ -55,6 +56,44 @@ def test_a_budget_that_is_spent_leaves_a_claim_inconclusive(project):  # noqa: F
 def test_claims_are_judged_together_and_the_report_says_so(project):  # noqa: F811
     result = project().runpytest()
     result.stdout.fnmatch_lines(["2 claims judged together; false discovery rate held at 5 %*"])
+
+
+OF_ONE_NAME = """
+import dataclasses
+
+def test_stricter(comparison):
+    claim = benchmark.claims[0]
+    comparison.check(dataclasses.replace(claim, lower_by=0.1))
+    comparison.check(dataclasses.replace(claim, lower_by=0.9))
+
+def test_other_metric(comparison):
+    claim = dataclasses.replace(benchmark.claims[0], lower_by=0.1)
+    comparison.check(dataclasses.replace(claim, metric="inter_token_latency.mean"))
+"""
+
+
+def test_claims_of_one_name_are_judged_and_reported_each_for_itself(project):  # noqa: F811
+    pytester = project(BENCHMARK + OF_ONE_NAME)
+    result, cases = junit_of(pytester, "-k", "stricter or other_metric or kv-routing-is")
+    result.assert_outcomes(passed=1, failed=2, deselected=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*holds  KV routing is faster (time_to_first_token.mean lower by at least 20 %)",
+            "*holds  KV routing is faster (time_to_first_token.mean lower by at least 10 %)",
+            "*fails  KV routing is faster (time_to_first_token.mean lower by at least 90 %)",
+            "*fails  KV routing is faster (inter_token_latency.mean lower by at least 10 %)",
+            "4 claims judged alone at 95 % each, with no control for the number of claims",
+        ]
+    )
+    assert not re.search("judged together", result.stdout.str())
+    found = {
+        item.get("name"): item.get("value") for item in cases["test_stricter"].iter("property")
+    }
+    assert (found["dynamo.threshold"], found["dynamo.verdict"]) == ("-0.1", "holds")
+    assert (found["dynamo.2.threshold"], found["dynamo.2.verdict"]) == ("-0.9", "fails")
+    assert (
+        found["dynamo.2.kv.time_to_first_token.mean"] == found["dynamo.kv.time_to_first_token.mean"]
+    )
 
 
 def test_a_threshold_of_a_gate_can_be_set(project):  # noqa: F811

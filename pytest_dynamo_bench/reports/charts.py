@@ -412,8 +412,8 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "claimed threshold",
-                "x": _numbers(100 * verdict.limit for verdict in verdicts),
-                "y": list(range(len(verdicts))),
+                "x": _numbers(100 * limit for verdict in verdicts for limit in verdict.limits),
+                "y": [index for index, verdict in enumerate(verdicts) for _ in verdict.limits],
                 "marker": {"symbol": "line-ns", "size": 22, "color": _GREY,
                            "line": {"width": 3, "color": _GREY}},
                 "hovertemplate": f"claimed: %{{x:+.4g}} {unit}",
@@ -424,7 +424,7 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
                 key=f"effects-{'points' if is_share else 'percent'}",
                 title="Claims: measured change with its interval, against the threshold",
                 caption="A claim holds when the whole interval is beyond the grey mark, on the "
-                "side that was claimed; intervals are adjusted for the number of claims.",
+                "side that was claimed, or between its two; intervals are those that decided.",
                 data=data,
                 layout={
                     "xaxis": _axis(f"change, {unit}", zeroline=True),

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_dynamo_bench.benchmark import Bound
 from pytest_dynamo_bench.errors import ReportError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
@@ -413,7 +414,7 @@ def write_effects(
                 100 * float(value)
                 for value in (
                     effect.get("low"), effect.get("high"), effect.get("change"),
-                    row["bound"]["limit"],
+                    *Bound(**row["bound"]).limits,
                 )
                 if value is not None and math.isfinite(value)
             ]  # fmt: skip
@@ -441,11 +442,11 @@ def write_effects(
 def _effect(axes: Axes, y: int, row: Mapping[str, Any], left: float, right: float) -> None:
     outcome = str(row["outcome"])
     colour, marker = _OUTCOMES.get(outcome, _OUTCOMES["invalid"])
-    bound, effect = row["bound"], row.get("effect") or {}
-    limit = 100 * float(bound["limit"])
-    span = (left, limit) if bound["direction"] == "at most" else (limit, right)
+    bound, effect = Bound(**row["bound"]), row.get("effect") or {}
+    span = (max(left, 100 * bound.lowest), min(right, 100 * bound.highest))
     axes.fill_between(span, y - 0.22, y + 0.28, color="#eef6f1", linewidth=0, zorder=0)
-    axes.plot([limit, limit], [y - 0.22, y + 0.28], color=_INK, linewidth=2, zorder=2)
+    for limit in bound.limits:
+        axes.vlines(100 * limit, y - 0.22, y + 0.28, color=_INK, linewidth=2, zorder=2)
     numbers = [effect.get(name) for name in ("low", "change", "high")]
     low, change, high = (
         100 * float(value) if value is not None and math.isfinite(value) else math.nan

@@ -32,11 +32,14 @@ def explain(verdict: Verdict, results: str) -> str:
     return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
 
-def verdict_properties(comparison: Comparison, verdict: Verdict, report: str) -> Properties:
+def verdict_properties(
+    comparison: Comparison, verdict: Verdict, report: str, number: int = 1
+) -> Properties:
     """A claim's verdict, and the metrics of its two configurations.
 
     Args:
         report: where the comparison's records are, as a reader finds them.
+        number: which of the claims that one test checks this is, from 1.
     """
     claim, effect = verdict.claim, verdict.effect
     found: Properties = [
@@ -70,7 +73,9 @@ def verdict_properties(comparison: Comparison, verdict: Verdict, report: str) ->
             for statistic in (".mean", ".p50", ".p99") if definition.distribution else ("",):
                 value = metrics.value(name + statistic)
                 found.append((f"dynamo.{configuration}.{name}{statistic}", value))
-    return found
+    if number == 1:
+        return found
+    return [(f"dynamo.{number}.{name.removeprefix('dynamo.')}", value) for name, value in found]
 
 
 def regression_properties(benchmark: str, configuration: str, found: Regression) -> Properties:

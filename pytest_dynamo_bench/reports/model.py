@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_dynamo_bench.benchmark import Goodput
+from pytest_dynamo_bench.benchmark import Bound, Goodput
 from pytest_dynamo_bench.errors import ResultsError
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
@@ -83,7 +83,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class VerdictReport:
-    """A verdict as it is stored, with defaults for what an older file lacks."""
+    """A verdict as it is stored, with defaults for what an older file lacks.
+
+    ``name`` is the claim's, with its statement where several claims of the benchmark have that
+    name.
+    """
 
     name: str
     kind: str
@@ -94,7 +98,7 @@ class VerdictReport:
     treatment: str
     baseline: str
     evidence: str
-    limit: float
+    limits: tuple[float, ...]
     change: float
     low: float
     high: float
@@ -469,7 +473,7 @@ def _comparison(
         target=str(results.summary.get("target", "")),
         entry=entry,
         configurations=configurations,
-        verdicts=[_verdict(claim, found) for claim, found in entry.get("verdicts", {}).items()],
+        verdicts=_verdicts(entry.get("verdicts", {})),
         attribution=attribution,
         problems=problems,
     )
@@ -480,9 +484,18 @@ def _goodput(entry: Mapping[str, Any]) -> Goodput | None:
     return Goodput(**limits) if limits else None
 
 
+def _verdicts(stored: Mapping[str, Any]) -> list[VerdictReport]:
+    names = [str(found.get("claim", {}).get("name", key)) for key, found in stored.items()]
+    return [
+        _verdict(f"{name} ({found.get('statement')})" if names.count(name) > 1 else name, found)
+        for name, found in zip(names, stored.values(), strict=True)
+    ]
+
+
 def _verdict(name: str, found: Mapping[str, Any]) -> VerdictReport:
     claim = found.get("claim", {})
     effect = found.get("effect") or {}
+    bound = Bound(**({"direction": "at most", "limit": math.nan} | found.get("bound", {})))
     return VerdictReport(
         name=name,
         kind=claim.get("kind", "effect"),
@@ -493,7 +506,7 @@ def _verdict(name: str, found: Mapping[str, Any]) -> VerdictReport:
         treatment=claim.get("treatment", ""),
         baseline=claim.get("baseline", ""),
         evidence=claim.get("evidence", ""),
-        limit=_finite(found.get("bound", {}).get("limit")),
+        limits=bound.limits,
         change=_finite(effect.get("change")),
         low=_finite(effect.get("low"), -math.inf),
         high=_finite(effect.get("high"), math.inf),

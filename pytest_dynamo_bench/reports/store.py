@@ -29,7 +29,7 @@ import msgspec
 import psutil
 
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
-from pytest_dynamo_bench.benchmark import Benchmark
+from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
@@ -72,6 +72,7 @@ class ResultStore:
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "benchmarks": {},
         }
+        self._claims: dict[str, dict[str, Claim]] = {}
         _make(directory)
         write_json(directory / "environment.json", environment())
         self._write_summary()
@@ -162,9 +163,19 @@ class ResultStore:
         """
         entry = self._entry(benchmark)
         for verdict in verdicts:
-            entry["verdicts"][verdict.claim.name] = dataclasses.asdict(verdict)
+            key = self._verdict_key(benchmark, verdict)
+            entry["verdicts"][key] = dataclasses.asdict(verdict)
         entry["how_judged"] = how_judged
         self._write_summary()
+
+    def _verdict_key(self, benchmark: Benchmark, verdict: Verdict) -> str:
+        """The claim's name, or that with a number where another claim has the name already."""
+        keys = self._claims.setdefault(benchmark.name, {})
+        key, number = verdict.claim.name, 1
+        while keys.setdefault(key, verdict.claim) != verdict.claim:
+            number += 1
+            key = f"{verdict.claim.name} ({number})"
+        return key
 
     def _entry(self, benchmark: Benchmark) -> dict[str, Any]:
         entries = self._summary["benchmarks"]

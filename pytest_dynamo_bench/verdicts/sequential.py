@@ -15,9 +15,9 @@ Sequential Methods", 2000, section 4.4).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -26,6 +26,8 @@ from pytest_dynamo_bench.benchmark import Bound
 from pytest_dynamo_bench.verdicts.blocks import FloatArray
 from pytest_dynamo_bench.verdicts.effect import Effect
 from pytest_dynamo_bench.verdicts.verdict import decide
+
+Key = TypeVar("Key", bound=Hashable)
 
 _GRID_POINTS = 801
 _LEAST_SPENT = 1e-9
@@ -89,32 +91,32 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Generic[Key]):
     """What is decided after the looks so far; begin with ``Progress(plan)``.
 
     Attributes:
         plan: that is followed.
         repeats: at the last look; 0 before the first.
-        decided: by the claims' names.
-        undecided: the claims' names.
+        decided: by claim.
+        undecided: the other claims.
     """
 
     plan: SequentialPlan
     repeats: int = 0
-    decided: Mapping[str, Decision] = field(default_factory=dict)
-    undecided: tuple[str, ...] = ()
+    decided: Mapping[Key, Decision] = field(default_factory=dict)
+    undecided: tuple[Key, ...] = ()
 
     @property
     def done(self) -> bool:
         """Whether to stop: all is decided, or the budget is spent."""
         return self.repeats > 0 and (not self.undecided or self.repeats >= self.plan.most_repeats)
 
-    def look(self, repeats: int, evidence: Mapping[str, tuple[Effect, Bound]]) -> Progress:
+    def look(self, repeats: int, evidence: Mapping[Key, tuple[Effect, Bound]]) -> Progress[Key]:
         """Look once more.
 
         Args:
             repeats: done so far, of each configuration.
-            evidence: for every claim its effect over all repeats so far, and its limit.
+            evidence: for every claim its effect over all repeats so far, and its bound.
 
         Returns:
             What is decided now; claims that were decided before stay so.
@@ -127,14 +129,14 @@ class Progress:
             raise ValueError(f"the look after {repeats} repeats was taken already")
         confidence = self.plan.confidence_at(repeats)
         decided = dict(self.decided)
-        for name, (effect, bound) in evidence.items():
-            if name in decided:
+        for claim, (effect, bound) in evidence.items():
+            if claim in decided:
                 continue
             low, high = effect.interval(confidence)
             outcome = decide(bound, low, high)
             if outcome != "inconclusive":
-                decided[name] = Decision(outcome, repeats, confidence, low, high)
-        undecided = tuple(name for name in evidence if name not in decided)
+                decided[claim] = Decision(outcome, repeats, confidence, low, high)
+        undecided = tuple(claim for claim in evidence if claim not in decided)
         return Progress(self.plan, repeats, decided, undecided)
 
 

@@ -1,8 +1,12 @@
 """What the evidence says about a claim: it holds, it fails, or it cannot be told.
 
-A claim holds when the whole interval of the change is beyond its limit, fails when the whole
-interval is short of it, and is inconclusive otherwise. It is invalid when a validity gate
-says that a run cannot carry any verdict.
+A claim holds when it is true of every change in the interval, fails when it is true of none,
+and is inconclusive otherwise. It is invalid when a validity gate says that a run cannot carry any
+verdict.
+
+For a claim that a change is within a margin either way this is the test of equivalence by two
+one-sided tests (D. J. Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987): both limits are
+excluded, each at half of what the interval's confidence leaves.
 """
 
 from __future__ import annotations
@@ -105,14 +109,10 @@ def judge(
 
 
 def decide(bound: Bound, low: float, high: float) -> Literal["holds", "fails", "inconclusive"]:
-    """Where the interval ``low`` … ``high`` of the change lies with respect to the limit."""
-    if bound.direction == "at most":
-        if high <= bound.limit:
-            return "holds"
-        return "fails" if low > bound.limit else "inconclusive"
-    if low >= bound.limit:
+    """Where the interval ``low`` … ``high`` of the change lies with respect to what is claimed."""
+    if bound.lowest <= low and high <= bound.highest:
         return "holds"
-    return "fails" if high < bound.limit else "inconclusive"
+    return "fails" if low > bound.highest or high < bound.lowest else "inconclusive"
 
 
 def control_false_discoveries(verdicts: Sequence[Verdict], level: float = 0.05) -> list[Verdict]:
@@ -121,12 +121,12 @@ def control_false_discoveries(verdicts: Sequence[Verdict], level: float = 0.05) 
     Of twenty claims about nothing, one is decided wrongly at 95 % each. Here the expected
     share of wrong ones among those decided (either way: "holds" and "fails" are both
     statements about the side of the limit) is at most ``level``: Benjamini & Hochberg's
-    procedure (J. R. Statist. Soc. B 57, 1995) on the two-sided p-values of the changes being
-    exactly the limits. It selects the R of m claims for which p <= R level / m; that is the
-    same as giving every claim the interval of confidence ``1 - R level / m`` and deciding by it
-    as usual, and then the intervals of the decided claims have the false coverage-statement
-    rate ``level`` (Benjamini & Yekutieli, J. Am. Statist. Ass. 100, 2005). These are the
-    intervals in the result. With one claim nothing changes at ``level = 1 - confidence``.
+    procedure (J. R. Statist. Soc. B 57, 1995) on the p-values of :func:`two_sided_p_value`. It
+    selects the R of m claims for which p <= R level / m; that is the same as giving every claim
+    the interval of confidence ``1 - R level / m`` and deciding by it as usual, and then the
+    intervals of the decided claims have the false coverage-statement rate ``level`` (Benjamini &
+    Yekutieli, J. Am. Statist. Ass. 100, 2005). These are the intervals in the result. With one
+    claim nothing changes at ``level = 1 - confidence``.
 
     Claims on the same runs are positively dependent, which the procedure allows (Benjamini &
     Yekutieli, Ann. Statist. 29, 2001). Invalid verdicts are returned as they are and do not
@@ -167,24 +167,31 @@ def control_false_discoveries(verdicts: Sequence[Verdict], level: float = 0.05) 
 
 
 def two_sided_p_value(effect: Effect, bound: Bound) -> float:
-    """p of the change being exactly the limit, in either direction."""
+    """The smallest p at which the interval of confidence ``1 - p`` decides the claim.
+
+    With one limit that is the two-sided p of the change being exactly the limit. With two, it
+    holds when both are excluded from within, and fails when one of them is from without.
+    """
     if effect.standard_error == 0:
         return 0.0
-    holds = effect.p_value(bound.direction, bound.limit)
-    opposite: Literal["at most", "at least"] = (
-        "at least" if bound.direction == "at most" else "at most"
-    )
-    return min(1.0, 2 * min(holds, effect.p_value(opposite, bound.limit)))
+    holds, fails = 0.0, 1.0
+    if math.isfinite(bound.highest):
+        holds = max(holds, effect.p_value("at most", bound.highest))
+        fails = min(fails, effect.p_value("at least", bound.highest))
+    if math.isfinite(bound.lowest):
+        holds = max(holds, effect.p_value("at least", bound.lowest))
+        fails = min(fails, effect.p_value("at most", bound.lowest))
+    return min(1.0, 2 * min(holds, fails))
 
 
 def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
-    """Requests and repeats to add until the interval would no longer contain the limit.
+    """Requests and repeats to add until the interval would no longer contain a limit.
 
     The half-width shrinks with the square root of the number of requests or repeats while
     the estimate is taken to stay where it is; so this is a guide, not a promise. Repeats of the
     same traffic lessen only what differs between runs.
     """
-    margin = abs(effect.estimate - effect.on_scale(bound.limit))
+    margin = _margin(effect, bound)
     error, freedom = effect.standard_error, effect.degrees_of_freedom
     if not (math.isfinite(margin) and math.isfinite(error)) or margin == 0 or error == 0:
         return None, None
@@ -205,6 +212,11 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
         None,
     )
     return requests, more_repeats
+
+
+def _margin(effect: Effect, bound: Bound) -> float:
+    """How far the estimate is from the nearest limit, on its scale."""
+    return min(abs(effect.estimate - effect.on_scale(limit)) for limit in bound.limits)
 
 
 def _freedom_with(effect: Effect, more: int) -> float:
@@ -228,11 +240,11 @@ def _error_with(effect: Effect, more: float) -> float:
 def repeats_are_futile(effect: Effect, bound: Bound, confidence: float) -> bool:
     """Whether no number of repeats of the same traffic can be expected to decide a claim.
 
-    Even if the estimate moved away from the limit by two standard errors of what differs between
-    runs, the part of the uncertainty that is the traffic's would leave the limit inside the
+    Even if the estimate moved away from the nearest limit by two standard errors of what differs
+    between runs, the part of the uncertainty that is the traffic's would leave the limit inside the
     interval. To stop for that reason makes no decision, and so no wrong one.
     """
-    margin = abs(effect.estimate - effect.on_scale(bound.limit))
+    margin = _margin(effect, bound)
     if not (math.isfinite(margin) and math.isfinite(effect.standard_error)):
         return False
     lasting = min(effect.traffic_error, effect.standard_error)
@@ -308,10 +320,20 @@ def _sentence(verdict: Verdict) -> str:
     )
     match verdict.outcome:
         case "holds":
-            return f"{text}, and that holds."
+            return f"{text}, and that holds{_other_side(verdict)}."
         case "fails":
             return f"{text}, and that fails."
     return f"{text}, which this cannot decide{_advice(verdict)}."
+
+
+def _other_side(verdict: Verdict) -> str:
+    """What a control that asks about one side does not say of the other."""
+    bound, effect = verdict.bound, verdict.effect
+    if verdict.claim.kind != "control" or bound.direction == "within" or effect is None:
+        return ""
+    if decide(Bound("within", abs(bound.limit)), effect.low, effect.high) != "fails":
+        return ""
+    return "; only this side was asked about, and the change is larger than that on the other"
 
 
 def _advice(verdict: Verdict) -> str:

@@ -1,6 +1,7 @@
 """Figures: what they show stays what was given, and files are whole."""
 
 import dataclasses
+import importlib
 import math
 import sys
 from xml.etree import ElementTree
@@ -136,6 +137,16 @@ def test_effects_take_verdicts_and_their_dictionaries(tmp_path):
     figures.write_effects(path, [dataclasses.asdict(invalid)], title="t")
     assert path.read_bytes() == from_object
     assert "invalid: no interval" in texts(path)
+
+
+@pytest.mark.parametrize(("bound", "marks"), [({"not_higher_by": 0.1}, 1), ({"within": 0.1}, 2)])
+def test_every_limit_of_a_claim_is_marked(tmp_path, bound, marks, monkeypatch):
+    claim = Claim("c", "time_to_first_token.mean", "b", "a", **bound)
+    drawn = []
+    axes = importlib.import_module("matplotlib.axes").Axes
+    monkeypatch.setattr(axes, "vlines", lambda self, x, *_, **__: drawn.append(x))
+    figures.write_effects(tmp_path / "effects.svg", [judge(claim, "local", None)], title="t")
+    assert drawn == pytest.approx([-10, 10][-marks:])
 
 
 def test_an_interval_without_an_end_and_null_numbers_are_drawn(tmp_path):

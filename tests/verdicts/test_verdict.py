@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.benchmark import Claim
+from pytest_dynamo_bench.benchmark import Bound, Claim
 from pytest_dynamo_bench.verdicts.effect import Effect
 from pytest_dynamo_bench.verdicts.gates import GateResult
 from pytest_dynamo_bench.verdicts.verdict import (
     control_false_discoveries,
+    decide,
     judge,
     quantity,
     repeats_are_futile,
@@ -56,6 +57,11 @@ class TestOutcome:
             (0.30, {"not_higher_by": 0.1}, "fails"),
             (0.00, {"not_lower_by": 0.1}, "holds"),
             (-0.30, {"not_lower_by": 0.1}, "fails"),
+            (0.00, {"within": 0.1}, "holds"),
+            (0.09, {"within": 0.1}, "inconclusive"),
+            (-0.11, {"within": 0.1}, "inconclusive"),
+            (0.367, {"within": 0.1}, "fails"),
+            (-0.367, {"within": 0.1}, "fails"),
         ],
     )
     def test_follows_the_interval(self, change, bound, outcome):
@@ -69,6 +75,27 @@ class TestOutcome:
             assert evidence.high <= -limit
         if lower.outcome == "fails":
             assert evidence.low > -limit
+
+    def test_noise_never_makes_equivalence(self):
+        # An interval that reaches beyond both limits excludes neither.
+        verdict = judge(claim(within=0.1), "local", effect(0.0, 0.2))
+        assert verdict.outcome == "inconclusive" and verdict.more_requests > 0
+
+    @pytest.mark.parametrize("direction", ["at most", "at least", "within"])
+    @given(
+        change=st.floats(-0.9, 3), error=st.floats(0.001, 0.5), limit=st.floats(-0.5, 0.9),
+        confidence=st.floats(0.5, 0.9999),
+    )  # fmt: skip
+    def test_the_p_value_is_where_the_interval_starts_to_decide(
+        self, direction, change, error, limit, confidence
+    ):
+        bound = Bound(direction, abs(limit) if direction == "within" else limit)
+        evidence = effect(change, error)
+        p = two_sided_p_value(evidence, bound)
+        if math.isclose(p, 1 - confidence, rel_tol=1e-6):
+            return
+        decided = decide(bound, *evidence.interval(confidence)) != "inconclusive"
+        assert decided == (p < 1 - confidence)
 
     def test_without_an_interval_nothing_is_decided(self):
         verdict = judge(claim(), "local", effect(error=math.inf, method="no interval: too few"))
@@ -97,6 +124,20 @@ class TestSentence:
             "(95 % interval -28.2 % to -21.6 %); claimed was lower by at least 20 %, "
             "and that holds."
         )
+
+    def test_of_both_sides(self):
+        told = judge(claim(within=0.1), "local", effect(0.01)).sentence
+        assert told.endswith("claimed was at most 10 % higher or lower, and that holds.")
+
+    def test_a_control_of_one_side_says_so_where_the_other_is_what_happened(self):
+        def told(change, **given):
+            return judge(claim(**given), "local", effect(change)).sentence
+
+        aside = "and that holds; only this side was asked about, and the change is larger than"
+        assert aside in told(0.367, not_lower_by=0.01, kind="control")
+        assert aside in told(-0.9, not_higher_by=0.3, kind="control")
+        assert told(-0.1, not_higher_by=0.3, kind="control").endswith("and that holds.")
+        assert told(-0.9, not_higher_by=0.3).endswith("and that holds.")
 
     def test_says_what_would_decide_it(self):
         verdict = judge(claim(), "local", effect(-0.21))
@@ -131,6 +172,16 @@ class TestHowMuchMore:
         )
         assert judge(claim(), "local", then).outcome == "holds"
 
+    def test_so_many_requests_would_decide_that_nothing_changes(self):
+        evidence = effect(0.05, 0.03)
+        more = judge(claim(within=0.1), "local", evidence).more_requests
+        times = 1 + more / evidence.n_requests
+        then = effect(
+            0.05, evidence.standard_error / math.sqrt(times), degrees_of_freedom=11 * times
+        )
+        assert judge(claim(within=0.1), "local", evidence).outcome == "inconclusive"
+        assert judge(claim(within=0.1), "local", then).outcome == "holds"
+
     def test_from_one_run_to_two_the_degrees_of_freedom_shrink(self):
         # One more run alone never helps much: two runs of each leave two degrees of freedom.
         verdict = judge(claim(), "local", effect(-0.225))
@@ -148,6 +199,9 @@ class TestHowMuchMore:
     def test_repeats_are_futile_only_if_the_traffic_alone_leaves_it_open(self):
         bound = claim().bound("replay")
         assert repeats_are_futile(effect(-0.21, 0.03, traffic_error=0.0299), bound, 0.95)
+        within = claim(within=0.05).bound("replay")
+        assert repeats_are_futile(effect(0.0, 0.05, traffic_error=0.0499), within, 0.95)
+        assert not repeats_are_futile(effect(0.0, 0.05, traffic_error=0.001), within, 0.95)
         assert not repeats_are_futile(effect(-0.21, 0.03, traffic_error=0.02), bound, 0.95)
         assert not repeats_are_futile(effect(-0.21, 0.03), bound, 0.95)
         assert not repeats_are_futile(effect(-0.21, math.inf, traffic_error=0.1), bound, 0.95)
