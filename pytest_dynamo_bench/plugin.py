@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -38,6 +36,7 @@ from pytest_dynamo_bench.server_options import (
     without_secrets,
 )
 from pytest_dynamo_bench.session import BenchSession
+from pytest_dynamo_bench.termination import sigterm_interrupts
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.comparison import Comparison
@@ -47,6 +46,11 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts import Verdict
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
+_FIXTURES = "dynamo_bench_fixtures"
+_FEATURES = (
+    "kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode", "kv_offload", "offload",
+    "frontend_decoding", "multi_node",
+)  # fmt: skip
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay", "kubernetes", "endpoint")
 _LONGEST_MESSAGE = 20_000
@@ -75,7 +79,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _SESSION = pytest.StashKey[BenchSession]()
-_PREVIOUS_HANDLER = pytest.StashKey[Any]()
 
 
 class _Display:
@@ -159,28 +162,8 @@ def _recorded_target(name: str, results: Sequence[tuple[str, Path]]) -> Target:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start a session; treat SIGTERM like Ctrl-C, so that a summary is still printed."""
+    """Start a session. Nothing else is done before a module with a benchmark is collected."""
     config.stash[_SESSION] = _new_session(config)
-    for feature in ("kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode",
-                    "kv_offload", "offload", "frontend_decoding", "multi_node"):  # fmt: skip
-        config.addinivalue_line("markers", f"{feature}: a claim about this Dynamo feature")
-    if threading.current_thread() is threading.main_thread():
-        config.stash[_PREVIOUS_HANDLER] = signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(*_: object) -> None:
-    """End the session as Ctrl-C does.
-
-    Not by raising SIGINT: a shell's background jobs and many CI runners ignore that.
-    """
-    raise KeyboardInterrupt("SIGTERM")
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give SIGTERM back."""
-    previous = config.stash.get(_PREVIOUS_HANDLER, None)
-    if previous is not None:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.hookimpl(trylast=True)
@@ -236,14 +219,29 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
 
 
 def _benchmark_of(module: object) -> Benchmark | None:
-    found = getattr(module, "benchmark", None)
-    return found if isinstance(found, Benchmark) else None
+    # Whatever else a module calls so is not asked for attributes, which may do anything.
+    found = getattr(module, "__dict__", {}).get("benchmark")
+    return found if issubclass(type(found), Benchmark) else None
+
+
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> None:
+    """Register markers and fixtures when the first module with a benchmark is collected.
+
+    Without one their names are everybody else's.
+    """
+    manager = collector.config.pluginmanager
+    has_one = issubclass(type(obj), Benchmark) or _benchmark_of(collector.module) is not None
+    if not has_one or manager.has_plugin(_FIXTURES):
+        return
+    for feature in _FEATURES:
+        collector.config.addinivalue_line("markers", f"{feature}: a claim about this feature")
+    manager.register(BenchmarkFixtures(), _FIXTURES)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``claim`` runs once for every claim of its module's benchmark."""
     benchmark = _benchmark_of(metafunc.module)
-    if benchmark is not None and "claim" in metafunc.fixturenames:
+    if benchmark is not None and "claim" in metafunc.fixturenames and not _has_own_claims(metafunc):
         ids = [_SLUG.sub("-", claim.name.lower()).strip("-") for claim in benchmark.claims]
         metafunc.parametrize("claim", benchmark.claims, ids=ids)
 
@@ -274,7 +272,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _claim_of(item: pytest.Item) -> Claim | None:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("claim") if callspec is not None else None
+    claim = callspec.params.get("claim") if callspec is not None else None
+    return claim if isinstance(claim, Claim) else None
+
+
+def _has_own_claims(metafunc: pytest.Metafunc) -> bool:
+    """Whether the test's author has said what its ``claim`` is."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    given = [mark.args[0] if mark.args else mark.kwargs["argnames"] for mark in marks]
+    return any("claim" in re.findall(r"\w+", str(names)) for names in given)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -321,9 +327,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _measures(item: pytest.Item) -> bool:
-    return isinstance(item, RegressionItem | AttributionItem) or "comparison" in getattr(
-        item, "fixturenames", ()
+    return isinstance(item, RegressionItem | AttributionItem) or (
+        "comparison" in getattr(item, "fixturenames", ())
+        and _benchmark_of(getattr(item, "module", None)) is not None
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Treat SIGTERM like Ctrl-C while a test measures, so that a summary is still printed."""
+    config = item.config
+    measures = _measures(item) and not config.getoption("dynamo_dry_run")
+    with sigterm_interrupts() if measures else contextlib.nullcontext():
+        return (yield)
 
 
 def _regression_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
@@ -671,14 +687,21 @@ def _told(error: DynamoBenchError) -> BaseException:
     return pytest.fail.Exception(message, pytrace=False)
 
 
-@pytest.fixture
-def comparison(request: pytest.FixtureRequest) -> MeasuredComparison:
-    """The configurations of the module's ``benchmark``, measured on the target.
+class BenchmarkFixtures:
+    """The plugin's fixtures, in sessions that have a benchmark."""
 
-    Measuring happens while this fixture is set up, so that a deployment that does not come
-    up, or a run that is invalid, is an error of the test and never a result: for a test
-    with a ``claim`` its two configurations, for any other test all of them.
-    """
+    @pytest.fixture
+    def comparison(self, request: pytest.FixtureRequest) -> MeasuredComparison:
+        """The configurations of the module's ``benchmark``, measured on the target.
+
+        Measuring happens while this fixture is set up, so that a deployment that does not come
+        up, or a run that is invalid, is an error of the test and never a result: for a test
+        with a ``claim`` its two configurations, for any other test all of them.
+        """
+        return _measured(request)
+
+
+def _measured(request: pytest.FixtureRequest) -> MeasuredComparison:
     _refuse_xdist(request.config)
     benchmark = _benchmark_of(request.module)
     if benchmark is None:

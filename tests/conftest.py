@@ -26,6 +26,11 @@ pytest_plugins = ["pytester"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    """Make warnings errors here, and not where users run benchmarks with plugins of their own."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
 @pytest.fixture
 def anyio_backend():
     """Async tests run on asyncio, by the pytest plugin of anyio, which httpx brings along."""

@@ -337,12 +337,6 @@ def test_without_benchmarks_nothing_is_written_and_nothing_is_shown(pytester):
     result.stdout.no_fnmatch_line("*dynamo benchmarks*")
 
 
-def test_a_module_without_a_benchmark_is_told_so(pytester):
-    pytester.makepyfile("def test_it(comparison): pass")
-    result = pytester.runpytest()
-    result.stdout.fnmatch_lines(["*needs a Benchmark called 'benchmark' in the module*"])
-
-
 def test_at_scale_smoke_what_is_undecided_is_skipped_and_says_so(project):
     claim = BENCHMARK.replace("lower_by=0.2)", "lower_by=0.5)", 1)
     arguments = ("--dynamo-scale=smoke", "-rs", "-k", "kv-routing-is")
