@@ -18,8 +18,9 @@ from pytest_dynamo_bench.errors import (
     ResultsError,
 )
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.records import Run, possible_run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
+from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, SideBySideTarget, Target
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import (
@@ -266,16 +267,13 @@ class Comparison:
             for (name, repeat), outcome in made:
                 if name in self._errors:
                     continue
-                try:
-                    if isinstance(outcome, DynamoBenchError):
-                        raise outcome
-                    metrics = self._kept(name, repeat, outcome)
-                except DynamoBenchError as error:
-                    self._errors[name] = error
+                kept = self._kept(name, repeat, outcome) if isinstance(outcome, Run) else outcome
+                if isinstance(kept, DynamoBenchError):
+                    self._errors[name] = kept
                     self._runs.pop(name, None)
-                    self.store.save_error(self.benchmark, name, str(error))
+                    self.store.save_error(self.benchmark, name, str(kept))
                 else:
-                    self._runs.setdefault(name, []).append(metrics)
+                    self._runs.setdefault(name, []).append(kept)
         if order:
             self._seconds += [(time.monotonic() - started) / len(order)] * len(order)
 
@@ -292,8 +290,8 @@ class Comparison:
                 for name, repeat in order:
                     try:
                         planned.append(self._planned(name, repeat))
-                    except DynamoBenchError as error:
-                        yield (name, repeat), error
+                    except Exception as error:
+                        yield (name, repeat), self._foreseen(error, name, repeat)
                 for run, outcome in target.measure_all(self.benchmark, planned, progress):
                     yield (run.configuration.name, run.repeat), outcome
             return
@@ -314,8 +312,13 @@ class Comparison:
                 progress,
                 repeat=repeat,
             )
-        except DynamoBenchError as error:
-            return error
+        except Exception as error:
+            return self._foreseen(error, name, repeat)
+
+    def _foreseen(self, error: Exception, name: str, repeat: int) -> DynamoBenchError:
+        """Why a configuration has no result, so that it is not measured again to say it again."""
+        directory = self.store.run_directory(self.benchmark.name, name, repeat)
+        return unexpected(error, directory, f"measuring {_label(name, repeat)}")
 
     def _planned(self, name: str, repeat: int) -> PlannedRun:
         configuration = self.benchmark.configuration(name)
@@ -323,8 +326,16 @@ class Comparison:
         directory = self.store.run_directory(self.benchmark.name, name, repeat)
         return PlannedRun(configuration, traffic, directory, repeat)
 
-    def _kept(self, name: str, repeat: int, run: Run) -> Metrics:
-        """Store a run, and make sure that it can carry a result."""
+    def _kept(self, name: str, repeat: int, run: Run) -> Metrics | DynamoBenchError:
+        try:
+            return self._stored(name, repeat, run)
+        except Exception as error:
+            return self._foreseen(error, name, repeat)
+
+    def _stored(self, name: str, repeat: int, run: Run) -> Metrics:
+        """Store a run, then judge whether it can carry a result."""
+        run = possible_run(run)
+        self.store.save_records(run, repeat)
         metrics = Metrics(run, self.benchmark.goodput)
         limitations = self.target.limitations(self.benchmark, self.benchmark.configuration(name))
         self.store.save_run(self.benchmark, metrics, limitations, repeat)

@@ -45,6 +45,10 @@ class InvalidRunError(DynamoBenchError):
     """A run happened, but what it measured cannot carry a verdict."""
 
 
+class UnexpectedError(DynamoBenchError):
+    """Something failed in a way that nobody foresaw; the message says where its traceback is."""
+
+
 class ResultsError(DynamoBenchError):
     """Stored results are missing, or cannot be read; the message names the file."""
 

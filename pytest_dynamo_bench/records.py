@@ -6,9 +6,16 @@ number came from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
+
+from pytest_dynamo_bench.outside import Amount, Count, Name, Rank, Share, Tokens, shown
+from pytest_dynamo_bench.plain_text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class RequestRecord:
             None for times that were not measured by a client.
         coalesced_chunks: chunks that were read together with what came after them, so that
             their arrival is an upper bound.
+        odd: what was said of the request that cannot be, ``field=value``; the field is None.
     """
 
     request_id: str
@@ -88,6 +96,7 @@ class RequestRecord:
     chunk_tokens: tuple[int, ...] | None = None
     receive_clock: str | None = None
     coalesced_chunks: int = 0
+    odd: tuple[str, ...] = ()
 
     @property
     def succeeded(self) -> bool:
@@ -116,7 +125,8 @@ class Run:
     Attributes:
         simulated: True when time is simulated time and no request was ever sent.
         started_at: wall-clock start, ISO 8601, UTC.
-        problems: what went wrong during the run, beyond single requests.
+        problems: what went wrong during the run, beyond single requests; it is invalid then.
+        notes: what is missing from the run, though it is valid, and why.
     """
 
     benchmark: str
@@ -130,3 +140,90 @@ class Run:
     observed: Mapping[str, Any] = field(default_factory=dict)
     traffic: Mapping[str, Any] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+class _Possible(msgspec.Struct):
+    """What may be in the fields of a record that come from outside."""
+
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    cached_tokens: Tokens | None = None
+    host_tokens: Tokens | None = None
+    router_hit_rate: Share | None = None
+    prefill_worker: Name | None = None
+    decode_worker: Name | None = None
+    images: Count | None = None
+    image_cache_hits: Count | None = None
+    images_decoded: Count | None = None
+    image_decode_ms: Amount | None = None
+    image_transfer_ms: Amount | None = None
+    encoder_ms: Amount | None = None
+    response_id: Name | None = None
+    prefill_rank: Rank | None = None
+    decode_rank: Rank | None = None
+    kv_transfer_ms: Amount | None = None
+    decode_steps: Count | None = None
+    status: Count | None = None
+
+
+_POSSIBLE = {item.name: item.type for item in msgspec.structs.fields(_Possible)}
+
+
+def possible(record: RequestRecord) -> RequestRecord:
+    """The record with nothing in it that cannot be; such a field is None, and named in ``odd``.
+
+    Hits cannot be more than the prompt, nor those on a host more than all.
+    """
+    changes: dict[str, Any] = {}
+    odd: dict[str, Any] = {}
+    try:
+        msgspec.convert(record, _Possible, from_attributes=True)
+    except msgspec.ValidationError:
+        for name, kind in _POSSIBLE.items():
+            value = getattr(record, name)
+            # Numbers of numpy are no faults.
+            value = value.item() if hasattr(value, "item") else value
+            try:
+                changes[name] = msgspec.convert(value, kind)
+            except msgspec.ValidationError:
+                changes[name], odd[name] = None, value
+    at_most = changes.get("prompt_tokens", record.prompt_tokens)
+    for name in ("cached_tokens", "host_tokens"):
+        value = changes.get(name, getattr(record, name))
+        if value is not None and at_most is not None and value > at_most:
+            changes[name], odd[name] = None, value
+        elif value is not None:
+            at_most = value
+    for name in ("prefill_worker", "decode_worker", "response_id"):
+        text = changes.get(name, getattr(record, name))
+        if text is not None and not text.isprintable():
+            changes[name], odd[name] = None, text
+    for name in ("request_id", "session_id", "error"):
+        text = getattr(record, name)
+        if text is not None and not text.isprintable():
+            changes[name] = printable(text)
+    if not changes:
+        return record
+    told = (*record.odd, *(f"{name}={shown(value)}" for name, value in odd.items()))
+    return dataclasses.replace(record, **changes, odd=told)
+
+
+def possible_run(run: Run) -> Run:
+    """The run with nothing in its records that cannot be, and a note of what was."""
+    records = [possible(record) for record in run.records]
+    return dataclasses.replace(run, records=records, notes=(*run.notes, *odd_notes(records)))
+
+
+def odd_notes(records: Iterable[RequestRecord]) -> tuple[str, ...]:
+    """What was said of requests that cannot be, a sentence for each field."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for record in records:
+        for told in record.odd:
+            name, _, value = told.partition("=")
+            found[name].append((value, record.request_id))
+    return tuple(
+        f"{len(examples)} answer{'s' * (len(examples) > 1)} with {name} that cannot be: e.g. "
+        f"{examples[0][0]} (request {examples[0][1]}); the field is left empty there"
+        for name, examples in found.items()
+    )

@@ -43,7 +43,8 @@ class Character:
     """What kind of server it is.
 
     ``refused`` are fields that it answers with 400; ``long_words`` are two tokens each, and so
-    are all ``w0``-like words when ``english`` is set.
+    are all ``w0``-like words when ``english`` is set. ``metrics`` are what ``/metrics`` says, and
+    after how many seconds, one time after the other.
     """
 
     model: str = "m"
@@ -53,6 +54,7 @@ class Character:
     refused: tuple[str, ...] = ()
     api_key: str | None = None
     not_ready: int = 0
+    metrics: tuple[tuple[str, float], ...] = ()
 
     def count(self, text: str) -> int:
         tokens = self.template_tokens
@@ -86,6 +88,7 @@ class ReferenceServer:
         self._tls = tls
         self.character = character or Character()
         self.models_asked = 0
+        self.metrics_asked = 0
         self._server: asyncio.Server | None = None
         self._connections = 0
         self.seen: list[Seen] = []
@@ -129,7 +132,7 @@ class ReferenceServer:
                     self._plain(writer, 401, {"error": f"{given} is not a valid key"})
                     continue
                 if head.startswith("GET "):
-                    self._get(head.split()[1], writer)
+                    await self._get(head.split()[1], writer)
                     continue
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 refused = [name for name in self.character.refused if name in body]
@@ -155,7 +158,15 @@ class ReferenceServer:
         finally:
             writer.close()
 
-    def _get(self, path: str, writer: asyncio.StreamWriter) -> None:
+    async def _get(self, path: str, writer: asyncio.StreamWriter) -> None:
+        if path == "/metrics" and self.character.metrics:
+            self.metrics_asked += 1
+            told = self.character.metrics[: self.metrics_asked]
+            text, seconds = told[-1]
+            await asyncio.sleep(seconds)
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(text) + text.encode())
+            return
         if path != "/v1/models":
             self._plain(writer, 404, {"error": "not found"})
             return

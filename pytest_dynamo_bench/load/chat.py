@@ -21,6 +21,8 @@ from pytest_dynamo_bench.load.connection import (
 )
 from pytest_dynamo_bench.load.health import Sampler
 from pytest_dynamo_bench.load.sse import EventReader
+from pytest_dynamo_bench.outside import Amount, Name, Rank, Share, Tokens, admitted, plain, shown
+from pytest_dynamo_bench.plain_text import NO_SECRETS, Secrets, printable
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import Images, TrafficRequest
 from pytest_dynamo_bench.traffic.prompts import prompt_texts
@@ -30,7 +32,9 @@ _PIECES_A_STEP = 64
 _MOST_PATTERNS = 4
 _LAG_EVERY = 32
 _DOUBLE = 8
-_MOST_TOKENS = 2**40
+# More cannot be the tokens of one piece of text, whatever the server says.
+_MOST_CHUNK_TOKENS = 2**16
+_ERROR_BODY_BYTES = 65_536
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -136,14 +140,10 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    prompt_tokens_details: Any = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -151,10 +151,52 @@ class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
-    nvext: dict[str, Any] | None = None
+    nvext: Any = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+
+
+def _event(data: bytes) -> _Event:
+    """An event of a stream; what only its extras have of NaN and the like costs it nothing.
+
+    Raises:
+        ValueError: it is no JSON, or what makes the answer is of another type.
+    """
+    try:
+        return _decode(data)
+    except ValueError:
+        return msgspec.convert(plain(data), _Event)
+
+
+# What a response is whole without: each field on its own is what it should be, or left out.
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: Tokens | None = None
+
+
+class _Workers(msgspec.Struct):
+    prefill_worker_id: int | Name | None = None
+    decode_worker_id: int | Name | None = None
+    prefill_dp_rank: Rank | None = None
+    decode_dp_rank: Rank | None = None
+
+
+class _Timing(msgspec.Struct):
+    kv_hit_rate: Share | None = None
+    kv_transfer_estimated_latency_ms: Amount | None = None
+
+
+class _Extension(msgspec.Struct):
+    worker_id: _Workers | None = None
+    timing: _Timing | None = None
+
+
+class _Extras(msgspec.Struct):
+    id: int | Name | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    nvext: _Extension | None = None
 
 
 @functools.lru_cache(maxsize=16_384)
@@ -240,6 +282,8 @@ class Reading:
         next_read: number of the read that comes after those that have been taken in.
         content_read: the last read with content, until something comes after it in the same read.
         chunk_reads: for each chunk with content the read that completed it.
+        extras, workers, timing: what was said last of the fields of ``_Extras``, and of its two
+            parts, as it was said.
     """
 
     response: Response
@@ -256,14 +300,9 @@ class Reading:
     coalesced: int = 0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    router_hit_rate: float | None = None
-    prefill_worker: str | None = None
-    decode_worker: str | None = None
-    response_id: str | None = None
-    prefill_rank: int | None = None
-    decode_rank: int | None = None
-    kv_transfer_ms: float | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    workers: Any = None
+    timing: Any = None
     finished: bool = False
     error: str | None = None
 
@@ -292,6 +331,7 @@ class RecordMaker:
         clock: converts kernel timestamps; it must have been checked after the last read.
         fast_forward: modelled time runs so many times faster than the clock.
         count_tokens: how many tokens each of some texts has; None: only the server says.
+        secrets: what no error may repeat.
     """
 
     def __init__(
@@ -299,8 +339,10 @@ class RecordMaker:
         clock: ReceiveClock,
         fast_forward: float = 1.0,
         count_tokens: Callable[[list[str]], list[int]] | None = None,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self.start_ns = 0
+        self._secrets = secrets
         self.receive_lag = Sampler()
         self._clock = clock
         self._fast_forward = fast_forward
@@ -327,14 +369,7 @@ class RecordMaker:
                 yield
             if reading.response.end_ns and not reading.over:
                 self._catch_up(reading, reading.response.reads)
-        except (
-            msgspec.MsgspecError,
-            zlib.error,
-            ValueError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except (zlib.error, ValueError, TypeError, RecursionError) as error:
             reading.error = f"the stream cannot be read: {error}"
             reading.over = True
 
@@ -362,6 +397,12 @@ class RecordMaker:
         if response.error is None and response.log:
             end_ns, _ = self._arrival(response, response.reads - 1)
         error = response.error or reading.error or _missing(reading)
+        odd: dict[str, Any] = {}
+        extras = self._extras(reading, odd)
+        details = extras.prompt_tokens_details or _PromptDetails()
+        extension = extras.nvext or _Extension()
+        workers, timing = extension.worker_id or _Workers(), extension.timing or _Timing()
+        transfer_ms = timing.kv_transfer_estimated_latency_ms
         return RequestRecord(
             request_id=request.request_id,
             session_id=request.session_id,
@@ -374,24 +415,27 @@ class RecordMaker:
             output_tokens=request.output_tokens,
             prompt_tokens=reading.prompt_tokens,
             completion_tokens=reading.completion_tokens,
-            cached_tokens=reading.cached_tokens,
-            router_hit_rate=reading.router_hit_rate,
-            prefill_worker=reading.prefill_worker,
-            decode_worker=reading.decode_worker,
-            response_id=reading.response_id,
-            prefill_rank=reading.prefill_rank,
-            decode_rank=reading.decode_rank,
-            kv_transfer_ms=(
-                None
-                if reading.kv_transfer_ms is None
-                else reading.kv_transfer_ms * self._fast_forward
-            ),
+            cached_tokens=details.cached_tokens,
+            router_hit_rate=timing.kv_hit_rate,
+            prefill_worker=_text(workers.prefill_worker_id),
+            decode_worker=_text(workers.decode_worker_id),
+            response_id=_text(extras.id),
+            prefill_rank=workers.prefill_dp_rank,
+            decode_rank=workers.decode_dp_rank,
+            kv_transfer_ms=None if transfer_ms is None else transfer_ms * self._fast_forward,
             status=response.status or None,
-            error=_one_line(error) if error else None,
+            error=_one_line(self._secrets.redact(error)) if error else None,
             chunk_tokens=self._chunk_tokens(reading),
             receive_clock=_clock_name(from_kernel, len(chunk_ms)),
             coalesced_chunks=reading.coalesced,
+            odd=tuple(f"{name}={shown(said, self._secrets.redact)}" for name, said in odd.items()),
         )
+
+    def _extras(self, reading: Reading, odd: dict[str, Any]) -> _Extras:
+        said = dict(reading.extras)
+        if reading.workers or reading.timing:
+            said["nvext"] = {"worker_id": reading.workers, "timing": reading.timing}
+        return admitted(_Extras, said, odd) if said else _Extras()
 
     def _ms(self, ns: int) -> float:
         return (ns - self.start_ns) * self._scale
@@ -471,12 +515,13 @@ class RecordMaker:
             reading.error = f"the server reported an error in the stream: {text}"
             reading.over = True
             return
-        event = _decode(data)
+        event = _event(data)
         if event.error:
             reading.error = f"the server reported an error in the stream: {event.error}"
             reading.over = True
             return
-        reading.response_id = reading.response_id or _text(event.id)
+        if event.id:
+            reading.extras.setdefault("id", event.id)
         for choice in event.choices or ():
             delta = choice.delta
             if delta is not None:
@@ -498,26 +543,22 @@ class RecordMaker:
             self._take_extension(reading, event.nvext)
 
     def _take_usage(self, reading: Reading, usage: _Usage) -> None:
-        for count in (usage.prompt_tokens, usage.completion_tokens):
-            if count is not None and not 0 <= count <= _MOST_TOKENS:
-                raise ValueError(f"{count} is no number of tokens")
         reading.prompt_tokens = usage.prompt_tokens
         reading.completion_tokens = usage.completion_tokens
-        details = usage.prompt_tokens_details
-        reading.cached_tokens = details.cached_tokens if details is not None else None
+        reading.extras["prompt_tokens_details"] = usage.prompt_tokens_details
 
-    def _take_extension(self, reading: Reading, extension: dict[str, Any]) -> None:
-        workers = extension.get("worker_id") or {}
-        if workers:
-            reading.prefill_worker = _text(workers.get("prefill_worker_id"))
-            reading.decode_worker = _text(workers.get("decode_worker_id"))
-            reading.prefill_rank = workers.get("prefill_dp_rank")
-            reading.decode_rank = workers.get("decode_dp_rank")
-        timing = extension.get("timing") or {}
-        if timing.get("kv_hit_rate") is not None:
-            reading.router_hit_rate = float(timing["kv_hit_rate"])
-        if timing.get("kv_transfer_estimated_latency_ms") is not None:
-            reading.kv_transfer_ms = float(timing["kv_transfer_estimated_latency_ms"])
+    def _take_extension(self, reading: Reading, extension: object) -> None:
+        if not isinstance(extension, dict):
+            reading.extras["nvext"] = extension
+            return
+        reading.workers = extension.get("worker_id") or reading.workers
+        timing = extension.get("timing")
+        if isinstance(timing, dict) and isinstance(reading.timing, dict):
+            # Each is said when it is known, and holds from then on.
+            told = {name: value for name, value in timing.items() if value is not None}
+            reading.timing = reading.timing | told
+        else:
+            reading.timing = timing or reading.timing
 
     def _arrival(self, response: Response, read: int) -> tuple[int, bool]:
         """When a read's data arrived, monotonic ns, and whether the kernel said so."""
@@ -600,7 +641,8 @@ class RecordMaker:
         so_far = reading.tokens_so_far
         if len(so_far) == chunks and so_far[-1] == tokens:
             counts = [b - a for a, b in zip([0, *so_far], so_far, strict=False)]
-            return tuple(counts) if min(counts) >= 0 else None
+            possible = min(counts) >= 0 and max(counts) <= _MOST_CHUNK_TOKENS
+            return tuple(counts) if possible else None
         if self._count_tokens is not None:
             counts = self._count_tokens(reading.texts)
             return tuple(counts) if sum(counts) == tokens else None
@@ -618,7 +660,7 @@ def _missing(reading: Reading) -> str | None:
             body = b"".join(decompress(piece) for _, piece in response.body)
         except (ValueError, zlib.error) as error:
             body = f"({error})".encode()
-        return f"HTTP {response.status}: {body[:2000].decode('utf-8', 'replace')}"
+        return f"HTTP {response.status}: {body[:_ERROR_BODY_BYTES].decode('utf-8', 'replace')}"
     if not chunks:
         return "the response has no content"
     if not reading.finished:
@@ -660,5 +702,5 @@ def _text(value: object) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     return line if len(line) <= _ERROR_LENGTH else line[: _ERROR_LENGTH - 1] + "…"

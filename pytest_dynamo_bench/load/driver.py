@@ -30,6 +30,7 @@ from pytest_dynamo_bench.load.connection import (
     Server,
 )
 from pytest_dynamo_bench.load.health import DriverHealth, Sampler
+from pytest_dynamo_bench.plain_text import secrets_in
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import TrafficRequest
 
@@ -154,7 +155,9 @@ class Driver:
         self._has_work = True
         self._worked_ns = 0
         self._start_ns = 0
-        self._maker = RecordMaker(self._clock, job.fast_forward, job.count_tokens)
+        self._maker = RecordMaker(
+            self._clock, job.fast_forward, job.count_tokens, secrets_in(job.server.headers)
+        )
         self._loop_busy = Sampler()
         self._late_bodies = self._reconnects = self._reads = 0
 

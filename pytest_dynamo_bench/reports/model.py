@@ -271,10 +271,11 @@ class ComparisonReport:
 
     @property
     def limitations(self) -> dict[str, list[str]]:
-        """What the target only models, with the configurations that it is said of."""
+        """What the target only models, or is missing from a run, with the configurations."""
         found: dict[str, list[str]] = {}
         for item in self.measured:
-            for limit in item.details.get("limitations", ()):
+            details = item.details
+            for limit in (*details.get("limitations", ()), *details.get("notes", ())):
                 found.setdefault(limit, []).append(item.name)
         return found
 

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
 import platform
 import shutil
 import sys
-from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import psutil
@@ -34,7 +30,8 @@ from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
-from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.record_files import RECORDS_FILE, columns, read_records, write_records
+from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
@@ -83,6 +80,14 @@ class ResultStore:
         _make(directory)
         return directory
 
+    def save_records(self, run: Run, repeat: int = 0) -> None:
+        """Write what was measured, before anything is made of it.
+
+        Raises:
+            ResultsError: it cannot be written.
+        """
+        write_records(self.run_directory(run.benchmark, run.configuration, repeat), run.records)
+
     def save_run(
         self,
         benchmark: Benchmark,
@@ -90,10 +95,9 @@ class ResultStore:
         limitations: tuple[str, ...],
         repeat: int = 0,
     ) -> None:
-        """Write one run: its records, what it ran on, and its metrics."""
+        """Write what a run whose records are written ran on, and its metrics."""
         run = metrics.run
         directory = self.run_directory(run.benchmark, run.configuration, repeat)
-        write_parquet(directory / "requests.parquet", run)
         details = {
             "version": SUMMARY_VERSION,
             "benchmark": run.benchmark,
@@ -106,6 +110,7 @@ class ResultStore:
             "requests": len(run.records),
             "failed": sum(not record.succeeded for record in run.records),
             "problems": list(run.problems),
+            "notes": list(run.notes),
             "limitations": list(limitations),
             "features": [
                 dataclasses.asdict(item)
@@ -253,6 +258,7 @@ class _RunFile(msgspec.Struct):
     observed: dict[str, Any]
     traffic: dict[str, Any]
     problems: list[str]
+    notes: list[str] = []
 
 
 class StoredResults:
@@ -426,7 +432,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise ResultsError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path}: is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ResultsError(f"{path}: is no JSON object")
@@ -464,7 +470,7 @@ def _open_run(directory: Path) -> tuple[_RunFile, pq.ParquetFile]:
 
     path = directory / "run.json"
     details = _typed(path, _read_versioned(path), _RunFile, "the description of a run")
-    path = directory / "requests.parquet"
+    path = directory / RECORDS_FILE
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
@@ -474,7 +480,7 @@ def _open_run(directory: Path) -> tuple[_RunFile, pq.ParquetFile]:
             f"{path}: has {file.metadata.num_rows} requests, run.json says {details.requests}"
         )
     for field in file.schema_arrow:
-        if (expected := _columns().get(field.name, field.type)) != field.type:
+        if (expected := columns().get(field.name, field.type)) != field.type:
             raise ResultsError(f"{path}: column {field.name} is {field.type}, not {expected}")
     return details, file
 
@@ -488,11 +494,10 @@ def read_run(directory: Path) -> Run:
     import pyarrow as pa
 
     details, file = _open_run(directory)
-    known = [name for name in file.schema_arrow.names if name in _columns()]
     try:
-        records = [_record(row) for row in file.read(columns=known).to_pylist()]
+        records = read_records(file)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        path = directory / "requests.parquet"
+        path = directory / RECORDS_FILE
         raise ResultsError(f"{path}: cannot be read: {in_one_line(error)}") from None
     return Run(
         benchmark=details.benchmark,
@@ -506,31 +511,8 @@ def read_run(directory: Path) -> Run:
         observed=details.observed,
         traffic=details.traffic,
         problems=details.problems,
+        notes=details.notes,
     )
-
-
-def _record(row: dict[str, Any]) -> RequestRecord:
-    tokens = row.get("chunk_tokens")
-    lists = {
-        "chunk_ms": array("d", row["chunk_ms"]),
-        "chunk_tokens": None if tokens is None else tuple(tokens),
-    }
-    return RequestRecord(**{**row, **lists})
-
-
-@cache
-def _columns() -> dict[str, pa.DataType]:
-    """The columns of ``requests.parquet``: the fields of a record."""
-    import pyarrow as pa
-
-    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = {}
-    for name, hint in get_type_hints(RequestRecord).items():
-        optional = [kind for kind in get_args(hint) if kind is not NoneType]
-        kind = optional[0] if NoneType in get_args(hint) else hint
-        plain = get_origin(kind) is None
-        columns[name] = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
-    return columns
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -577,24 +559,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | bool):
         return value
     return str(value)
-
-
-def write_parquet(path: Path, run: Run) -> None:
-    """Write the records of a run in one step: a row per request, times in milliseconds.
-
-    Raises:
-        ResultsError: they cannot be written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        name: pa.array([getattr(record, name) for record in run.records], type=kind)
-        for name, kind in _columns().items()
-    }
-    content = io.BytesIO()
-    pq.write_table(pa.table(columns), content, compression="zstd", write_page_checksum=True)
-    _write(path, content.getvalue())
 
 
 def environment() -> dict[str, Any]:

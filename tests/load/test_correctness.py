@@ -212,6 +212,14 @@ async def test_errors_inside_a_successful_stream(kind):
     assert "worker lost" in record.error
 
 
+def usage_with(cached):
+    """The data of a last event that says so of cached tokens."""
+    return (
+        b'{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, '
+        b'"prompt_tokens_details": {"cached_tokens": %s}}}' % cached.encode()
+    )
+
+
 WRONG = {
     "a list": b"data: [1]\n\n",
     "a number as content": b'data: {"choices": [{"delta": {"content": 7}}]}\n\n',
@@ -221,7 +229,33 @@ WRONG = {
     "a word as usage": event(choices=[], usage=usage(completion="many")),
     "astronomic usage": event(choices=[], usage=usage(completion=10**30)),
     "nesting": b"data: " + b"[" * 100_000 + b"\n\n",
-    "workers": b'data: {"choices": [], "nvext": {"worker_id": [1]}}\n\n',
+}
+# What an answer is whole without: what is said, and the field of the record that is empty then.
+ODD = {
+    "cached tokens beyond 64 bits": ("cached_tokens", usage_with(str(2**63))),
+    "negative cached tokens": ("cached_tokens", usage_with("-1099511627776")),
+    "cached tokens that are a text": ("cached_tokens", usage_with('"7"')),
+    "a list of workers": ("prefill_worker", b'{"choices": [], "nvext": {"worker_id": [1]}}'),
+    "a rank that is a text": (
+        "prefill_rank",
+        b'{"choices": [], "nvext": {"worker_id": {"prefill_dp_rank": "two"}}}',
+    ),
+    "a share that is a text": (
+        "router_hit_rate",
+        b'{"choices": [], "nvext": {"timing": {"kv_hit_rate": "nan"}}}',
+    ),
+    "a share that is no number": (
+        "router_hit_rate",
+        b'{"choices": [], "nvext": {"timing": {"kv_hit_rate": NaN}}}',
+    ),
+    "a share of 150 %": (
+        "router_hit_rate",
+        b'{"choices": [], "nvext": {"timing": {"kv_hit_rate": 1.5}}}',
+    ),
+    "an endless time": (
+        "kv_transfer_ms",
+        b'{"choices": [], "nvext": {"timing": {"kv_transfer_estimated_latency_ms": 1e999}}}',
+    ),
 }
 
 
@@ -229,6 +263,15 @@ WRONG = {
 async def test_what_cannot_be_right_is_an_error(kind):
     record, _ = await answered(whole(stream(*USUAL, WRONG[kind])))
     assert "cannot be read" in record.error
+
+
+@pytest.mark.parametrize("kind", ODD)
+async def test_one_odd_field_costs_that_field_and_not_the_answer(kind):
+    name, said = ODD[kind]
+    record, _ = await answered(whole(stream(*USUAL, b"data: %s\n\n" % said)))
+    assert record.error is None and record.completion_tokens in (1, 2)
+    assert getattr(record, name) is None
+    assert len(record.odd) == 1
 
 
 async def test_the_length_of_a_chunk_that_is_no_number():

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench.load.chat import Pattern, Reading, RecordMaker, count_words
 from pytest_dynamo_bench.load.clock import ReceiveClock
 from pytest_dynamo_bench.load.connection import Connection, Response, Server, _size_line
+from pytest_dynamo_bench.load.generator import LoadGenerator
+from pytest_dynamo_bench.record_files import RECORDS_FILE, read_records, write_records
+from pytest_dynamo_bench.records import possible
+from pytest_dynamo_bench.traffic import Concurrency, Traffic
 from tests.load.test_clock import checked_clock
 from tests.load.test_correctness import CHUNKED, chunk, event, stream, usage
 from tests.load.test_load import request
+from tests.reference_server import Script
+from tests.servers import serving
 
 CONTENT = st.text('w1 ü→\r\n"\\0', max_size=6)
 EVENTS = st.lists(
@@ -336,3 +346,155 @@ def test_records_made_together_are_those_made_alone(responses):
     assert maker.receive_lag.spread_ms() == other.receive_lag.spread_ms()
     for record in together:
         assert list(record.chunk_ms) == sorted(record.chunk_ms)
+
+
+# Any JSON in every field of every event: what is put there, as it is written.
+NUMBERS = st.one_of(
+    st.integers().map(str),
+    st.sampled_from(
+        ["9223372036854775808", "-9223372036854775809", "-1099511627776", "18446744073709551616",
+         "1" * 400, "1" * 5000, "1e999", "-1e999", "NaN", "Infinity", "-Infinity", "-0", "-0.0",
+         "1.5", "3.0", "1e-999", "true", "false", "null"]
+    ),
+    st.floats().map(json.dumps),
+)  # fmt: skip
+TEXTS = st.one_of(
+    st.text(max_size=6).map(json.dumps),
+    st.sampled_from(['"nan"', '"two"', '"\\ud800"', '"\\u0000"', '"\\u202e"', '""', '"7"']),
+    st.just(json.dumps("x" * 3000)),
+)
+ANY_JSON = st.recursive(
+    st.one_of(NUMBERS, TEXTS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]"),
+        st.lists(st.tuples(TEXTS, inner), max_size=3).map(
+            lambda pairs: f"{{{','.join(f'{key}:{value}' for key, value in pairs)}}}"
+        ),
+    ),
+    max_leaves=6,
+) | st.sampled_from(["[" * 500 + "]" * 500, "[" * 100_000, '{"a":' * 2000 + "1" + "}" * 2000])
+WHOLE_ANSWER = [
+    {"id": "r-1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
+    *[
+        {
+            "id": "r-1",
+            "choices": [
+                {"index": 0, "delta": {"content": text}, "finish_reason": None, "logprobs": None}
+            ],
+        }
+        for text in ("w1 ", "w2 ", "w3 ")
+    ],
+    {
+        "id": "r-1",
+        "choices": [
+            {
+                "index": 0,
+                "delta": {"reasoning_content": "hm ", "reasoning": None, "tool_calls": None},
+                "finish_reason": "length",
+            }
+        ],
+        "nvext": {
+            "worker_id": {
+                "prefill_worker_id": 7587888, "decode_worker_id": 7587889,
+                "prefill_dp_rank": 0, "decode_dp_rank": 1,
+            },
+            "timing": {"kv_hit_rate": 0.5, "kv_transfer_estimated_latency_ms": 2.5},
+        },
+        "error": None,
+    },
+    {
+        "id": "r-1",
+        "choices": [],
+        "usage": {
+            "prompt_tokens": 5, "completion_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 3},
+        },
+    },
+]  # fmt: skip
+
+
+def places_in(value, path=()):
+    """The path of everything within JSON data."""
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    for key, inner in items:
+        yield (*path, key)
+        yield from places_in(inner, (*path, key))
+
+
+PLACES = list(places_in(WHOLE_ANSWER))
+
+
+@st.composite
+def odd_answers(draw):
+    """The body of a response with up to three fields replaced, left out, or there twice."""
+    answer = json.loads(json.dumps(WHOLE_ANSWER))
+    literals = {}
+    for number in range(draw(st.integers(1, 3))):
+        *path, last = draw(st.sampled_from(PLACES))
+        holder = answer
+        for key in path:
+            # Another change may have taken it away.
+            holder = holder[key] if isinstance(holder, dict | list) and _has(holder, key) else None
+        if not isinstance(holder, dict | list) or not _has(holder, last):
+            continue
+        if draw(st.integers(0, 9)) == 0:
+            del holder[last]
+            continue
+        old, new = json.dumps(holder[last]), draw(ANY_JSON)
+        mark = f"<{number}>"
+        if isinstance(holder, dict) and draw(st.integers(0, 4)) == 0:
+            new = (
+                f"{new},{json.dumps(last)}:{old}"
+                if draw(st.booleans())
+                else (f"{old},{json.dumps(last)}:{new}")
+            )
+        holder[last], literals[json.dumps(mark)] = mark, new
+    events = [json.dumps(event) for event in answer]
+    for mark, literal in literals.items():
+        events = [event.replace(mark, literal) for event in events]
+    return stream(*(b"data: %s\n\n" % event.encode() for event in events))
+
+
+def _has(holder, key):
+    return key in holder if isinstance(holder, dict) else key < len(holder)
+
+
+def assert_possible(record):
+    """Every number of a record is within its bounds, and every text can be written."""
+    prompt = 2**40 if record.prompt_tokens is None else record.prompt_tokens
+    for name, most in {
+        "prompt_tokens": 2**40, "completion_tokens": 2**40, "cached_tokens": prompt,
+        "prefill_rank": 2**16, "decode_rank": 2**16, "router_hit_rate": 1, "kv_transfer_ms": 2**53,
+    }.items():  # fmt: skip
+        value = getattr(record, name)
+        assert value is None or (type(value) in (int, float) and 0 <= value <= most), name
+    for name in ("prefill_worker", "decode_worker", "response_id", "error"):
+        value = getattr(record, name)
+        assert value is None or (type(value) is str and value.isprintable()), name
+    assert all(name.isprintable() for name in record.odd)
+    assert record.chunk_tokens is None or max(record.chunk_tokens, default=0) <= 2**16
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(odd_answers(), CUTS)
+def test_any_json_in_any_field_is_an_error_or_nothing_but_never_a_number(listener, body, cuts):
+    record = possible(received(listener, cut(CHUNKED + b"\r\n" + body, cuts)))
+    assert_possible(record)
+    with tempfile.TemporaryDirectory() as directory:
+        write_records(Path(directory), [record])
+        assert read_records(pq.ParquetFile(Path(directory) / RECORDS_FILE)) == [record]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(odd_answers(), min_size=25, max_size=25))
+def test_a_server_that_says_anything_loses_no_other_request(bodies):
+    scripts = [Script(raw=CHUNKED + b"\r\n" + body, close=True) for body in bodies]
+    with serving(lambda index, _: scripts[index]) as server:
+        generator = LoadGenerator(Server(server.url), "m", processes=0, request_timeout_seconds=20)
+        traffic = Traffic([request(n) for n in range(len(bodies))], Concurrency(1), 512, ())
+        asyncio.run(generator.send(traffic, lambda whole: None))
+    records = [possible(record) for record in generator.records()]
+    assert len(records) == len(bodies)
+    for record in records:
+        assert_possible(record)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
-from pytest_dynamo_bench.targets.service.address import NO_SECRETS, Secrets
+from pytest_dynamo_bench.plain_text import NO_SECRETS, Secrets
 
 OPTION = "--dynamo-switch-command"
 PLACEHOLDER = "{configuration}"

@@ -12,6 +12,7 @@ from typing import Any
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.endpoint.switch import split_command, switch
 from pytest_dynamo_bench.targets.running import run
@@ -211,13 +212,16 @@ class EndpointTarget:
         run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
         progress.stage("measuring")
         sending = measure.salted(traffic, salt)
-        processes = self._options.load_processes
-        sent = run(measure.send(service, sending, progress, processes=processes))
-        observed = run(measure.observe(service, directory / "logs"))
-        observed["load_generator"] = sent.health
-        warm = measure.warm_tokens(sent.records, traffic)
-        if warm is not None:
-            observed["cached_tokens_at_start"] = warm
+        processes, after = self._options.load_processes, Aftermath(directory)
+        sent = run(measure.send(service, sending, progress, processes=processes, after=after))
+        observed: dict[str, Any] = {"load_generator": sent.health}
+        with after.step("asking the server what it saw"):
+            told, notes = run(measure.observe(service, directory / "logs"))
+            after.note(notes)
+            observed |= told
+            warm = measure.warm_tokens(sent.records, traffic)
+            if warm is not None:
+                observed["cached_tokens_at_start"] = warm
         deployed = {
             "url": url,
             "model": self._options.model or benchmark.model,
@@ -233,6 +237,8 @@ class EndpointTarget:
             deployed=self._secrets.clean(deployed),
             observed=self._secrets.clean(observed),
             traffic=traffic_facts(traffic),
+            problems=[self._secrets.redact(problem) for problem in after.problems],
+            notes=[self._secrets.redact(note) for note in after.notes],
         )
 
     async def _ask(self, address: Address, benchmark: Benchmark) -> Service:

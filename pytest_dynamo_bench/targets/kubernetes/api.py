@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.outside import plain
+from pytest_dynamo_bench.plain_text import Secrets, one_line
 from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import REMEDY
-from pytest_dynamo_bench.targets.service.address import Secrets
 
 Object = dict[str, Any]
 _BASES = {
@@ -406,9 +407,9 @@ class Cluster:
             if found.status >= HTTPStatus.BAD_REQUEST:
                 data = found.data
                 found.release_conn()
-                raise _from_response(found.status, data, found.headers)
+                raise _from_response(found.status, data, found.headers, self.secrets)
         except _connection_errors() as error:
-            text = self.secrets.redact(_in_short(error))
+            text = _in_short(error, self.secrets)
             raise ApiError(text, Status(0, "Unreachable", text, False)) from None
         return found
 
@@ -419,21 +420,23 @@ def _connection_errors() -> tuple[type[Exception], ...]:
     return (HTTPError, ConnectionError, TimeoutError)
 
 
-def _in_short(error: Exception) -> str:
+def _in_short(error: Exception, secrets: Secrets) -> str:
     reason = getattr(error, "reason", None) or error
-    return " ".join(str(reason).split())[:300]
+    return one_line(secrets.redact(str(reason)))
 
 
-def _from_response(code: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
-    text = body.decode("utf-8", "replace")
+def _from_response(
+    code: int, body: bytes, headers: Mapping[str, str], secrets: Secrets
+) -> ApiError:
+    text = secrets.redact(body.decode("utf-8", "replace"))
     try:
-        content = json.loads(text)
+        content = plain(text)
         is_status = isinstance(content, dict) and content.get("kind") == "Status"
     except ValueError:
         content, is_status = {}, False
     if not is_status:
         content = {}
-    message = str(content.get("message") or text.strip()[:300])
+    message = one_line(str(content.get("message") or text))
     error = ApiError(message, Status(code, str(content.get("reason", "")), message, is_status))
     after = headers.get("Retry-After") if headers else None
     if after and after.isdecimal():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.plain_text import Secrets
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import (
     ApiError,
@@ -32,7 +33,6 @@ from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
 from pytest_dynamo_bench.targets.kubernetes.manifest import KIND, PLURAL, RUN_LABEL
 from pytest_dynamo_bench.targets.kubernetes.settings import SECRET_NAME, Limits
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
-from pytest_dynamo_bench.targets.service.address import Secrets
 
 RESOURCES = {KIND: PLURAL, "ConfigMap": "configmaps", "Job": "jobs"}
 _WATCH_SECONDS: float = 3
@@ -261,7 +261,7 @@ class Deployment:
             kept = [line for line in log.splitlines() if line.strip()][-_LOG_LINES:]
             if kept:
                 lines.append(f"the end of the log of {state.name}, container {container}:")
-                lines += [f"  {line[:300]}" for line in kept]
+                lines += [f"  {self.redact(line)[:300]}" for line in kept]
         lines.append(f"states, events and logs: {self._evidence}")
         return self.redact("\n".join(lines))
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster
 from pytest_dynamo_bench.targets.kubernetes.deployment import Deployment
@@ -67,8 +68,12 @@ def send_from_cluster(
     traffic: Traffic,
     labels: dict[str, str],
     progress: Progress,
+    after: Aftermath,
 ) -> Merged:
     """Send the traffic from pods of a Job, and bring back what they measured.
+
+    Args:
+        after: has the records written, and is told of problems.
 
     Raises:
         DeploymentError: a pod of the load or of the deployment failed.
@@ -102,7 +107,11 @@ def send_from_cluster(
     merged = run_shards(
         connections, traffic, progress, prepare_seconds=_PREPARE_SECONDS, still_there=watch
     )
-    merged.problems.extend(restart_problems(before, deployment.restarts()))
+    after.keep(merged.records)
+    after.problems += merged.problems
+    after.note(merged.notes)
+    with after.step("looking for restarts"):
+        after.problems += restart_problems(before, deployment.restarts())
     return merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.load.chat import DYNAMO
+from pytest_dynamo_bench.plain_text import Secrets
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster, Object, connector
 from pytest_dynamo_bench.targets.kubernetes.deployment import RESOURCES, Deployment
@@ -39,7 +41,6 @@ from pytest_dynamo_bench.targets.service.address import (
     NO_ACCESS,
     Access,
     Address,
-    Secrets,
     Tls,
     check_url,
 )
@@ -76,7 +77,6 @@ class KubernetesOptions:
 class _Measured:
     records: list[RequestRecord]
     started_at: str
-    problems: list[str]
     observed: dict[str, Any]
     load: dict[str, Any]
 
@@ -185,16 +185,16 @@ class KubernetesTarget:
         (directory / "manifest.yaml").write_text(
             deployment.redact(dump_all(documents)), encoding="utf-8"
         )
-        started = time.monotonic()
+        started, after = time.monotonic(), Aftermath(directory)
         try:
-            with deployment.open():
+            with after.once_measured("taking down"), deployment.open():
                 ready_seconds = time.monotonic() - started
                 workers = self._workers(deployment, configuration)
                 found = self._send(
-                    benchmark, configuration, traffic, directory, deployment, progress
+                    benchmark, configuration, traffic, directory, deployment, progress, after
                 )
-                if found.problems:
-                    deployment.save_evidence("; ".join(found.problems))
+                if after.problems:
+                    deployment.save_evidence("; ".join(after.problems))
         except DynamoBenchError as error:
             kind = DeploymentError if isinstance(error, ApiError) else type(error)
             raise kind(deployment.redact(str(error))) from None
@@ -215,7 +215,7 @@ class KubernetesTarget:
             configuration=configuration.name,
             target=self.name,
             gpus=configuration.gpus,
-            records=[_clean(record, secrets_) for record in found.records],
+            records=found.records,
             started_at=found.started_at,
             deployed=secrets_.clean(deployed),
             observed=secrets_.clean(observed),
@@ -224,7 +224,8 @@ class KubernetesTarget:
                 "schedule": traffic.schedule.description,
                 **asdict(describe(traffic)),
             },
-            problems=[secrets_.redact(problem) for problem in found.problems],
+            problems=[secrets_.redact(problem) for problem in after.problems],
+            notes=[secrets_.redact(note) for note in after.notes],
         )
 
     # -- sending ------------------------------------------------------------------------------
@@ -237,6 +238,7 @@ class KubernetesTarget:
         directory: Path,
         deployment: Deployment,
         progress: Progress,
+        after: Aftermath,
     ) -> _Measured:
         load = self._settings.load
         name = frontend_service(deployment)
@@ -245,17 +247,17 @@ class KubernetesTarget:
             service = Service(Address(url), benchmark.model, DYNAMO, True)
             merged = send_from_cluster(
                 deployment, self._settings, service, traffic,
-                labels(configuration, self.run_id), progress,
+                labels(configuration, self.run_id), progress, after,
             )  # fmt: skip
             logs = directory / "logs"
-            logs.mkdir(parents=True, exist_ok=True)
-            for file, text in merged.files.items():
-                (logs / Path(file).name).write_text(deployment.redact(text), encoding="utf-8")
+            with after.step("writing what the load generator brought back"):
+                logs.mkdir(parents=True, exist_ok=True)
+                for file, text in merged.files.items():
+                    (logs / Path(file).name).write_text(deployment.redact(text), encoding="utf-8")
             start = datetime.fromtimestamp(merged.started_unix, UTC)
             return _Measured(
                 merged.records,
                 start.isoformat(timespec="milliseconds"),
-                merged.problems,
                 {**merged.observed, "shards": merged.shards},
                 {"source": "cluster", "shards": load.shards},
             )
@@ -267,11 +269,12 @@ class KubernetesTarget:
         deployment.add_secrets(address.access.secrets)
         before = deployment.restarts()
         found = self._send_from_here(
-            benchmark, configuration, traffic, directory, address, progress
+            benchmark, configuration, traffic, directory, address, progress, after
         )
-        deployment.check_alive()
-        problems = [*found.problems, *restart_problems(before, deployment.restarts())]
-        return replace(found, problems=problems)
+        with after.step("looking whether everything is alive"):
+            deployment.check_alive()
+            after.problems += restart_problems(before, deployment.restarts())
+        return found
 
     def _send_from_here(
         self,
@@ -281,6 +284,7 @@ class KubernetesTarget:
         directory: Path,
         address: Address,
         progress: Progress,
+        after: Aftermath,
     ) -> _Measured:
         progress.stage("asking")
         service = run(self._ask(address, benchmark))
@@ -288,11 +292,15 @@ class KubernetesTarget:
         progress.stage("warming")
         run(measure.warm_up(service, traffic.block_tokens, count))
         progress.stage("measuring")
-        sent = run(measure.send(service, traffic, progress, processes=self._options.load_processes))
-        observed = run(measure.observe(service, directory / "logs"))
-        observed["load_generator"] = sent.health
+        processes = self._options.load_processes
+        sent = run(measure.send(service, traffic, progress, processes=processes, after=after))
+        observed: dict[str, Any] = {"load_generator": sent.health}
+        with after.step("asking the frontend what it saw"):
+            told, notes = run(measure.observe(service, directory / "logs"))
+            after.note(notes)
+            observed |= told
         source = self._settings.load.source
-        return _Measured(sent.records, sent.started_at, [], observed, {"source": source})
+        return _Measured(sent.records, sent.started_at, observed, {"source": source})
 
     async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
         listed = await wait_for_models(
@@ -345,10 +353,6 @@ class KubernetesTarget:
         pods = sum(worker.replicas * worker.nodes for worker in configuration.workers)
         ready = sum(state.service.lower() not in others for state in states)
         return configuration.replicas if ready >= pods else ready
-
-
-def _clean(record: RequestRecord, found: Secrets) -> RequestRecord:
-    return replace(record, error=found.redact(record.error)) if record.error else record
 
 
 def frontend_service(deployment: Deployment) -> str:

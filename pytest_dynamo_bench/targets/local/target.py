@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import psutil
 
 from pytest_dynamo_bench.benchmark import (
@@ -38,9 +39,11 @@ from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
 from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
+from pytest_dynamo_bench.outside import decoded
 from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Progress, Tally
-from pytest_dynamo_bench.targets.frontend_metrics import summarize
+from pytest_dynamo_bench.targets.frontend_metrics import scrape
 from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
 from pytest_dynamo_bench.targets.local.commands import (
     LOOPBACK,
@@ -290,6 +293,7 @@ class _Measurement:
         self._benchmark = benchmark
         self._configuration = configuration
         self._traffic = traffic
+        self._directory = directory
         self._logs = directory / "logs"
         self._progress = progress
         self._options = options
@@ -322,15 +326,17 @@ class _Measurement:
                 self._benchmark, self._configuration, scratch, self._logs, ports,
                 self._fast_forward, serving,
             )  # fmt: skip
+            after = Aftermath(self._directory)
             started = time.monotonic()
-            async with Processes(specs, scratch) as processes:
-                model = str(scratch / "model")
-                async with _frontend(ports) as frontend:
-                    await self._until_ready(processes, frontend, model)
-                    ready_seconds = time.monotonic() - started
-                    self._progress.stage(f"ready after {ready_seconds:.1f} s")
-                    run = await self._measure(processes, frontend, ports, model, scratch)
-                self._progress.stage("taking down")
+            with after.once_measured("taking down"):
+                async with Processes(specs, scratch) as processes:
+                    model = str(scratch / "model")
+                    async with _frontend(ports) as frontend:
+                        await self._until_ready(processes, frontend, model)
+                        ready_seconds = time.monotonic() - started
+                        self._progress.stage(f"ready after {ready_seconds:.1f} s")
+                        run = await self._measure(processes, frontend, ports, model, scratch, after)
+                    self._progress.stage("taking down")
             deployed = {
                 "model": self._benchmark.model,
                 "engine": self._images.name if self._images else "mocker",
@@ -352,7 +358,9 @@ class _Measurement:
                 },
                 "ready_seconds": round(ready_seconds, 2),
             }
-            return dataclasses.replace(run, deployed=deployed)
+            return dataclasses.replace(
+                run, deployed=deployed, problems=after.problems, notes=after.notes
+            )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -391,6 +399,7 @@ class _Measurement:
         ports: Ports,
         model: str,
         scratch: Path,
+        after: Aftermath,
     ) -> Run:
         server = Server(f"http://{LOOPBACK}:{ports.frontend}/v1/chat/completions")
         self._progress.stage("warming")
@@ -402,45 +411,52 @@ class _Measurement:
         self._progress.stage("measuring")
         used = _cpu_seconds(processes)
         generator = self._generator(server, model)
-        problems = await self._send(processes, generator)
-        observed: dict[str, Any] = {
-            "dynamo_version": importlib.metadata.version("ai-dynamo"),
-            "machine": _machine(),
-            "processor_use": [round(share, 2) for share in self._processor_use],
-            "load_generator": generator.health(),
-            "cpu_seconds": {
-                name: round(seconds - used.get(name, 0.0), 2)
-                for name, seconds in _cpu_seconds(processes).items()
-            },
-        }
-        if not problems:
-            observed |= await self._observe(frontend, model)
+        with after.sending(generator):
+            await self._send(processes, generator)
         records, started_at = generator.records(), generator.started_at
-        if self._images is not None:
-            measures = self._images.measures(scratch)
-            observed |= {**self._images.versions, **self._images.summary(measures, records)}
-            records = self._images.with_measures(records, measures)
-            return self._run(records, observed, started_at, problems)
+        observed: dict[str, Any] = {}
+        with after.step("looking at the machine and its processes"):
+            observed |= {
+                "dynamo_version": importlib.metadata.version("ai-dynamo"),
+                "machine": _machine(),
+                "processor_use": [round(share, 2) for share in self._processor_use],
+                "load_generator": generator.health(),
+                "cpu_seconds": {
+                    name: round(seconds - used.get(name, 0.0), 2)
+                    for name, seconds in _cpu_seconds(processes).items()
+                },
+            }
+        if not after.problems:
+            with after.step("asking the frontend what it saw"):
+                observed |= await self._observe(frontend, model, after)
+        with after.step("reading what the workers said of the requests"):
+            records, told = (
+                self._with_engine_events(records, scratch, started_at, after)
+                if self._images is None
+                else _with_images(self._images, records, scratch)
+            )
+            observed |= told
+        return self._run(records, observed, started_at)
+
+    def _with_engine_events(
+        self, records: list[RequestRecord], scratch: Path, started_at: str, after: Aftermath
+    ) -> tuple[list[RequestRecord], dict[str, Any]]:
         events = read_events(scratch / "events.jsonl")
+        if events.unreadable:
+            after.problems.append(f"{events.unreadable} events of the engines were unreadable")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
         records = self._with_mechanisms(records, events, start_wall_ms)
         prefilling = {record.prefill_worker for record in records}
-        observed["engine_prefill_tokens"] = sum(
-            tokens for worker, tokens in events.prefill_tokens.items() if worker in prefilling
-        )
-        observed["engine_decode_steps"] = events.decode_steps
-        observed["evicted_blocks"] = events.removed_blocks
-        if events.unreadable:
-            problems = [*problems, f"{events.unreadable} events of the engines were unreadable"]
-        return self._run(records, observed, started_at, problems)
+        told = {
+            "engine_prefill_tokens": sum(
+                tokens for worker, tokens in events.prefill_tokens.items() if worker in prefilling
+            ),
+            "engine_decode_steps": events.decode_steps,
+            "evicted_blocks": events.removed_blocks,
+        }
+        return records, told
 
-    def _run(
-        self,
-        records: list[RequestRecord],
-        observed: dict[str, Any],
-        started_at: str,
-        problems: list[str],
-    ) -> Run:
+    def _run(self, records: list[RequestRecord], observed: dict[str, Any], started_at: str) -> Run:
         whole = self._benchmark.traffic.load()
         return Run(
             benchmark=self._benchmark.name,
@@ -461,7 +477,6 @@ class _Measurement:
                     self._benchmark, self._configuration, self._size, whole, self._traffic
                 ),
             },
-            problems=problems,
         )
 
     def _with_mechanisms(
@@ -491,8 +506,12 @@ class _Measurement:
             fast_forward=self._fast_forward, ramp_seconds=self._ramp_seconds,
         )  # fmt: skip
 
-    async def _send(self, processes: Processes, generator: Generator) -> list[str]:
-        """Send the traffic; what ended it early, if anything did."""
+    async def _send(self, processes: Processes, generator: Generator) -> None:
+        """Send the traffic.
+
+        Raises:
+            DeploymentError: a process died.
+        """
         tally = Tally(self._progress, len(self._traffic.requests), generator.latest)
         watching = asyncio.ensure_future(self._watch_processor())
         try:
@@ -500,11 +519,12 @@ class _Measurement:
                 processes, generator.send(self._traffic, tally), "while measuring"
             )
         except DeploymentError as error:
-            return [f"{error}\n  ({tally.done} of {tally.total} requests had ended by then)"]
+            raise DeploymentError(
+                f"{error}\n  ({tally.done} of {tally.total} requests had ended by then)"
+            ) from None
         finally:
             watching.cancel()
         self._raise_if_dead(processes, "at the end of the run")
-        return []
 
     async def _watch_processor(self) -> None:
         """Note how busy this machine is; one that has nothing left delays what it models.
@@ -546,14 +566,17 @@ class _Measurement:
                     f"of {_WARM_UP_TOKENS}; is this the model that was asked for?"
                 )
 
-    async def _observe(self, frontend: httpx.AsyncClient, model: str) -> dict[str, Any]:
-        metrics = (await frontend.get("/metrics")).text
-        (self._logs / "frontend-metrics.txt").write_text(metrics, encoding="utf-8")
-        return {
-            "model": self._benchmark.model,
-            "workers": await _workers_of(frontend, model),
-            "frontend": summarize(metrics),
-        }
+    async def _observe(
+        self, frontend: httpx.AsyncClient, model: str, after: Aftermath
+    ) -> dict[str, Any]:
+        counters, notes = await scrape(frontend, self._logs)
+        after.note(notes)
+        observed: dict[str, Any] = {"model": self._benchmark.model, "frontend": counters}
+        try:
+            observed["workers"] = await _workers_of(frontend, model)
+        except (httpx.HTTPError, ValueError) as error:
+            after.note([f"how many workers the frontend has at the end is not known: {error!r}"])
+        return observed
 
     def _block_hashes(self, records: list[RequestRecord]) -> dict[str, list[int]]:
         """Request id to its prompt's full blocks, hashed by Dynamo's own function, as a chain."""
@@ -637,13 +660,41 @@ def _plain(worker: Worker) -> dict[str, Any]:
     return plain
 
 
+class _Model(msgspec.Struct):
+    id: str = ""
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+class _Instance(msgspec.Struct):
+    endpoint: str = ""
+
+
+class _Health(msgspec.Struct):
+    instances: list[_Instance] = []
+
+
 async def _workers_of(frontend: httpx.AsyncClient, model: str) -> int:
-    """How many workers serve ``model``; 0 as long as the frontend does not list it."""
-    listed = (await frontend.get("/v1/models")).json()
-    if model not in [entry.get("id") for entry in listed.get("data", [])]:
+    """How many workers serve ``model``; 0 as long as the frontend does not list it.
+
+    Raises:
+        httpx.HTTPError, ValueError: it does not answer so.
+    """
+    listed = decoded((await frontend.get("/v1/models")).content, _Models)
+    if model not in [entry.id for entry in listed.data]:
         return 0
-    health = (await frontend.get("/health")).json()
-    return sum(instance.get("endpoint") == "generate" for instance in health.get("instances", []))
+    health = decoded((await frontend.get("/health")).content, _Health)
+    return sum(instance.endpoint == "generate" for instance in health.instances)
+
+
+def _with_images(
+    engine: ImageEngine, records: list[RequestRecord], scratch: Path
+) -> tuple[list[RequestRecord], dict[str, Any]]:
+    measures = engine.measures(scratch)
+    told = {**engine.versions, **engine.summary(measures, records)}
+    return engine.with_measures(records, measures), told
 
 
 def _choose_ports(frontend_port: int | None) -> Ports:

@@ -8,47 +8,14 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
 from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.plain_text import HIDDEN, Secrets, secrets_in
 
-T = TypeVar("T")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SHORTEST_SECRET = 4
-_HIDDEN = "***"
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """Values that must not be written anywhere."""
-
-    values: frozenset[str] = frozenset()
-
-    def redact(self, text: str) -> str:
-        """The text with every secret in it replaced."""
-        for value in sorted(self.values, key=len, reverse=True):
-            text = text.replace(value, _HIDDEN)
-        return text
-
-    def clean(self, data: T) -> T:
-        """Plain data with every secret in its strings replaced."""
-        return _map_strings(data, self.redact) if self.values else data
-
-
-NO_SECRETS = Secrets()
-
-
-def _map_strings(data: Any, change: Any) -> Any:
-    if isinstance(data, str):
-        return change(data)
-    if isinstance(data, Mapping):
-        return {_map_strings(k, change): _map_strings(v, change) for k, v in data.items()}
-    if isinstance(data, list | tuple):
-        return type(data)(_map_strings(item, change) for item in data)
-    return data
 
 
 @dataclass(frozen=True)
@@ -119,12 +86,7 @@ class Access:
     @property
     def secrets(self) -> Secrets:
         """What must not show up in a report: header values, and what follows ``Bearer``."""
-        found = set()
-        for value in self.headers.values():
-            for part in (value, value.partition(" ")[2].strip()):
-                if len(part) >= _SHORTEST_SECRET:
-                    found.add(part)
-        return Secrets(frozenset(found))
+        return secrets_in(self.headers)
 
 
 NO_ACCESS = Access()
@@ -191,7 +153,7 @@ def check_url(option: str, url: str) -> str:
 def _without_user(url: str) -> str:
     before, separator, rest = url.partition("//")
     user, at, host = rest.rpartition("@")
-    return f"{before}{separator}{_HIDDEN}@{host}" if at and user else url
+    return f"{before}{separator}{HIDDEN}@{host}" if at and user else url
 
 
 def read_access(

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Progress, Tally, Unwatched
-from pytest_dynamo_bench.targets.frontend_metrics import summarize
+from pytest_dynamo_bench.targets.frontend_metrics import scrape
 from pytest_dynamo_bench.targets.service.probe import Service
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest, cut
 from pytest_dynamo_bench.traffic.images import NoiseImages
@@ -126,6 +125,7 @@ async def send(
     request_timeout_seconds: float = 1200,
     prepared: Callable[[], Awaitable[None]] | None = None,
     processes: int = 1,
+    after: Aftermath | None = None,
 ) -> Sent:
     """Send a traffic to a service, and wait until everything has ended.
 
@@ -133,9 +133,10 @@ async def send(
         progress: shows how many requests have ended.
         prepared: awaited when everything is ready to be sent.
         processes: of the load generator; 0 for a few requests whose times do not matter.
+        after: has the records written, and is told what ends the load before its time.
 
     Raises:
-        LoadError: a process of the load generator died.
+        LoadError: a process of the load generator died, and nothing was measured until then.
     """
     access = service.address.access
     generator = LoadGenerator(
@@ -146,16 +147,13 @@ async def send(
         dialect=service.dialect,
     )
     tally = Tally(progress, len(traffic.requests), generator.latest)
-    await generator.send(traffic, tally, prepared=prepared)
-    records = [_without_secrets(record, service) for record in generator.records()]
-    return Sent(records, generator.started_at, generator.health())
-
-
-def _without_secrets(record: RequestRecord, service: Service) -> RequestRecord:
-    if record.error is None:
-        return record
-    error = service.address.access.secrets.redact(record.error)
-    return dataclasses.replace(record, error=error)
+    sending = generator.send(traffic, tally, prepared=prepared)
+    if after is None:
+        await sending
+    else:
+        with after.sending(generator):
+            await sending
+    return Sent(generator.records(), generator.started_at, generator.health())
 
 
 def warm_tokens(records: Sequence[RequestRecord], traffic: Traffic) -> int | None:
@@ -179,10 +177,13 @@ def warm_tokens(records: Sequence[RequestRecord], traffic: Traffic) -> int | Non
     return round(warm) if known else None
 
 
-async def observe(service: Service, directory: Path) -> dict[str, Any]:
+async def observe(service: Service, directory: Path) -> tuple[dict[str, Any], list[str]]:
     """What the service says of itself: its model, and the frontend's counters where it is Dynamo.
 
     The metrics are also written to ``directory``.
+
+    Returns:
+        That, and notes of what is missing.
     """
     observed: dict[str, Any] = {
         "model": service.model,
@@ -192,13 +193,7 @@ async def observe(service: Service, directory: Path) -> dict[str, Any]:
         "forced_output_length": service.dialect.forced_length,
     }
     if not service.is_dynamo:
-        return observed
-    try:
-        async with service.address.client() as client:
-            text = (await client.get("/metrics")).text
-    except httpx.HTTPError as error:
-        return observed | {"metrics": f"not readable: {type(error).__name__}"}
-    text = service.address.access.secrets.redact(text)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "frontend-metrics.txt").write_text(text, encoding="utf-8")
-    return observed | {"frontend": summarize(text)}
+        return observed, []
+    async with service.address.client() as client:
+        counters, notes = await scrape(client, directory, service.address.access.secrets.redact)
+    return observed | {"frontend": counters}, notes

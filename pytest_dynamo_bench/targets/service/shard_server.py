@@ -24,6 +24,7 @@ from typing import Any
 
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.probe import Service, probe, wait_for_models
@@ -141,7 +142,9 @@ def _handler(shard: _Shard) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-async def _send(shard: _Shard) -> None:
+async def _send(shard: _Shard, directory: Path) -> None:
+    after = Aftermath(directory)
+
     async def until_start() -> None:
         shard.stage = "waiting"
         while shard.start_unix is None:
@@ -164,6 +167,7 @@ async def _send(shard: _Shard) -> None:
             _Notes(shard),
             request_timeout_seconds=float(shard.settings["request_timeout_seconds"]),
             prepared=until_start,
+            after=after,
         )
     )
     while not sending.done():
@@ -173,13 +177,16 @@ async def _send(shard: _Shard) -> None:
             raise TimeoutError("nobody asked any more")
     sent = sending.result()
     started = datetime.fromisoformat(sent.started_at).timestamp()
-    with tempfile.TemporaryDirectory() as directory:
-        observed = await measure.observe(shard.service, Path(directory))
-        metrics = {
-            path.name: path.read_text(encoding="utf-8") for path in Path(directory).iterdir()
-        }
-    observed["load_generator"] = sent.health
-    shard.results = pack_result(sent.records, started, observed, metrics)
+    observed: dict[str, Any] = {"load_generator": sent.health}
+    files = directory / "files"
+    with after.step("asking the frontend what it saw"):
+        told, notes = await measure.observe(shard.service, files)
+        after.note(notes)
+        observed |= told
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files.glob("*")}
+    shard.results = pack_result(
+        sent.records, started, observed, texts, problems=after.problems, notes=after.notes
+    )
     shard.stage = "done"
 
 
@@ -208,7 +215,8 @@ def main() -> None:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        asyncio.run(_send(shard))
+        with tempfile.TemporaryDirectory() as directory:
+            asyncio.run(_send(shard, Path(directory)))
     except Exception as error:
         traceback.print_exc()
         shard.error, shard.stage = f"{type(error).__name__}: {error}", "failed"

@@ -57,6 +57,7 @@ class ShardResult:
         clock: of the machine that it ran on.
         observed: what the service said of itself afterwards.
         files: texts to be kept with the run.
+        problems, notes: as of a run.
     """
 
     index: int
@@ -65,6 +66,8 @@ class ShardResult:
     clock: Clock
     observed: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,11 @@ class Merged:
     Attributes:
         records: in the order in which requests ended.
         started_unix: when the run was to start, on our clock.
-        problems: requests that are missing or came back twice.
+        problems: of the shards, and requests that are missing or came back twice.
         shards: of each shard its clock and how far its start was off, for reports.
         observed: what the service said of itself, as the first shard heard it.
         files: texts to be kept with the run.
+        notes: what the first shard missed.
     """
 
     records: list[RequestRecord]
@@ -86,6 +90,7 @@ class Merged:
     shards: list[dict[str, float]]
     observed: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def split(traffic: Traffic, count: int) -> list[Traffic]:
@@ -148,7 +153,7 @@ def merge(results: Sequence[ShardResult], traffic: Traffic, start_unix: float) -
     for record in records:
         seen[record.request_id] = seen.get(record.request_id, 0) + 1
     wanted = {request.request_id for request in traffic.requests}
-    problems = []
+    problems = [f"shard {r.index}: {problem}" for r in results for problem in r.problems]
     for what, names in (
         ("are missing", sorted(wanted - seen.keys())),
         ("came back more than once", sorted(name for name, n in seen.items() if n > 1)),
@@ -163,7 +168,7 @@ def merge(results: Sequence[ShardResult], traffic: Traffic, start_unix: float) -
     if generators:
         # The gate looks at the one that had most to do.
         observed["load_generator"] = max(generators, key=lambda g: float(g.get("cpu_share", 0)))
-    return Merged(records, start_unix, problems, shards, observed, first.files)
+    return Merged(records, start_unix, problems, shards, observed, first.files, first.notes)
 
 
 def _moved(record: RequestRecord, by_ms: float) -> RequestRecord:
@@ -282,17 +287,20 @@ def pack_result(
     started_unix: float,
     observed: Mapping[str, Any],
     files: Mapping[str, str],
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> bytes:
     """What a shard brings back, compressed.
 
     Args:
         observed: what the service said of itself.
         files: texts to be kept with the run, by name.
+        problems, notes: as of a run.
     """
     rows = [_row(record) for record in records]
     content = {
         "fields": _RECORD_FIELDS, "rows": rows, "started_unix": started_unix,
-        "observed": observed, "files": files,
+        "observed": observed, "files": files, "problems": problems, "notes": notes,
     }  # fmt: skip
     return gzip.compress(json.dumps(content, separators=(",", ":")).encode(), 6)
 
@@ -304,7 +312,7 @@ def _row(record: RequestRecord) -> Row:
 
 def _of_row(row: Row) -> RequestRecord:
     values = dict(zip(_RECORD_FIELDS, row, strict=True))
-    for name in ("chunk_ms", "chunk_tokens"):
+    for name in ("chunk_ms", "chunk_tokens", "odd"):
         values[name] = tuple(values[name]) if values[name] is not None else None
     return RequestRecord(**values)
 
@@ -320,5 +328,6 @@ def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
         raise TargetError(_OTHER_VERSION)
     records = [_of_row(row) for row in content["rows"]]
     return ShardResult(
-        index, records, content["started_unix"], clock, content["observed"], content["files"]
-    )
+        index, records, content["started_unix"], clock, content["observed"], content["files"],
+        content["problems"], content["notes"],
+    )  # fmt: skip
