@@ -37,7 +37,6 @@ from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 SUMMARY_VERSION = 1

@@ -12,7 +12,6 @@ from pathlib import Path
 from pytest_dynamo_bench.aiperf_results import AiperfResults, read_aiperf_results
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import NotMeasuredError, TargetError
-from pytest_dynamo_bench.plain_text import one_line
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.traffic import (
@@ -113,7 +112,6 @@ class RecordedTarget:
         progress.stage("reading the results of AIPerf")
         failed = sum(not record.succeeded for record in results.records)
         progress.requests(len(results.records), failed, len(results.records))
-        command = (results.summary.get("run_info") or {}).get("cli_command")
         return Run(
             benchmark=benchmark.name,
             configuration=configuration.name,
@@ -124,8 +122,8 @@ class RecordedTarget:
             deployed={"note": _NOT_DEPLOYED},
             observed={
                 "sent_by": "aiperf",
-                "aiperf_version": results.summary.get("aiperf_version"),
-                "aiperf_command": one_line(str(command)) if command else None,
+                "aiperf_version": results.version,
+                "aiperf_command": results.command,
                 "aiperf_records": str(results.path),
             },
             traffic={"schedule": _schedule(results).description, "history": list(traffic.history)},

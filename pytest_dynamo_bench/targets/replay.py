@@ -29,6 +29,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traffic_for
 from pytest_dynamo_bench.dynamo_release import REQUIREMENT
 from pytest_dynamo_bench.engines import (
@@ -40,9 +42,11 @@ from pytest_dynamo_bench.engines import (
     with_surcharge,
 )
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.outside import Amount, Count, Tokens, decoded
 from pytest_dynamo_bench.parallel import cores
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets import replay_child
+from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Unwatched
 from pytest_dynamo_bench.targets.caveats import NO_VISION, Caveat, caveats
 from pytest_dynamo_bench.traffic import (
@@ -355,8 +359,8 @@ class ReplayTarget:
                 outcome: Run | DynamoBenchError
                 try:
                     outcome = future.result()
-                except DynamoBenchError as error:
-                    outcome = error
+                except Exception as error:
+                    outcome = unexpected(error, item.directory, f"simulating {name}")
                     failed += len(item.traffic.requests)
                 else:
                     failed += sum(not record.succeeded for record in outcome.records)
@@ -518,8 +522,15 @@ class ReplayTarget:
                 f"configuration {configuration.name!r}: the simulation ended with exit code "
                 f"{code}; the end of {log_path}:\n" + "\n".join(tail)
             )
-        result: dict[str, Any] = json.loads(result_path.read_text("utf-8"))
-        return result
+        try:
+            result = decoded(result_path.read_bytes(), _Result)
+        except (OSError, ValueError) as error:
+            raise DeploymentError(
+                f"configuration {configuration.name!r}: the simulation ended without a result that "
+                f"can be read ({error}); log: {log_path}"
+            ) from None
+        found: dict[str, Any] = msgspec.to_builtins(result)
+        return found
 
 
 def _charge(
@@ -778,9 +789,52 @@ def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:
             file.write(json.dumps(marker | {"delay": 0}) + "\n")
 
 
+class _Row(msgspec.Struct):
+    """What Dynamo's replay says of a request."""
+
+    input_length: Tokens
+    requested_output_length: Tokens
+    output_length: Tokens
+    terminal_status: str
+    arrival_time_ms: Amount
+    session_id: str | None = None
+    turn_index: Count | None = None
+    first_token_ms: Amount | None = None
+    last_token_ms: Amount | None = None
+    terminal_time_ms: Amount | None = None
+    reused_input_tokens: Tokens | None = None
+    prefill_route_overlap_tokens: Tokens | None = None
+    prefill_worker_idx: Count | None = None
+    decode_worker_idx: Count | None = None
+
+
+class _Result(msgspec.Struct):
+    """What the child says of a simulation."""
+
+    report: dict[str, Any]
+    seconds: Amount
+    seeding: str
+    peak_memory_mb: Count | None
+    kv_offload_compiled: bool
+
+
 def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The requests of a simulation's report.
+
+    Raises:
+        DeploymentError: a line is none; the message names it and the field.
+    """
+    rows: list[dict[str, Any]] = []
     with path.open("rb") as lines:
-        return [json.loads(line) for line in lines]
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(msgspec.to_builtins(decoded(line, _Row)))
+            except ValueError as error:
+                raise DeploymentError(
+                    f"what Dynamo's replay wrote cannot be read, request {number} ({error}); is it "
+                    "another version of ai-dynamo than the one that is supported?"
+                ) from None
+    return rows
 
 
 def to_records(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
+
+from pytest_dynamo_bench.outside import Amount, Count, Rank
 from pytest_dynamo_bench.records import RequestRecord
 
 Place = tuple[str, int]
@@ -55,6 +56,37 @@ def chain(tokens_hashes: Iterable[int]) -> list[int]:
     return list(itertools.accumulate(tokens_hashes, _chained, initial=_NOTHING))[1:]
 
 
+class Event(msgspec.Struct, tag_field="kind", kw_only=True):
+    """A line of the event tap's file; times are wall clock."""
+
+    at_ms: Amount
+    worker: str
+    rank: Rank = 0
+
+
+class Stored(Event, tag="stored", kw_only=True):
+    """Blocks that a worker stored, after one that it has: name and hash of the tokens of each."""
+
+    parent: int | None
+    blocks: list[tuple[int, int]]
+
+
+class Removed(Event, tag="removed", kw_only=True):
+    """Blocks that a worker evicted."""
+
+    count: Count
+
+
+class Pass(Event, tag="pass", kw_only=True):
+    """A forward pass: prompt tokens that it computed, requests that it decoded."""
+
+    prefill: Count
+    decode: Count
+
+
+decode = msgspec.json.Decoder(Stored | Removed | Pass).decode
+
+
 def read_events(path: Path) -> EngineEvents:
     """Read the file of an event tap; a last line that is cut off is left out."""
     names: dict[Place, dict[int | None, int]] = defaultdict(lambda: {None: _NOTHING})
@@ -62,28 +94,30 @@ def read_events(path: Path) -> EngineEvents:
     passes: dict[Place, list[float]] = defaultdict(list)
     prefill: dict[str, int] = defaultdict(int)
     removed = steps = unreadable = 0
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line in text.splitlines():
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            event: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+            event = decode(line)
+        except (ValueError, RecursionError):
+            # The last line may have been cut off when the tap was ended.
+            unreadable += number < len(lines)
             continue
-        place = (event.get("worker", ""), event.get("rank", 0))
-        match event["kind"]:
-            case "stored" if event["parent"] in (known := names[place]):
-                name = known[event["parent"]]
-                for block, tokens_hash in event["blocks"]:
+        place = (event.worker, event.rank)
+        match event:
+            case Stored() if event.parent in (known := names[place]):
+                name = known[event.parent]
+                for block, tokens_hash in event.blocks:
                     name = known[block] = _chained(name, tokens_hash)
-                    stored[place].append((event["at_ms"], name))
-            case "removed":
-                removed += event["count"]
-            case "pass":
-                prefill[place[0]] += event["prefill"]
-                steps += event["decode"]
-                if event["decode"]:
-                    passes[place].append(event["at_ms"])
-            case _:
+                    stored[place].append((event.at_ms, name))
+            case Stored():
                 unreadable += 1
+            case Removed():
+                removed += event.count
+            case Pass():
+                prefill[place[0]] += event.prefill
+                steps += event.decode
+                if event.decode:
+                    passes[place].append(event.at_ms)
     for times in passes.values():
         times.sort()
     return EngineEvents(stored, removed, prefill, passes, steps, unreadable)

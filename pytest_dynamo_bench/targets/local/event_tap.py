@@ -69,9 +69,12 @@ def _write_events(context: zmq.Context[zmq.Socket[bytes]], address: str, path: P
                 envelope = msgspec.msgpack.decode(frames[-1][_HEADER_BYTES:])
                 payload = msgspec.msgpack.decode(envelope["payload"])
                 lines = _lines(envelope["topic"], envelope["published_at"], payload)
-            except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
-                lines = [{"kind": "unreadable", "reason": repr(error)[:200]}]
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+            except Exception as error:
+                # Whatever it is: without this thread all that comes after would be lost unseen.
+                line = {"kind": "unreadable", "reason": ascii(error)[:200]}
+                text = json.dumps(line) + "\n"
+            file.write(text)
 
 
 def main() -> None:

@@ -6,9 +6,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.outside import Amount, Count, decoded, shown
 from pytest_dynamo_bench.targets.base import RECENT, Progress, show_latency
 from pytest_dynamo_bench.targets.service.shards import (
     Clock,
@@ -18,6 +21,8 @@ from pytest_dynamo_bench.targets.service.shards import (
     unpack_result,
 )
 from pytest_dynamo_bench.traffic import Traffic
+
+T = TypeVar("T")
 
 _CLOCK_QUESTIONS = 9
 _POLL_SECONDS = 0.5
@@ -94,7 +99,7 @@ def clock_of(connection: ShardConnection) -> Clock:
     best = Clock(0.0, float("inf"))
     for _ in range(_CLOCK_QUESTIONS):
         before = time.time()
-        told = float(_json(_try(partial(connection.get, "clock"), "clock"))["unix"])
+        told = _said(_try(partial(connection.get, "clock"), "clock"), _Time).unix
         after = time.time()
         found = Clock((told - (before + after) / 2) * 1000, (after - before) / 2 * 1000)
         if found.uncertainty_ms < best.uncertainty_ms:
@@ -112,13 +117,13 @@ def _until_ready(
         still_there()
         for index in list(waiting):
             try:
-                status = _json(connections[index].get("status"))
+                status = _said(connections[index].get("status"), _Status)
             except OSError as error:
                 last = str(error)
                 continue
             _raise_if_failed(status)
-            last = f"shard {index}: {status['stage']}"
-            if status["stage"] == "waiting":
+            last = f"shard {index}: {status.stage}"
+            if status.stage == "waiting":
                 waiting.remove(index)
         if waiting and time.monotonic() > deadline:
             raise DeploymentError(
@@ -138,24 +143,24 @@ def _until_done(
     while True:
         still_there()
         found = [
-            _json(_try(partial(connection.get, "status"), "status", still_there))
+            _said(_try(partial(connection.get, "status"), "status", still_there), _Status)
             for connection in connections
         ]
         for status in found:
             _raise_if_failed(status)
-        done, failed = (sum(status[key] for status in found) for key in ("done", "failed"))
+        done, failed = sum(s.done for s in found), sum(s.failed for s in found)
         progress.requests(done, failed, total)
-        latest = [unpack_brief(packed) for status in found for packed in status["recent"]]
+        latest = [unpack_brief(packed) for status in found for packed in status.recent]
         latest.sort(key=lambda record: record.end_ms or 0.0)
         show_latency(progress, latest[-RECENT:])
-        if all(status["stage"] == "done" for status in found):
+        if all(status.stage == "done" for status in found):
             return
         time.sleep(_POLL_SECONDS)
 
 
-def _raise_if_failed(status: dict[str, Any]) -> None:
-    if status["stage"] == "failed":
-        raise DeploymentError(f"shard {status['shard']} of the load failed: {status['error']}")
+def _raise_if_failed(status: _Status) -> None:
+    if status.stage == "failed":
+        raise DeploymentError(f"shard {status.shard} of the load failed: {status.error}")
 
 
 def _try(ask: Callable[[], bytes], what: str, still_there: Callable[[], None] = _nothing) -> bytes:
@@ -179,6 +184,28 @@ def _try(ask: Callable[[], bytes], what: str, still_there: Callable[[], None] = 
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
-def _json(data: bytes) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(data)
-    return content
+class _Time(msgspec.Struct):
+    unix: Amount
+
+
+class _Status(msgspec.Struct):
+    stage: str
+    shard: int = 0
+    done: Count = 0
+    failed: Count = 0
+    error: str = ""
+    recent: list[list[Any]] = []
+
+
+def _said(data: bytes, kind: type[T]) -> T:
+    """What a shard answered.
+
+    Raises:
+        DeploymentError: it is none that answered.
+    """
+    try:
+        return decoded(data, kind)
+    except ValueError as error:
+        raise DeploymentError(
+            f"what answers in the place of a load generator is none ({error}): {shown(data)}"
+        ) from None

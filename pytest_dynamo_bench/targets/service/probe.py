@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,18 @@ from http import HTTPStatus
 from typing import Any
 
 import httpx
+import msgspec
 
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.chat import Dialect
+from pytest_dynamo_bench.outside import Name, Tokens, decoded
+from pytest_dynamo_bench.plain_text import one_line, printable
 from pytest_dynamo_bench.targets.service.address import Address
 from pytest_dynamo_bench.traffic.prompts import COMMON_WORDS, WORDS
 
 _POLL_SECONDS = 1.0
 _FEWEST_WORDS = 32
+_SHOWN_CHARACTERS = 300
 _COUNTED = 16
 _AT_A_TIME = 16
 _REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -61,7 +64,7 @@ async def wait_for_models(
             else:
                 if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                     raise DeploymentError(_not_let_in(address, response))
-                models, last = _models(response)
+                models, last = _models(address, response)
             if models and (wanted is None or wanted in models):
                 return models
             if time.monotonic() >= deadline:
@@ -76,13 +79,27 @@ def _plain(error: httpx.HTTPError) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _models(response: httpx.Response) -> tuple[list[str], str]:
+def _text(address: Address, response: httpx.Response) -> str:
+    """What a server answered, as an error shows it."""
+    return one_line(address.access.secrets.redact(response.text), _SHOWN_CHARACTERS)
+
+
+class _Model(msgspec.Struct):
+    id: Name
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def _models(address: Address, response: httpx.Response) -> tuple[list[str], str]:
+    text = _text(address, response)
     if response.status_code != HTTPStatus.OK:
-        return [], f"GET /v1/models: HTTP {response.status_code}: {response.text[:300]}"
+        return [], f"GET /v1/models: HTTP {response.status_code}: {text}"
     try:
-        listed = [str(entry["id"]) for entry in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
-        return [], f"GET /v1/models is not a list of models: {response.text[:300]}"
+        listed = [printable(model.id) for model in decoded(response.content, _Models).data]
+    except ValueError as error:
+        return [], f"GET /v1/models is not a list of models ({error}): {text}"
     return listed, "the list of models is empty"
 
 
@@ -90,7 +107,7 @@ def _not_let_in(address: Address, response: httpx.Response) -> str:
     given = "was not accepted" if address.access.headers else "is missing"
     return (
         f"{address.url} answered HTTP {response.status_code}: the API key {given}; give one with "
-        f"--dynamo-api-key-env or --dynamo-api-key-file ({response.text[:200]})"
+        f"--dynamo-api-key-env or --dynamo-api-key-file ({_text(address, response)})"
     )
 
 
@@ -144,7 +161,7 @@ class _Asking:
                 return dialect
             if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 raise DeploymentError(_not_let_in(self._address, response))
-            refused = f"HTTP {response.status_code}: {response.text[:300]}"
+            refused = f"HTTP {response.status_code}: {_text(self._address, response)}"
             if response.status_code not in _REJECTED:
                 break
         raise DeploymentError(
@@ -221,7 +238,7 @@ class _Asking:
         raise DeploymentError(
             f"{self._address.url} does not count tokens: a request with "
             f"stream_options.include_usage came back without usage (HTTP {response.status_code}: "
-            f"{response.text[-300:]})"
+            f"{_text(self._address, response)})"
         )
 
     async def _post(self, content: str, dialect: Dialect) -> httpx.Response:
@@ -244,12 +261,20 @@ class _Asking:
             ) from None
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: Tokens | None = None
+
+
+class _Event(msgspec.Struct):
+    usage: _Usage | None = None
+
+
 def _usage(line: str) -> int | None:
     """The prompt's tokens, if a line of a stream has them."""
     if not line.startswith("data:"):
         return None
     try:
-        usage = json.loads(line.removeprefix("data:")).get("usage")
-    except (ValueError, AttributeError):
+        event = decoded(line.removeprefix("data:"), _Event)
+    except ValueError:
         return None
-    return int(usage["prompt_tokens"]) if usage and "prompt_tokens" in usage else None
+    return event.usage.prompt_tokens if event.usage is not None else None

@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import zlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.load.chat import Dialect
+from pytest_dynamo_bench.outside import Amount, decoded
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.service.address import Access, Address
 from pytest_dynamo_bench.targets.service.probe import Service
@@ -277,8 +281,6 @@ def unpack_brief(packed: Row) -> RequestRecord:
     Raises:
         TargetError: the shard runs another version of this package.
     """
-    if len(packed) != len(_RECORD_FIELDS):
-        raise TargetError(_OTHER_VERSION)
     return _of_row(packed)
 
 
@@ -311,10 +313,22 @@ def _row(record: RequestRecord) -> Row:
 
 
 def _of_row(row: Row) -> RequestRecord:
-    values = dict(zip(_RECORD_FIELDS, row, strict=True))
-    for name in ("chunk_ms", "chunk_tokens", "odd"):
-        values[name] = tuple(values[name]) if values[name] is not None else None
-    return RequestRecord(**values)
+    if len(row) != len(_RECORD_FIELDS):
+        raise TargetError(_OTHER_VERSION)
+    try:
+        return msgspec.convert(dict(zip(_RECORD_FIELDS, row, strict=True)), RequestRecord)
+    except msgspec.ValidationError as error:
+        raise TargetError(f"{_OTHER_VERSION} (a record: {error})") from None
+
+
+class _Result(msgspec.Struct):
+    fields: tuple[str, ...]
+    rows: list[Row]
+    started_unix: Amount
+    observed: dict[str, Any]
+    files: dict[str, str]
+    problems: list[str]
+    notes: list[str]
 
 
 def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
@@ -323,11 +337,14 @@ def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
     Raises:
         TargetError: the shard runs another version of this package.
     """
-    content = json.loads(gzip.decompress(data))
-    if tuple(content["fields"]) != _RECORD_FIELDS:
+    try:
+        content = decoded(gzip.decompress(data), _Result)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise TargetError(f"{_OTHER_VERSION} (its results: {error})") from None
+    if content.fields != _RECORD_FIELDS:
         raise TargetError(_OTHER_VERSION)
-    records = [_of_row(row) for row in content["rows"]]
+    records = [_of_row(row) for row in content.rows]
     return ShardResult(
-        index, records, content["started_unix"], clock, content["observed"], content["files"],
-        content["problems"], content["notes"],
+        index, records, content.started_unix, clock, content.observed, content.files,
+        content.problems, content.notes,
     )  # fmt: skip

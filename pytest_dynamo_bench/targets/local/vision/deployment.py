@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import find_profile, kv_capacity_tokens, model_dimensions
 from pytest_dynamo_bench.errors import TargetError, UnavailableError
+from pytest_dynamo_bench.outside import Amount, Count, decoded
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing, Measures
 from pytest_dynamo_bench.targets.local.model_directory import write_model_directory
@@ -282,16 +284,29 @@ def limits_of_this_machine(worker: Worker, share: float) -> tuple[str, ...]:
     return tuple(found)
 
 
+class _Measures(msgspec.Struct):
+    """A worker's line of a request's images."""
+
+    request: str
+    images: Count
+    image_cache_hits: Count
+    images_decoded: Count
+    image_decode_ms: Amount
+    image_transfer_ms: Amount
+    encoder_ms: Amount
+    cache: dict[str, Count]
+
+
 def read_measures(directory: Path) -> dict[str, dict[str, Any]]:
     """What the workers of a deployment wrote: request to its measures, in order."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(directory.glob("images-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
-                measures = json.loads(line)
-            except json.JSONDecodeError:
+                measures = decoded(line, _Measures)
+            except ValueError:
                 continue
-            found[measures["request"]] = {**measures, "worker": path.stem}
+            found[measures.request] = {**msgspec.to_builtins(measures), "worker": path.stem}
     return found
 
 

@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from pytest_dynamo_bench.outside import Amount, Count
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.local.image_engine import Measures
 from pytest_dynamo_bench.targets.local.vision.deployment import IMAGE_MEASURES, request_name
 from pytest_dynamo_bench.targets.local.vllm.toy_model import MARKS_OF_AN_IMAGE
+
+
+class _Asked(msgspec.Struct, tag="asked", tag_field="event"):
+    request: str
+    images: Count
+
+
+class _Timed(msgspec.Struct, tag="decoded", tag_field="event"):
+    request: str
+    ms: Amount
+
+
+class _Read(_Timed, tag="read"):
+    pass
+
+
+class _Queued(msgspec.Struct, tag="queued", tag_field="event"):
+    request: str
+    tokens: Count
+
+
+class _Kept(msgspec.Struct, tag="kept", tag_field="event"):
+    request: str
+
+
+class _Encoded(msgspec.Struct, tag="encoded", tag_field="event"):
+    request: str
+    images: Count
+    ms: Amount
+
+
+class _Cached(msgspec.Struct, tag="cached", tag_field="event"):
+    request: str
+    hit: bool
+    evicted: int
+    bytes: Count
+    entries: Count
+    capacity_bytes: Count
+
+
+_decode = msgspec.json.Decoder(
+    _Asked | _Timed | _Read | _Queued | _Kept | _Encoded | _Cached
+).decode
 
 
 def read_observations(directory: Path) -> Measures:
@@ -50,10 +95,10 @@ def read_observations(directory: Path) -> Measures:
 
 def _events(directory: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(directory.glob("observed-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                yield msgspec.to_builtins(_decode(line))
+            except (ValueError, RecursionError):
                 continue
 
 
@@ -94,6 +139,9 @@ def with_observations(records: Sequence[RequestRecord], measures: Measures) -> l
             if record.prompt_tokens is not None and own["image_tokens"] is not None:
                 marks = MARKS_OF_AN_IMAGE * own["images"]
                 changes["prompt_tokens"] = record.prompt_tokens - own["image_tokens"] - marks
+                if own["images"]:
+                    # Nobody says how many of these are tokens of images.
+                    changes["cached_tokens"] = None
             record = dataclasses.replace(record, **changes)
         joined.append(record)
     return joined
