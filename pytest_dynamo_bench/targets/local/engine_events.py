@@ -67,8 +67,8 @@ class Event(msgspec.Struct, tag_field="kind", kw_only=True):
 class Stored(Event, tag="stored", kw_only=True):
     """Blocks that a worker stored, after one that it has: name and hash of the tokens of each."""
 
-    parent: int | None
-    blocks: list[tuple[int, int]]
+    parent: int | str | None
+    blocks: list[tuple[int | str, int]]
 
 
 class Removed(Event, tag="removed", kw_only=True):
@@ -89,7 +89,7 @@ decode = msgspec.json.Decoder(Stored | Removed | Pass).decode
 
 def read_events(path: Path) -> EngineEvents:
     """Read the file of an event tap; a last line that is cut off is left out."""
-    names: dict[Place, dict[int | None, int]] = defaultdict(lambda: {None: _NOTHING})
+    names: dict[Place, dict[int | str | None, int]] = defaultdict(lambda: {None: _NOTHING})
     stored: dict[Place, list[tuple[float, int]]] = defaultdict(list)
     passes: dict[Place, list[float]] = defaultdict(list)
     prefill: dict[str, int] = defaultdict(int)

@@ -316,9 +316,10 @@ def _of_row(row: Row) -> RequestRecord:
     if len(row) != len(_RECORD_FIELDS):
         raise TargetError(_OTHER_VERSION)
     try:
-        return msgspec.convert(dict(zip(_RECORD_FIELDS, row, strict=True)), RequestRecord)
+        record = msgspec.convert(dict(zip(_RECORD_FIELDS, row, strict=True)), RequestRecord)
     except msgspec.ValidationError as error:
         raise TargetError(f"{_OTHER_VERSION} (a record: {error})") from None
+    return dataclasses.replace(record, chunk_ms=tuple(record.chunk_ms))
 
 
 class _Result(msgspec.Struct):
