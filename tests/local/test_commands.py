@@ -119,3 +119,19 @@ def test_all_of_modelled_time_runs_faster():
     prefill = commands(SPLIT, fast_forward=4)["prefill"].argv
     assert value(prefill, "--speedup-ratio") == "4"
     assert value(prefill, "--kv-transfer-bandwidth") == "200"
+
+
+def test_the_frontend_gets_a_home_that_is_removed_and_keeps_the_users_caches(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "PYTHONUSERBASE"):
+        monkeypatch.delenv(name, raising=False)
+    specs = commands(SPLIT)
+    found = specs["frontend"].environment
+    assert found["HOME"] == "/scratch/home"
+    assert found["HF_HOME"] == "/home/somebody/.cache/huggingface"
+    assert found["XDG_CACHE_HOME"] == "/home/somebody/.cache"
+    assert {specs[name].environment["HOME"] for name in ("prefill", "decode")} == {"/home/somebody"}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert commands(SPLIT)["frontend"].environment["HF_HOME"] == "/caches/huggingface"
+    monkeypatch.setenv("HF_HOME", "/models")
+    assert commands(SPLIT)["frontend"].environment["HF_HOME"] == "/models"

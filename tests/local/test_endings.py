@@ -46,6 +46,7 @@ def session(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "--dynamo-seconds=30"],
             cwd=tmp_path, stdout=log, stderr=log, preexec_fn=preexec,
+            env={**os.environ, "HOME": str(tmp_path / "home")},
         )  # fmt: skip
         log.close()
         started.append(process)
@@ -81,7 +82,7 @@ def all_gone(processes, before):
         pytest.param(signal.SIGKILL, None, id="kill -9"),
     ],
 )
-def test_a_signal_in_the_middle_leaves_nothing(session, number, preexec):
+def test_a_signal_in_the_middle_leaves_nothing(session, number, preexec, tmp_path):
     before = scratch_directories()
     process, output = session(preexec)
     processes = dynamo_processes()
@@ -91,6 +92,7 @@ def test_a_signal_in_the_middle_leaves_nothing(session, number, preexec):
     os.kill(process.pid, number)
     code = process.wait(20)
     assert all_gone(processes, before)
+    assert not (tmp_path / "home").exists()
     if number != signal.SIGKILL:
         assert code == pytest.ExitCode.INTERRUPTED
         assert "KeyboardInterrupt" in output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,23 @@ def environment(directory: Path, ports: Ports) -> dict[str, str]:
     }
 
 
+def own_home(directory: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """What keeps the frontend from leaving files in the user's home.
+
+    It keeps a copy of every model's metadata in ``$HOME/.cache/dynamo/mdc``, and nothing but
+    ``HOME`` decides where (``mdc_cache_root`` in Dynamo's ``lib/llm/src/model_card.rs``). What
+    else is looked for from there stays where it is: the caches of models, and what was installed
+    with ``pip --user``.
+    """
+    caches = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return {
+        "HOME": str(directory / "home"),
+        "XDG_CACHE_HOME": caches,
+        "HF_HOME": variables.get("HF_HOME") or str(Path(caches, "huggingface")),
+        "PYTHONUSERBASE": site.getuserbase(),
+    }
+
+
 def inherited_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
     """The plugin's environment without settings that would steer Dynamo behind our back."""
     source = os.environ if source is None else source
@@ -98,8 +116,10 @@ def process_specs(
             commands[worker.mode] = mocker_command(
                 benchmark, configuration, worker, directory, fast_forward
             )
+    own = {"frontend": own_home(directory, variables)}
     return [
-        ProcessSpec(name, argv, variables, logs / f"{name}.log") for name, argv in commands.items()
+        ProcessSpec(name, argv, {**variables, **own.get(name, {})}, logs / f"{name}.log")
+        for name, argv in commands.items()
     ]
 
 
