@@ -22,6 +22,7 @@ from pytest_dynamo_bench.records import Run, possible_run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, SideBySideTarget, Target
+from pytest_dynamo_bench.targets.caveats import of_arrivals
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import (
     Effect,
@@ -337,7 +338,12 @@ class Comparison:
         run = possible_run(run)
         self.store.save_records(run, repeat)
         metrics = Metrics(run, self.benchmark.goodput)
-        limitations = self.target.limitations(self.benchmark, self.benchmark.configuration(name))
+        configuration = self.benchmark.configuration(name)
+        whole = traffic_for(self.benchmark.traffic.load(), configuration)
+        limitations = (
+            *map(str, of_arrivals(whole, traffic_for(self.traffic, configuration))),
+            *self.target.limitations(self.benchmark, configuration),
+        )
         self.store.save_run(self.benchmark, metrics, limitations, repeat)
         failed = [gate for gate in self._gates(metrics, _ANY_METRIC) if not gate.passed]
         if failed:

@@ -1,6 +1,8 @@
 """How a comparison makes its runs, one after the other or side by side."""
 
+import dataclasses
 import itertools
+import json
 from contextlib import contextmanager
 
 import pytest
@@ -215,3 +217,24 @@ def test_runs_under_way_are_ended_when_storing_one_is_interrupted(compare, monke
     with pytest.raises(KeyboardInterrupt):
         comparison.ensure(NAMES)
     assert target.closed and len(target.measured) == 1
+
+
+class Bursts(FakeTarget):
+    """Sends ten requests at once, as a trace does that was recorded in steps."""
+
+    def traffic(self, benchmark):
+        traffic = super().traffic(benchmark)
+        requests = [
+            dataclasses.replace(request, timestamp_ms=3000.0 * (index // 10))
+            for index, request in enumerate(traffic.requests)
+        ]
+        return dataclasses.replace(traffic, requests=requests)
+
+
+@pytest.mark.parametrize(("target", "told"), [(Bursts(), [True]), (FakeTarget(), [])])
+def test_a_report_names_the_bursts_of_any_target(compare, target, told):
+    comparison = compare(target, repeats=1)
+    comparison.ensure(["agg"])
+    found = next(comparison.store.directory.rglob("run.json")).read_text()
+    limits = [text for text in json.loads(found)["limitations"] if "10.0 at once" in text]
+    assert ["every 3,000 ms" in text for text in limits] == told

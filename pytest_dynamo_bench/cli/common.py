@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pytest_dynamo_bench.benchmark import Benchmark
+from pytest_dynamo_bench.benchmark import Benchmark, traffic_for
 from pytest_dynamo_bench.errors import (
     BenchmarkError,
     DynamoBenchError,
@@ -34,6 +34,7 @@ from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
+from pytest_dynamo_bench.targets.caveats import of_arrivals
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 
 CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"
@@ -321,8 +322,12 @@ def say_written(console: Console, paths: Iterable[Path]) -> None:
 
 def limitations(target: ReplayTarget, benchmark: Benchmark) -> dict[str, list[str]]:
     """What the simulation leaves out or simplifies, by configuration."""
+    whole = benchmark.traffic.load()
     return {
-        configuration.name: list(target.limitations(benchmark, configuration))
+        configuration.name: [
+            *map(str, of_arrivals(*[traffic_for(whole, configuration)] * 2)),
+            *target.limitations(benchmark, configuration),
+        ]
         for configuration in benchmark.configurations
     }
 

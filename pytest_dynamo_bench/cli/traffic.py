@@ -33,10 +33,12 @@ from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.reports.figures import TrafficLines, write_traffic
 from pytest_dynamo_bench.traffic import (
+    Arrivals,
     Concurrency,
     TraceFile,
     Traffic,
     aiperf_rows,
+    arrivals,
     cut,
     describe,
     write_mooncake,
@@ -273,6 +275,12 @@ def _figures(
     timed = not isinstance(first.schedule, Concurrency) and first.duration_seconds > 0
     if timed:
         row("duration, s", lambda t: f"{t.duration_seconds:,.1f}")
+        row("distinct start times", lambda t: _arrivals(t, lambda a: f"{a.instants:,}"))
+        row(
+            "starts at once, mean / most",
+            lambda t: _arrivals(t, lambda a: f"{a.mean_at_once:.1f} / {a.most_at_once:,}"),
+        )
+        row("resolution of start times, ms", lambda t: _arrivals(t, _resolution))
         row("requests/s, mean", lambda t: _per_second(len(t.requests), t))
         row(f"requests/s, busiest {_WINDOW_SECONDS:g} s", _peak)
     for what, attribute in (("input", "input_tokens"), ("output", "output_tokens")):
@@ -321,6 +329,15 @@ def _figures(
             ),
         )
     return rows
+
+
+def _arrivals(traffic: Traffic, told: Callable[[Arrivals], str]) -> str:
+    found = arrivals(traffic)
+    return "-" if found is None else told(found)
+
+
+def _resolution(found: Arrivals) -> str:
+    return "not seen" if found.resolution_ms is None else f"{found.resolution_ms:,g}"
 
 
 def _image_counts(traffic: Traffic) -> str:

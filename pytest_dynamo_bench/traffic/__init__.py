@@ -2,6 +2,7 @@
 
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
 from pytest_dynamo_bench.traffic.aiperf import aiperf_rows
+from pytest_dynamo_bench.traffic.arrivals import Arrivals, arrivals, spread_within_resolution
 from pytest_dynamo_bench.traffic.cut import cut, first_turns
 from pytest_dynamo_bench.traffic.figures import (
     TrafficFigures,
@@ -27,6 +28,7 @@ from pytest_dynamo_bench.traffic.synthetic import SyntheticTraffic
 __all__ = [
     "AgenticCoding",
     "AgenticSession",
+    "Arrivals",
     "Concurrency",
     "FixedSchedule",
     "ImageFiles",
@@ -45,6 +47,7 @@ __all__ = [
     "TrafficRequest",
     "TrafficSource",
     "aiperf_rows",
+    "arrivals",
     "cut",
     "describe",
     "first_turns",
@@ -52,6 +55,7 @@ __all__ = [
     "in_words",
     "read_mooncake",
     "read_traffic",
+    "spread_within_resolution",
     "synthesize",
     "write_mooncake",
 ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
 from pytest_dynamo_bench.traffic.model import (
     FixedSchedule,
     Schedule,
@@ -40,14 +41,23 @@ class MooncakeTrace(TrafficSource):
     with the plugin) or the path of a ``.jsonl`` or ``.jsonl.xz`` file, relative to the
     working directory.
 
+    Recordings have times in steps; the shipped one has ten requests at once every 3,000 ms.
+    ``spread_arrivals`` moves each to anywhere within its step, in their order
+    (:func:`~pytest_dynamo_bench.traffic.arrivals.spread_within_resolution`); ``seed`` decides
+    where to.
+
     Raises:
+        BenchmarkError: arrivals are to be spread on a schedule that has none.
         TrafficError: the file does not exist; looked for when the benchmark is imported.
     """
 
     trace: str
     schedule: Schedule = field(default_factory=FixedSchedule)
+    spread_arrivals: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        check_spread(type(self).__name__, self.spread_arrivals, self.seed, self.schedule)
         if self.trace not in SHIPPED and not Path(self.trace).is_file():
             raise TrafficError(
                 f"MooncakeTrace: there is no file {self.trace!r} (in {Path.cwd()}), and no trace "
@@ -56,23 +66,26 @@ class MooncakeTrace(TrafficSource):
 
     @property
     def description(self) -> str:
-        return f"Mooncake {self.trace} trace, {self.schedule.description}"
+        spread = f", arrivals spread, seed {self.seed}" if self.spread_arrivals else ""
+        return f"Mooncake {self.trace} trace, {self.schedule.description}{spread}"
 
     def load(self) -> Traffic:
         if self.trace in SHIPPED:
             source = resources.files("pytest_dynamo_bench") / "data" / SHIPPED[self.trace]
             with resources.as_file(source) as path:
-                return _load(path, 0, self.trace, self.schedule)
+                return _load(self, path, 0)
         path = Path(self.trace).absolute()
-        return _load(path, path.stat().st_mtime_ns, self.trace, self.schedule)
+        return _load(self, path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: Path, _modified_ns: int, trace: str, schedule: Schedule) -> Traffic:
+def _load(source: MooncakeTrace, path: Path, _modified_ns: int) -> Traffic:
     """Read a trace once, until its file changes."""
     with _open_text(path) as lines:
-        requests = read_mooncake(lines, trace)
-    return Traffic(requests, schedule, BLOCK_TOKENS, (f"Mooncake trace {trace!r}",))
+        requests = read_mooncake(lines, source.trace)
+    history = (f"Mooncake trace {source.trace!r}",)
+    traffic = Traffic(requests, source.schedule, BLOCK_TOKENS, history)
+    return spread_within_resolution(traffic, source.seed) if source.spread_arrivals else traffic
 
 
 def _open_text(path: Path) -> TextIO:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
 from pytest_dynamo_bench.traffic.images import ImageFiles
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
@@ -63,31 +64,40 @@ class TraceFile(TrafficSource):
         path: the file, relative to the working directory.
         schedule: how it is sent; a fixed schedule needs times in the file.
         output_tokens: for AIPerf inputs that don't say how long the output is.
+        spread_arrivals: move requests to anywhere within the step that their times were recorded
+            in, in their order (see :class:`MooncakeTrace`).
+        seed: decides where to.
 
     Raises:
+        BenchmarkError: arrivals are to be spread on a schedule that has none.
         TrafficError: the file does not exist; looked for when the benchmark is imported.
     """
 
     path: str
     schedule: Schedule = field(default_factory=FixedSchedule)
     output_tokens: int | None = None
+    spread_arrivals: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        check_spread(type(self).__name__, self.spread_arrivals, self.seed, self.schedule)
         if not Path(self.path).is_file():
             raise TrafficError(f"TraceFile: there is no file {self.path!r} (in {Path.cwd()})")
 
     @property
     def description(self) -> str:
-        return f"{Path(self.path).name}, {self.schedule.description}"
+        spread = f", arrivals spread, seed {self.seed}" if self.spread_arrivals else ""
+        return f"{Path(self.path).name}, {self.schedule.description}{spread}"
 
     def load(self) -> Traffic:
         modified = os.stat(self.path).st_mtime_ns  # noqa: PTH116
-        return _load(self.path, modified, self.schedule, self.output_tokens)
+        return _load(self, modified)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, _modified: int, schedule: Schedule, output_tokens: int | None) -> Traffic:
-    return read_traffic(Path(path), schedule, output_tokens)
+def _load(source: TraceFile, _modified: int) -> Traffic:
+    traffic = read_traffic(Path(source.path), source.schedule, source.output_tokens)
+    return spread_within_resolution(traffic, source.seed) if source.spread_arrivals else traffic
 
 
 def read_traffic(path: Path, schedule: Schedule, output_tokens: int | None = None) -> Traffic:
