@@ -17,7 +17,7 @@ from pytest_dynamo_bench.errors import (
     InvalidRunError,
     ResultsError,
 )
-from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
 from pytest_dynamo_bench.records import Run, possible_run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.aftermath import unexpected
@@ -81,8 +81,8 @@ class MeasuringPlan:
 class Comparison:
     """The configurations of a benchmark, measured on a target, and judged.
 
-    ``comparison["agg-kv"]`` is the :class:`~pytest_dynamo_bench.metrics.Metrics` of a
-    configuration's first run. A configuration is brought up when it is first asked for; if
+    ``comparison["agg-kv"]`` is the :class:`~pytest_dynamo_bench.metrics.RepeatedMetrics` of all
+    runs of a configuration. A configuration is brought up when it is first asked for; if
     that failed, asking again gives the same error without another attempt.
 
     Args:
@@ -127,11 +127,6 @@ class Comparison:
         return self._traffic
 
     @property
-    def measured(self) -> dict[str, Metrics]:
-        """The first run of each configuration that has been measured so far."""
-        return {name: runs[0] for name, runs in self._runs.items() if runs}
-
-    @property
     def all_runs(self) -> dict[str, list[Metrics]]:
         """All runs of each configuration that has been measured so far."""
         return {name: list(runs) for name, runs in self._runs.items() if runs}
@@ -158,18 +153,18 @@ class Comparison:
         )
         return f"{self._how_together}; {told}" if self._how_together else told
 
-    def __getitem__(self, configuration: str) -> Metrics:
-        """The metrics of a configuration's first run.
+    def __getitem__(self, configuration: str) -> RepeatedMetrics:
+        """The metrics of a configuration over all of its runs.
 
         Raises:
             DeploymentError: it did not come up.
             InvalidRunError: it was measured, but the run cannot carry a result.
             BenchmarkError: the benchmark has no such configuration.
         """
-        return self.runs(configuration)[0]
+        return RepeatedMetrics(self.runs(configuration))
 
     def runs(self, configuration: str) -> list[Metrics]:
-        """The metrics of all runs of a configuration; measured when they have not been.
+        """The metrics of each run of a configuration; measured when it has not been.
 
         Raises:
             As for item access.
@@ -347,6 +342,9 @@ class Comparison:
         self.store.save_run(self.benchmark, metrics, limitations, repeat)
         failed = [gate for gate in self._gates(metrics, _ANY_METRIC) if not gate.passed]
         if failed:
+            self.store.save_invalid(
+                self.benchmark, name, [gate.sentence for gate in failed], repeat
+            )
             directory = self.store.run_directory(self.benchmark.name, name, repeat)
             reasons = "\n".join(f"- {gate.sentence}" for gate in failed)
             raise InvalidRunError(

@@ -10,7 +10,7 @@ count, except for the benchmark duration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -251,6 +251,81 @@ class Metrics:
         if self._goodput is None:
             raise ValueError("goodput needs limits: give the Benchmark goodput=Goodput(...)")
         return float(is_good(record, self._goodput))
+
+
+class RepeatedMetrics:
+    """The metrics of a configuration over all of its runs, for plain assertions.
+
+    Each number is the mean of what the runs have, as in verdicts and reports; only the ``min`` and
+    ``max`` of a distribution are those of all requests of all runs, and ``count`` is their number.
+    A number that one of the runs lacks is NaN, which no comparison is true of.
+
+    Args:
+        runs: of one configuration, one or more; still there as ``runs``.
+    """
+
+    def __init__(self, runs: Sequence[Metrics]) -> None:
+        self.runs = tuple(runs)
+
+    def __repr__(self) -> str:
+        count = len(self.runs)
+        told = repr(self.runs[0])
+        return told if count == 1 else f"{told.removesuffix('>')}, over {count} runs>"
+
+    @property
+    def run(self) -> Run:
+        """The only run.
+
+        Raises:
+            ValueError: there are several; ``runs`` has them.
+        """
+        if len(self.runs) > 1:
+            raise ValueError(
+                f"{self.runs[0].run.configuration} has {len(self.runs)} runs: take one of "
+                f'comparison.runs("{self.runs[0].run.configuration}")'
+            )
+        return self.runs[0].run
+
+    @property
+    def duration_seconds(self) -> float:
+        """Mean benchmark duration."""
+        return _mean([run.duration_seconds for run in self.runs])
+
+    def value(self, metric: str) -> float:
+        """The metric as a number; NaN when a run lacks it."""
+        _, statistic = parse_metric(metric)
+        values = [run.value(metric) for run in self.runs]
+        return _EXTREMES.get(statistic or "", _mean)(values)
+
+    def distribution(self, name: str) -> Distribution:
+        """All usual statistics of a distribution; NaN when a run lacks it."""
+        found = [run.distribution(name) for run in self.runs]
+        return Distribution(
+            name,
+            METRICS[name].unit,
+            sum(one.count for one in found),
+            *(
+                _EXTREMES.get(statistic, _mean)([getattr(one, statistic) for one in found])
+                for statistic in ("mean", "min", "max", "p50", "p90", "p95", "p99")
+            ),
+        )
+
+    def __getattr__(self, name: str) -> Distribution | float:
+        definition = METRICS.get(name)
+        if definition is None:
+            raise AttributeError(f"no metric {name!r}; metrics: {', '.join(METRICS)}")
+        return self.distribution(name) if definition.distribution else self.value(name)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+# np's own, since Python's hide a NaN that is not the first.
+_EXTREMES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "min": lambda values: float(np.min(values)),
+    "max": lambda values: float(np.max(values)),
+}
 
 
 def _kv_hits(record: RequestRecord) -> tuple[float, float] | None:

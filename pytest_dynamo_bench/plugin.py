@@ -40,7 +40,7 @@ from pytest_dynamo_bench.termination import sigterm_interrupts
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.comparison import Comparison
-    from pytest_dynamo_bench.metrics import Metrics
+    from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
     from pytest_dynamo_bench.reports.store import StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
     from pytest_dynamo_bench.verdicts import Verdict
@@ -54,6 +54,7 @@ _FEATURES = (
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay", "kubernetes", "endpoint")
 _LONGEST_MESSAGE = 20_000
+_LONGEST_REASON = 1000
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -79,6 +80,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _SESSION = pytest.StashKey[BenchSession]()
+# Of a test: whether it judged something; whether its outcome follows from what reports show.
+_CHECKED, _EXPLAINED = pytest.StashKey[bool](), pytest.StashKey[bool]()
 
 
 class _Display:
@@ -304,6 +307,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             names = {claim.treatment, claim.baseline}
         benchmarks[benchmark.name] = benchmark
         needed.setdefault(benchmark.name, set()).update(names)
+    for item in filter(_measures, session.items):
+        if (benchmark := _benchmark_of(getattr(item, "module", None))) is not None:
+            dynamo.note_test(benchmark, item.nodeid)
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.with_own_traffic(benchmark)
@@ -546,6 +552,7 @@ class RegressionItem(pytest.Item):
             self,
             junit.regression_properties(self._benchmark.name, self._configuration, found),
         )
+        self.stash[_CHECKED] = self.stash[_EXPLAINED] = True
         message = f"{found.outcome}: {self._configuration}: {found.sentence}"
         if found.outcome == "regression":
             pytest.fail(message, pytrace=False)
@@ -633,7 +640,8 @@ class MeasuredComparison:
     """What a test gets: measured configurations, and the judgement of claims.
 
     ``comparison["agg-kv"].time_to_first_token.p50`` is a number that a plain ``assert`` can
-    use; ``comparison.check(claim)`` lets the measurement decide.
+    use, the mean over all runs of the configuration; ``comparison.runs("agg-kv")`` has them one by
+    one. ``comparison.check(claim)`` lets the measurement decide.
     """
 
     def __init__(self, comparison: Comparison, request: pytest.FixtureRequest) -> None:
@@ -644,11 +652,19 @@ class MeasuredComparison:
     def __repr__(self) -> str:
         return repr(self._comparison)
 
-    def __getitem__(self, configuration: str) -> Metrics:
-        """The metrics of a configuration; brought up if it has not been yet."""
+    def __getitem__(self, configuration: str) -> RepeatedMetrics:
+        """The metrics of a configuration over its runs; brought up if it has not been yet."""
         __tracebackhide__ = True
         try:
             return self._comparison[configuration]
+        except DynamoBenchError as error:
+            raise _told(error) from None
+
+    def runs(self, configuration: str) -> list[Metrics]:
+        """The metrics of each run of a configuration; brought up if it has not been yet."""
+        __tracebackhide__ = True
+        try:
+            return self._comparison.runs(configuration)
         except DynamoBenchError as error:
             raise _told(error) from None
 
@@ -662,6 +678,7 @@ class MeasuredComparison:
         target = self._comparison.target.name
         if claim.bound(target) is None:
             pytest.skip(f"not claimed on {target}")
+        self._request.node.stash[_CHECKED] = True
         try:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
@@ -674,6 +691,7 @@ class MeasuredComparison:
         if verdict.outcome == "holds":
             return verdict
         message = junit.explain(verdict, results)
+        self._request.node.stash[_EXPLAINED] = True
         if verdict.outcome == "inconclusive":
             _end_inconclusive(self._request.config, message)
         pytest.fail(message, pytrace=False)
@@ -720,6 +738,8 @@ def _measured(request: pytest.FixtureRequest) -> MeasuredComparison:
     )
     try:
         measured = dynamo.comparison(benchmark)
+        # From here on an error is one of a configuration, which reports show as such.
+        request.node.stash[_EXPLAINED] = True
         verdict = measured.verdict(claim) if claim is not None else None
         for configuration in wanted:
             measured.runs(configuration)
@@ -733,6 +753,7 @@ def _measured(request: pytest.FixtureRequest) -> MeasuredComparison:
         results = _relative(measured.store.directory)
         _record(request.node, junit.verdict_properties(measured, verdict, results))
         _end_invalid(request.config, junit.explain(verdict, results))
+    request.node.stash[_EXPLAINED] = False
     return MeasuredComparison(measured, request)
 
 
@@ -746,6 +767,46 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if config.getoption("dynamo_target"):
         return f"dynamo target: {config.stash[_SESSION].target_name}"
     return None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep how a test that measures ended, for the reports."""
+    report = yield
+    benchmark = _benchmark_of(getattr(item, "module", None))
+    if benchmark is not None and _measures(item) and (outcome := _outcome_of(report)):
+        passed = outcome == "passed"
+        item.config.stash[_SESSION].note_test(
+            benchmark,
+            item.nodeid,
+            outcome,
+            "" if passed else _message_of(report),
+            explained=item.stash.get(_CHECKED if passed else _EXPLAINED, False),
+        )
+    return report
+
+
+def _outcome_of(report: pytest.TestReport) -> str:
+    """What a phase says of the whole test; nothing, where another phase does."""
+    expected = hasattr(report, "wasxfail")
+    if report.skipped:
+        return "xfailed" if expected else "skipped"
+    if report.failed:
+        return "failed" if report.when == "call" else "error"
+    if report.when != "call":
+        return ""
+    return "xpassed" if expected else "passed"
+
+
+def _message_of(report: pytest.TestReport) -> str:
+    """Why a test did not pass, without the traceback."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    told = crash.message if crash is not None else report.longreprtext
+    return printable(told.removeprefix("Failed: "), _LONGEST_REASON)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
     from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
     from pytest_dynamo_bench.reports.model import SessionReport
-    from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
+    from pytest_dynamo_bench.reports.store import EndedTest, ResultStore, StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
 
 
@@ -65,6 +65,7 @@ class BenchSession:
         self.written: list[Path] = []
         self.remarks: list[str] = []
         self.errors: list[str] = []
+        self.tests: dict[str, dict[str, EndedTest]] = {}
         self._loaded: SessionReport | None = None
         self._make_target = make_target
         self._reports = reports
@@ -145,8 +146,7 @@ class BenchSession:
                 claims=self.claims.get(benchmark.name, ()),
                 plan=self._plan(),
             )
-            self._benchmarks[benchmark.name] = benchmark
-        if self._benchmarks[benchmark.name] != benchmark:
+        if self._benchmarks.setdefault(benchmark.name, benchmark) != benchmark:
             raise BenchmarkError(f"two benchmarks are called {benchmark.name!r}")
         return self.comparisons[benchmark.name]
 
@@ -169,10 +169,37 @@ class BenchSession:
         """
         from pytest_dynamo_bench.reports.write import write_reports
 
+        self._save_tests()
         report = self._report()
         self.written = write_reports(report, environment)
         self.errors += report.problems
         self.errors += [text for item in report.comparisons for text in item.problems]
+
+    def note_test(
+        self,
+        benchmark: Benchmark,
+        test: str,
+        outcome: str = "not run",
+        message: str = "",
+        *,
+        explained: bool = False,
+    ) -> None:
+        """Keep how a test of a benchmark ended; a later note of the same test takes its place.
+
+        The arguments are those of :class:`~pytest_dynamo_bench.reports.store.EndedTest`.
+        """
+        from pytest_dynamo_bench.reports.store import EndedTest
+
+        self._benchmarks.setdefault(benchmark.name, benchmark)
+        tests = self.tests.setdefault(benchmark.name, {})
+        tests[test] = EndedTest(test, outcome, message, explained)
+
+    def _save_tests(self) -> None:
+        """Store how the tests ended, of all benchmarks of which that says something."""
+        for name, tests in self.tests.items():
+            said = {test.outcome for test in tests.values()}
+            if name in self.comparisons or said & {"failed", "error"}:
+                self.store.save_tests(self._benchmarks[name], tests.values())
 
     def save_baseline(self, directory: Path, *, passed: bool) -> None:
         """Copy the results to a directory that a later session can compare with.
@@ -202,7 +229,7 @@ class BenchSession:
         from pytest_dynamo_bench.reports.terminal import render_attribution, render_comparison
 
         for report in self._report().comparisons:
-            if report.measured or any(item.error for item in report.configurations):
+            if report.measured or report.without_result or report.unexplained:
                 yield render_comparison(report, width, color)
         for study in self.studies:
             yield render_attribution(study, width, color)

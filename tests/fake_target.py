@@ -20,14 +20,15 @@ class FakeTarget:
         failing: configurations of which every tenth request fails.
         error: what every configuration's bringing up ends with.
         noise: relative standard deviation of the time to first token.
+        slower: by what share of the first run each repeat is slower than the one before.
     """
 
     name = "local"
 
-    def __init__(self, factors=None, broken=(), failing=(), noise=0.05, error=None):
+    def __init__(self, factors=None, broken=(), failing=(), noise=0.05, error=None, slower=0.0):
         self.factors = factors or {}
         self.broken, self.failing, self.noise = broken, failing, noise
-        self.error = error
+        self.error, self.slower = error, slower
         self.measured = []
 
     def check(self, benchmark):
@@ -53,7 +54,7 @@ class FakeTarget:
             raise DeploymentError(f"{configuration.name} did not come up: no such model")
         progress.stage("measuring")
         random = np.random.default_rng([len(configuration.name), repeat])
-        factor = self.factors.get(configuration.name, 1.0)
+        factor = self.factors.get(configuration.name, 1.0) * (1 + self.slower * repeat)
         records = []
         for index, request in enumerate(traffic.requests):
             sent = request.timestamp_ms

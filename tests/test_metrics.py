@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench import Goodput
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric, percentile_of
-from pytest_dynamo_bench.metrics import Metrics, evaluate
+from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics, evaluate
 from pytest_dynamo_bench.records import RequestRecord, Run
 
 
@@ -44,6 +44,44 @@ def test_latencies_of_one_request():
     assert found.request_latency.mean == 140
     assert found.inter_token_latency.mean == (140 - 100) / 2
     assert found.output_token_throughput_per_user.mean == 1000 / 20
+
+
+def test_over_runs_numbers_are_means_and_extremes_are_those_of_all_requests():
+    runs = [
+        metrics([record(i, chunks=(float(ms), ms + 10.0)) for i, ms in enumerate(firsts)])
+        for firsts in ([100, 200, 300], [400, 500, 900])
+    ]
+    both = RepeatedMetrics(runs)
+    ttft = both.time_to_first_token
+    assert (ttft.mean, ttft.p50) == (400, 350)
+    assert (ttft.min, ttft.max, ttft.count) == (100, 900, 6)
+    for statistic in ("mean", "p50", "p99", "min", "max"):
+        metric = f"time_to_first_token.{statistic}"
+        assert both.value(metric) == getattr(ttft, statistic)
+    throughput = [run.request_throughput for run in runs]
+    assert both.request_throughput == pytest.approx(sum(throughput) / 2)
+    assert both.duration_seconds == pytest.approx(sum(r.duration_seconds for r in runs) / 2)
+    assert repr(both) == "<Metrics of c on local, over 2 runs>"
+    with pytest.raises(ValueError, match=r"c has 2 runs: take one of comparison\.runs"):
+        both.run  # noqa: B018
+    with pytest.raises(AttributeError, match="no metric 'ttft'"):
+        both.ttft  # noqa: B018
+
+
+def test_one_run_over_runs_is_that_run():
+    (run,) = runs = [metrics([record(i, chunks=(100.0 + i, 130.0)) for i in range(9)])]
+    over = RepeatedMetrics(runs)
+    assert over.time_to_first_token == run.time_to_first_token
+    assert over.request_throughput == run.request_throughput
+    assert over.run is run.run and repr(over) == repr(run)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_number_that_a_run_lacks_is_none_over_runs(order):
+    runs = [metrics([record(1, cached=500)]), metrics([record(1, chunks=())])][::order]
+    found = RepeatedMetrics(runs)
+    assert math.isnan(found.kv_hit_rate) and math.isnan(found.time_to_first_token.p50)
+    assert not found.time_to_first_token.max < 1e9 and not found.time_to_first_token.min >= 0
 
 
 def test_inter_token_latency_counts_tokens_and_not_chunks():

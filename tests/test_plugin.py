@@ -209,6 +209,91 @@ def test_plain(comparison):
     result.stdout.fnmatch_lines(["E*assert * > 1000", "E*<Metrics of agg on local>*"])
 
 
+PLAIN = (
+    BENCHMARK
+    + """
+def test_kv_is_fast_enough(comparison):
+    first, second = comparison.runs("kv")
+    assert first.time_to_first_token.p50 < 60 < second.time_to_first_token.p50
+    assert comparison["kv"].time_to_first_token.p50 < 60
+"""
+)
+
+
+def test_plain_assertions_are_about_all_repeats(project):
+    result = project(PLAIN, slower=1.0).runpytest("--dynamo-repeats=2", "-k", "fast_enough")
+    result.assert_outcomes(failed=1, deselected=3)
+    result.stdout.fnmatch_lines(["E*assert 7* < 60"])
+
+
+def ended(pytester):
+    """What the summary says of each test, by the end of its id."""
+    summary = json.loads((report_directory(pytester) / "summary.json").read_text())
+    tests = summary["benchmarks"]["example"]["tests"]
+    return {test.partition("::")[2]: (found["outcome"], found["explained"], found["message"])
+            for test, found in tests.items()}  # fmt: skip
+
+
+def test_a_failing_plain_assertion_is_in_every_report(project):
+    pytester = project(BENCHMARK + """
+def test_fast(comparison):
+    assert comparison["kv"].time_to_first_token.p50 < 1, "<b>too slow</b>"
+
+def test_slow(comparison):
+    assert comparison["kv"].time_to_first_token.p50 > 1
+
+def test_held_and_slow(comparison):
+    comparison.check(benchmark.claims[0])
+    assert False
+""")  # fmt: skip
+    result = pytester.runpytest("-k", "kv-routing or test_fast or slow")
+    result.assert_outcomes(passed=2, failed=2, deselected=2)
+    result.stdout.fnmatch_lines(
+        ["failed: 1 holds, 2 tests failed, 1 test passed", "failed test_example.py::test_fast: *"]
+    )
+    found = ended(pytester)
+    assert found.pop("test_fast")[:2] == ("failed", False)
+    assert found.pop("test_held_and_slow")[:2] == ("failed", False)
+    assert found == {
+        "test_claim[kv-routing-is-faster]": ("passed", True, ""), "test_slow": ("passed", False, "")
+    }  # fmt: skip
+    directory = report_directory(pytester)
+    text, page = ((directory / name).read_text() for name in ("report.md", "report.html"))
+    assert "❌ Dynamo benchmarks on local: failed" in text
+    assert "test\\_fast: AssertionError: &lt;b&gt;too slow" in text
+    assert '<li class="state failed">' in page and "&lt;b&gt;too slow" in page
+    result = pytester.run(sys.executable, "-m", "pytest_dynamo_bench", "report", str(directory))
+    result.stdout.fnmatch_lines(["failed: 1 holds, 2 tests failed, 1 test passed"])
+
+
+def test_a_report_says_which_tests_follow_from_what_it_shows(project):
+    pytester = project(failing=["split"])
+    pytester.runpytest()
+    found = ended(pytester)
+    assert found["test_claim[kv-routing-is-faster]"] == ("passed", True, "")
+    assert found["test_claim[split-is-faster]"][:2] == ("error", True)
+    assert found["test_claim[only-elsewhere]"] == ("skipped", False, "not claimed on local")
+    text = (report_directory(pytester) / "report.md").read_text()
+    assert "example: failed: 1 holds, 1 configuration: invalid" in text
+
+
+def test_what_was_not_run_is_not_green(project):
+    stopped = """
+import pytest
+
+def test_stop(comparison):
+    pytest.exit("enough")
+
+def test_after(comparison):
+    pass
+"""
+    pytester = project(BENCHMARK + stopped)
+    pytester.runpytest("-k", "kv-routing or stop or after")
+    text = (report_directory(pytester) / "report.md").read_text()
+    assert "Dynamo benchmarks on local: incomplete" in text
+    assert "example: incomplete: 1 holds, 2 tests not run" in text
+
+
 def test_a_typo_in_a_configuration_name_suggests_the_right_one(project):
     plain = BENCHMARK + """
 def test_plain(comparison):

@@ -151,10 +151,13 @@ def test_a_regression_is_a_failed_test_of_its_own(stored):
     result.stdout.fnmatch_lines(
         [
             "regression: kv: time_to_first_token.p50 is * ms, was * ms: * higher*",
+            "failed: 1 regression against the stored baseline, 1 unchanged against*",
             "*unchanged  agg",
             "regression  kv",
         ]
     )
+    *_, report = sorted(stored.path.glob("reports/*/report.md"))
+    assert "❌ Dynamo benchmarks on local: failed" in report.read_text()
     cases = ET.parse(stored.path / "junit.xml").getroot().iter("testcase")
     case = next(c for c in cases if c.get("name") == "regression[kv-time_to_first_token.p50]")
     properties = {item.get("name"): item.get("value") for item in case.iter("property")}

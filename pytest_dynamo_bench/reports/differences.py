@@ -175,7 +175,7 @@ def histories(
         (session.target, report.name, item.name)
         for session in ordered
         for report in session.comparisons
-        for item in report.usable
+        for item in report.measured
     )
     found = []
     for target, benchmark, configuration in keys:
@@ -184,7 +184,7 @@ def histories(
             for session in ordered
             if session.target == target
             and (report := _named(session.comparisons, benchmark)) is not None
-            for item in report.usable
+            for item in report.measured
             if item.name == configuration
         ]
         for tolerance in tolerances:

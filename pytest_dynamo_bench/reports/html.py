@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -24,11 +23,16 @@ from pytest_dynamo_bench.reports.model import (
     SessionReport,
     change_text,
 )
+from pytest_dynamo_bench.reports.state import (
+    state_of,
+    state_of_session,
+    tally,
+    tally_in_words,
+)
 from pytest_dynamo_bench.verdicts import Effect
 
 _LONGEST_TEXT = 4000
 _LONGEST_DEPLOYED = 20_000
-_ORDER = ("holds", "fails", "inconclusive", "invalid")
 
 
 def render_html(session: SessionReport) -> str:
@@ -39,8 +43,10 @@ def render_html(session: SessionReport) -> str:
         title=printable(f"{names} on {session.target}", 200),
         session=session,
         charts=charts,
-        tally=_tally,
-        outcomes=_outcomes,
+        state_of=state_of,
+        state_of_session=state_of_session,
+        tally=tally,
+        tally_in_words=tally_in_words,
         hardware=_hardware,
         objectives=_objectives,
         gate_sentence=_gate_sentence,
@@ -106,15 +112,6 @@ def _figure_json(chart: Chart) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 - nothing is left that could be markup
-
-
-def _outcomes(report: ComparisonReport) -> list[tuple[str, int]]:
-    counts = Counter(verdict.outcome for verdict in report.verdicts)
-    return [(outcome, counts[outcome]) for outcome in _ORDER if counts[outcome]]
-
-
-def _tally(report: ComparisonReport) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in _outcomes(report)) or "none judged"
 
 
 def _hardware(report: ComparisonReport) -> str:

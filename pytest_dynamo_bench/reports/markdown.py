@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pytest_dynamo_bench.plain_text import one_line, printable
@@ -16,12 +15,13 @@ from pytest_dynamo_bench.reports.model import (
     attribution_rows,
     change_text,
 )
+from pytest_dynamo_bench.reports.state import state_of, state_of_session, tally_in_words
 
 LONGEST = 65_000
 """Characters; GitHub refuses a comment of 65,536 or more."""
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~^$&])")
-_ORDER = ("holds", "fails", "inconclusive", "invalid")
+_STATE_MARKS = {"failed": "❌", "incomplete": "⚠️", "undecided": "❔", "passed": "✅"}
 _MARKS = {"holds": "✅", "fails": "❌", "inconclusive": "❔", "invalid": "⚠️"}
 _GATE_MARKS = {"regression": "❌", "improvement": "✅", "unchanged": "✅", "inconclusive": "❔"}
 _LONGEST_NAME, _LONGEST_SENTENCE, _LONGEST_ERROR = 120, 700, 400
@@ -44,17 +44,20 @@ def render_markdown(session: SessionReport) -> str:
 
 
 def _page(session: SessionReport, detail: int) -> str:
-    parts = [f"## Dynamo benchmarks on {_escaped(session.target)}"]
+    state = state_of_session(session)
+    parts = [
+        f"## {_STATE_MARKS.get(state, '')} Dynamo benchmarks on {_escaped(session.target)}: {state}"
+    ]
+    parts += [f"⚠️ {_escaped(problem, _LONGEST_ERROR)}" for problem in session.problems]
     parts += [_comparison(report, detail) for report in session.comparisons]
     parts.append(_reproduce(session))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _comparison(report: ComparisonReport, detail: int) -> str:
-    counts = Counter(verdict.outcome for verdict in report.verdicts)
-    tally = ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
+    mark = _STATE_MARKS.get(state_of(report), "")
     parts = [
-        f"### {_escaped(report.name)}: {tally or 'no claim judged'}",
+        f"### {mark} {_escaped(report.name)}: {_escaped(tally_in_words(report))}",
         f"{_escaped(report.question, _LONGEST_SENTENCE)} Measured on **{_escaped(report.where)}**.",
     ]
     if detail >= 1:
@@ -66,10 +69,15 @@ def _comparison(report: ComparisonReport, detail: int) -> str:
     if detail >= 1:
         parts.append(_regressions(report))
         parts.append(_attribution(report))
-    errors = [(item.name, item.error) for item in report.configurations if item.error]
     parts += [
-        f"**{_escaped(name)}** has no result: {_escaped(error, _LONGEST_ERROR)}"
-        for name, error in errors
+        f"⚠️ **{_escaped(item.name, _LONGEST_NAME)}**: {item.state}: "
+        f"{_escaped(item.why, _LONGEST_ERROR)}"
+        for item in report.without_result
+    ]
+    parts += [
+        f"❌ **{_escaped(test.outcome)}** {_escaped(test.test, _LONGEST_NAME)}: "
+        f"{_escaped(test.message, _LONGEST_ERROR)}"
+        for test in report.unexplained
     ]
     if detail >= 3:
         parts.append(_folded("What differs between the configurations", _confounds(report)))
@@ -107,6 +115,11 @@ def _results(report: ComparisonReport) -> str:
             *(_cell(report, item, column) for column in report.columns),
         ]
         for item in report.measured
+    ]
+    rows += [
+        [_escaped(item.name, _LONGEST_NAME), str(item.gpus), f"_{item.state}_"]
+        + ["-"] * (len(report.columns) - 1)
+        for item in report.without_result
     ]
     assert report.baseline is not None
     note = f"Bold: best. Changes are from {_escaped(report.baseline.name)}, with 95 % intervals" + (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from pytest_dynamo_bench.errors import ResultsError
 from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
-from pytest_dynamo_bench.reports.store import StoredResults, in_one_line
+from pytest_dynamo_bench.reports.store import EndedTest, StoredResults, in_one_line
 from pytest_dynamo_bench.verdicts import Effect, estimate_effect
 
 _T = TypeVar("_T")
@@ -132,7 +132,9 @@ class ConfigurationReport:
     """A configuration, what it ran as, and the metrics of its runs.
 
     Attributes:
+        runs: empty where there is no valid result; an invalid run is never one.
         error: why it has no valid result: it did not come up, or a run was declared invalid.
+        invalid: the gates that a run did not pass, in words.
         problem: why what is stored of it cannot be read.
     """
 
@@ -144,6 +146,7 @@ class ConfigurationReport:
     details: Mapping[str, Any]
     runs: tuple[Metrics, ...]
     error: str = ""
+    invalid: tuple[str, ...] = ()
     problem: str = ""
     _values: dict[str, float] = field(default_factory=dict, repr=False)
 
@@ -154,8 +157,8 @@ class ConfigurationReport:
 
     @property
     def failed(self) -> int:
-        """Requests of the first run that did not succeed."""
-        return sum(not record.succeeded for record in self.metrics.run.records)
+        """Requests of all runs that did not succeed."""
+        return sum(not record.succeeded for run in self.runs for record in run.run.records)
 
     def value(self, metric: str) -> float:
         """A metric, averaged over the runs; NaN when there is none."""
@@ -170,6 +173,20 @@ class ConfigurationReport:
         if self.error:
             return f"has no valid result: {in_one_line(self.error)}"
         return in_one_line(self.problem)
+
+    @property
+    def state(self) -> str:
+        """``measured``, ``invalid``, ``no result``, ``unreadable`` or ``not measured``."""
+        if self.error:
+            return "invalid" if self.invalid else "no result"
+        if self.problem:
+            return "unreadable"
+        return "measured" if self.runs else "not measured"
+
+    @property
+    def why(self) -> str:
+        """The reason of a state that is not ``measured``, in one line; may be empty."""
+        return in_one_line("; ".join(self.invalid) or self.error or self.problem)
 
     @property
     def features_at_work(self) -> list[tuple[str, str]]:
@@ -202,13 +219,13 @@ class ComparisonReport:
 
     @cached_property
     def measured(self) -> list[ConfigurationReport]:
-        """The configurations that there are runs of."""
+        """The configurations that there are valid runs of."""
         return [item for item in self.configurations if item.runs]
 
     @property
-    def usable(self) -> list[ConfigurationReport]:
-        """The configurations that something can be concluded of."""
-        return [item for item in self.measured if not item.unusable]
+    def without_result(self) -> list[ConfigurationReport]:
+        """The configurations that were asked about, and have no valid result."""
+        return [item for item in self.configurations if item.error or item.problem]
 
     @property
     def question(self) -> str:
@@ -248,6 +265,24 @@ class ComparisonReport:
             for configuration, by_metric in (self.entry.get("regressions") or {}).items()
             for found in by_metric.values()
         ]
+
+    @property
+    def tests(self) -> list[EndedTest]:
+        """How the tests of the benchmark ended; empty in results of a comparison without any."""
+        return [
+            EndedTest(
+                str(test),
+                str(found.get("outcome", "")),
+                str(found.get("message", "")),
+                bool(found.get("explained")),
+            )
+            for test, found in (self.entry.get("tests") or {}).items()
+        ]
+
+    @property
+    def unexplained(self) -> list[EndedTest]:
+        """The tests that failed for a reason that nothing else in a report says."""
+        return [t for t in self.tests if t.outcome in ("failed", "error") and not t.explained]
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -319,8 +354,11 @@ class ComparisonReport:
     def best(self, column: Column) -> ConfigurationReport | None:
         """The configuration with the best value; None where a table does not tell it from another.
 
-        A difference that cannot be read in the table is no reason to mark one of them.
+        A difference that cannot be read in the table is no reason to mark one of them, and where
+        values must not be compared none is.
         """
+        if any(self._forbids(verdict, column.metric) for verdict in self.verdicts):
+            return None
         values = [(item.value(column.metric), item) for item in self.measured]
         finite = [pair for pair in values if math.isfinite(pair[0])]
         pick = min if column.definition.better == "lower" else max
@@ -334,7 +372,8 @@ class ComparisonReport:
     def effect(self, configuration: ConfigurationReport, metric: str) -> Effect | None:
         """The change from the baseline with its 95 % interval, as a claim would be judged alone.
 
-        None for the baseline itself, and where there is nothing to compare.
+        None for the baseline itself, where there is nothing to compare, and where a verdict on
+        the same is invalid.
         """
         key = configuration.name, metric
         if key not in self._effects:
@@ -345,6 +384,12 @@ class ComparisonReport:
         baseline = self.baseline
         if baseline is None or configuration.name == baseline.name:
             return None
+        pair = {configuration.name, baseline.name}
+        if any(
+            {verdict.treatment, verdict.baseline} == pair and self._forbids(verdict, metric)
+            for verdict in self.verdicts
+        ):
+            return None
         sides = [[run.sample(metric) for run in item.runs] for item in (configuration, baseline)]
         if any(len(sample.values) == 0 for side in sides for sample in side):
             return None
@@ -352,6 +397,15 @@ class ComparisonReport:
             return estimate_effect(sides[0], sides[1], resamples=_RESAMPLES)
         except ValueError:
             return None
+
+    @staticmethod
+    def _forbids(verdict: VerdictReport, metric: str) -> bool:
+        """Whether a verdict says that its two configurations must not be compared in a metric."""
+        pair = f"{verdict.treatment}, {verdict.baseline}"
+        return verdict.outcome == "invalid" and (
+            verdict.metric == metric
+            or any(gate.get("configuration") == pair for gate in verdict.failed_gates)
+        )
 
 
 @dataclass(frozen=True)
@@ -377,7 +431,7 @@ class SessionReport:
                 for item in report.configurations
                 if item.error
             ]
-        if not any(report.usable for report in self.comparisons):
+        if not any(report.measured for report in self.comparisons):
             found.append("there is no usable result of any configuration")
         return [f"{self.directory}: {text}" for text in found]
 
@@ -444,12 +498,14 @@ def _comparison(
         problem = ""
         runs: Sequence[Metrics] = ()
         details: dict[str, Any] = {}
-        if configuration in entry.get("runs", {}):
+        stored = entry.get("runs", {}).get(configuration)
+        if stored:
             try:
                 details = results.details(name, configuration)
-                runs = measured.get(configuration) or [
-                    Metrics(run, goodput) for run in results.runs(name, configuration)
-                ]
+                if not error:
+                    runs = measured.get(configuration) or [
+                        Metrics(run, goodput) for run in results.runs(name, configuration)
+                    ]
             except ResultsError as unreadable:
                 problem = str(unreadable)
                 problems.append(problem)
@@ -465,6 +521,7 @@ def _comparison(
                 details=details,
                 runs=tuple(runs),
                 error=error,
+                invalid=_why_invalid(error, stored or ()),
                 problem=problem,
             )
         )
@@ -478,6 +535,15 @@ def _comparison(
         attribution=attribution,
         problems=problems,
     )
+
+
+def _why_invalid(error: str, runs: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The gates that runs of a configuration did not pass.
+
+    Older results do not have them run by run; there a run with an error is an invalid one.
+    """
+    found = [reason for run in runs for reason in run.get("invalid", [error])]
+    return tuple(dict.fromkeys(str(reason) for reason in found)) if error else ()
 
 
 def _goodput(entry: Mapping[str, Any]) -> Goodput | None:

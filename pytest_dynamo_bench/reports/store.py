@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +50,25 @@ _IN_SUMMARY = (
 _PACKAGES = ("pytest-dynamo-bench", "ai-dynamo", "pytest", "numpy", "httptools")
 
 
+@dataclasses.dataclass(frozen=True)
+class EndedTest:
+    """How a test of a benchmark ended.
+
+    Attributes:
+        test: its id.
+        outcome: ``passed``, ``failed``, ``error``, ``skipped``, ``xfailed``, ``xpassed`` or
+            ``not run``.
+        message: why, where it did not pass.
+        explained: whether it follows from a verdict, a regression or a missing result that reports
+            show already.
+    """
+
+    test: str
+    outcome: str = "not run"
+    message: str = ""
+    explained: bool = False
+
+
 class ResultStore:
     """The directory of one session's results.
 
@@ -69,6 +88,7 @@ class ResultStore:
             "benchmarks": {},
         }
         self._claims: dict[str, dict[str, Claim]] = {}
+        self._runs: dict[tuple[str, str, int], dict[str, Any]] = {}
         _make(directory)
         write_json(directory / "environment.json", environment())
         self._write_summary()
@@ -123,8 +143,17 @@ class ResultStore:
             "metrics": metrics.as_dict(),
         }
         write_json(directory / "run.json", details)
-        runs = self._entry(benchmark)["runs"].setdefault(run.configuration, [])
-        runs.append({key: details[key] for key in _IN_SUMMARY})
+        kept: dict[str, Any] = {key: details[key] for key in _IN_SUMMARY} | {"invalid": []}
+        self._runs[benchmark.name, run.configuration, repeat] = kept
+        self._entry(benchmark)["runs"].setdefault(run.configuration, []).append(kept)
+        self._write_summary()
+
+    def save_invalid(
+        self, benchmark: Benchmark, configuration: str, reasons: Sequence[str], repeat: int = 0
+    ) -> None:
+        """Add why a run that was stored is no result."""
+        told = [printable(reason, _LONGEST_ERROR) for reason in reasons]
+        self._runs[benchmark.name, configuration, repeat]["invalid"] = told
         self._write_summary()
 
     def save_regression(
@@ -155,6 +184,18 @@ class ResultStore:
     def save_error(self, benchmark: Benchmark, configuration: str, error: str) -> None:
         """Add why a configuration has no result: it did not come up, or its run is invalid."""
         self._entry(benchmark)["errors"][configuration] = printable(error, _LONGEST_ERROR)
+        self._write_summary()
+
+    def save_tests(self, benchmark: Benchmark, outcomes: Iterable[EndedTest]) -> None:
+        """Add how the tests of a benchmark ended, by their ids."""
+        self._entry(benchmark)["tests"] = {
+            printable(item.test, _LONGEST_ERROR): {
+                "outcome": item.outcome,
+                "message": printable(item.message, _LONGEST_ERROR),
+                "explained": item.explained,
+            }
+            for item in outcomes
+        }
         self._write_summary()
 
     def save_verdicts(
@@ -209,6 +250,7 @@ class ResultStore:
                 "verdicts": {},
                 "how_judged": "",
                 "regressions": {},
+                "tests": {},
             }
         entry: dict[str, Any] = entries[benchmark.name]
         return entry

@@ -19,6 +19,7 @@ from pytest_dynamo_bench.reports.model import (
     RegressionReport,
     VerdictReport,
 )
+from pytest_dynamo_bench.reports.state import state_of, tally_in_words
 from pytest_dynamo_bench.verdicts import Effect
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ _CHANGES = (
     "kv_hit_rate", "time_to_first_token.p99", "inter_token_latency.p99",
     "output_token_throughput_per_gpu",
 )  # fmt: skip
+_STATE_MARKS = {
+    "failed": "bold red", "incomplete": "bold magenta", "undecided": "bold yellow",
+    "passed": "bold green",
+}  # fmt: skip
 _MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid": "magenta"}
 
 
@@ -47,6 +52,7 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
     console = _console(width, color)
     title = Text(f"{report.name} on {report.where}", style="bold")
     console.print(title.append(f": {printable(report.question)}", style="not bold"))
+    console.print(Text(tally_in_words(report), style=_STATE_MARKS.get(state_of(report), "")))
     console.print(Text(printable(report.traffic_in_words), style="dim"))
     if report.scaling_in_words:
         console.print(Text(printable(report.scaling_in_words), style="dim"))
@@ -64,10 +70,13 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
             console.print(_features(report))
     if report.published:
         console.print(_published(report.published))
-    for item in report.configurations:
-        if item.error:
-            lines = Text(f"no result of {item.name}: ", style="red")
-            console.print(lines.append(printable(item.error, _LONGEST_ERROR), style="not red"))
+    for item in report.without_result:
+        lines = Text(f"no result of {item.name}: ", style="red")
+        told = printable(item.error or item.problem, _LONGEST_ERROR)
+        console.print(lines.append(told, style="not red"))
+    for test in report.unexplained:
+        lines = Text(f"{test.outcome} {printable(test.test)}: ", style="red")
+        console.print(lines.append(printable(test.message, _LONGEST_ERROR), style="not red"))
     console.print(_verdicts(report.verdicts))
     if report.regressions:
         console.print(_regressions(report.regressions))
@@ -105,11 +114,15 @@ def _written(console: Console) -> str:
 
 
 def _values(report: ComparisonReport, width: int) -> Table:
-    """A row per configuration, a column per metric, as many as there is room for."""
+    """A row per configuration, a column per metric, as many as there is room for.
+
+    In place of the first metric of what has no valid result is what it has instead.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", overflow="fold", min_width=len("configuration"))
     table.add_column("GPUs", justify="right")
-    rows: list[list[Text]] = [[] for _ in report.measured]
+    shown = [*report.measured, *report.without_result]
+    rows: list[list[Text]] = [[] for _ in shown]
     room = width - len("configuration") - len("GPUs") - 2
     for column in report.columns:
         if column.metric not in _SHOWN:
@@ -119,6 +132,8 @@ def _values(report: ComparisonReport, width: int) -> Table:
             best = report.best(column) is item
             text = column.text(item.value(column.metric))
             cells.append(Text(f"{text}*" if best else text, style="bold" if best else ""))
+        for index, item in enumerate(report.without_result, len(report.measured)):
+            cells.append(Text("-") if rows[index] else Text(item.state, style="red"))
         title = f"{column.short}\n{column.unit}"
         room -= max(map(len, (*title.splitlines(), *map(str, cells)))) + 2
         if room < 0:
@@ -126,7 +141,7 @@ def _values(report: ComparisonReport, width: int) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
         for row, cell in zip(rows, cells, strict=True):
             row.append(cell)
-    for item, row in zip(report.measured, rows, strict=True):
+    for item, row in zip(shown, rows, strict=True):
         table.add_row(printable(item.name), str(item.gpus), *row)
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from importlib import resources
@@ -16,6 +17,7 @@ from markdown_it import MarkdownIt
 
 from pytest_dynamo_bench.errors import ReportError, ResultsError
 from pytest_dynamo_bench.reports import markdown
+from pytest_dynamo_bench.reports.charts import charts
 from pytest_dynamo_bench.reports.html import render_html
 from pytest_dynamo_bench.reports.model import load_session
 from pytest_dynamo_bench.reports.store import StoredResults
@@ -172,10 +174,117 @@ def test_a_narrow_terminal_loses_columns_and_no_names(tmp_path):
 def test_a_configuration_that_did_not_come_up_is_in_every_report(tmp_path):
     found = session(make_session(tmp_path, error=LONG))
     page = Page(render_html(found))
-    assert ("class", "notice bad") in page.attributes and "Nothing was measured." in page.texts
+    assert (
+        "class",
+        "notice bad",
+    ) in page.attributes and "No configuration has a valid result." in page.texts
     text = markdown.render_markdown(found)
-    assert "has no result" in text and len(text) < 65_536
+    assert "no result: " in text and len(text) < 65_536
     assert "no result of agg" in render_comparison(found.comparisons[0], 100, False)
+
+
+def test_an_invalid_run_is_no_result_in_any_report(tmp_path):
+    # The baseline's survivors are the fastest of all.
+    settings = {"factors": {"agg": 0.234, "kv": 0.5}, "failing": ["agg"]}
+    found = session(make_session(tmp_path, **settings))
+    (report,) = found.comparisons
+    assert [item.name for item in report.measured] == ["kv", "split"]
+    shown = render_comparison(report, 120, False)
+    assert re.search(r"^agg +16 +invalid +- +-", shown, re.MULTILINE)
+    assert "change from kv" in shown and "change from agg" not in shown
+    text = markdown.render_markdown(found)
+    assert re.search(r"^\| agg \| 16 \| _invalid_ \| - \|", text, re.MULTILINE)
+    assert "agg**: invalid: requests succeeded: 20 failed and 0 missing of 200" in text
+    page = render_html(found)
+    assert '<span class="bad">invalid</span>: requests succeeded: 20 failed' in page
+    for chart in charts(report):
+        if not chart.key.startswith("attribution"):
+            assert "agg" not in {trace["name"] for trace in chart.data}
+    assert not re.search(r"\b23\.\d\b", shown + text)
+
+
+def test_what_must_not_be_compared_has_no_change_and_no_best(plain, tmp_path):
+    directory = tmp_path / "results"
+    shutil.copytree(plain, directory)
+    path = directory / "summary.json"
+    summary = json.loads(path.read_text())
+    verdicts = summary["benchmarks"]["example"]["verdicts"]
+    pair, single = verdicts["KV routing is faster "], verdicts["The split is faster"]
+    pair["outcome"] = single["outcome"] = "invalid"
+    pair["gates"] = [{"name": "same requests", "passed": False, "configuration": "kv, agg"}]
+    single["gates"] = [{"name": "enough requests", "passed": False, "configuration": "split"}]
+    path.write_text(json.dumps(summary))
+    (report,) = session(directory).comparisons
+    _, kv, split = report.measured
+    assert report.effect(kv, "request_latency.mean") is None
+    assert report.effect(split, "time_to_first_token.mean") is None
+    assert report.effect(split, "request_latency.mean") is not None
+    assert not any(report.best(column) for column in report.columns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "told"),
+    [
+        ({}, "passed", "passed: 1 holds"),
+        ({"verdict": "fails"}, "failed", "failed: 1 fails"),
+        ({"verdict": "inconclusive"}, "undecided", "undecided: 1 inconclusive"),
+        ({"verdict": "invalid"}, "incomplete", "incomplete: 1 invalid"),
+        ({"regression": "unchanged"}, "passed", "1 unchanged against the stored baseline"),
+        ({"regression": "regression"}, "failed", "1 regression against the stored baseline"),
+        ({"regression": "inconclusive"}, "undecided", "1 inconclusive against the stored baseline"),
+        ({"error": "split"}, "incomplete", "1 configuration: no result"),
+        ({"error": "kv", "invalid": True}, "incomplete", "1 configuration: invalid"),
+        ({"error": "kv", "invalid": "in an older file"}, "incomplete", "1 configuration: invalid"),
+        ({"damaged": "kv/run.json"}, "incomplete", "1 configuration: unreadable"),
+        ({"damaged": "attribution.json"}, "incomplete", "1 file damaged"),
+        ({"test": "passed"}, "passed", "1 test passed"),
+        ({"test": "failed"}, "failed", "1 test failed"),
+        ({"test": "error"}, "failed", "1 test in error"),
+        ({"test": "not run"}, "incomplete", "1 test not run"),
+        ({"test": "skipped"}, "passed", "passed: 1 holds"),
+        ({"verdict": "inconclusive", "test": "failed", "explained": True}, "failed",
+         "failed: 1 inconclusive"),
+    ],
+)  # fmt: skip
+def test_one_thing_that_is_not_green_is_enough(plain, tmp_path, changes, state, told):
+    directory = tmp_path / "results"
+    shutil.copytree(plain, directory)
+    path = directory / "summary.json"
+    summary = json.loads(path.read_text())
+    entry = summary["benchmarks"]["example"]
+    name, verdict = next(iter(entry["verdicts"].items()))
+    entry["verdicts"] = {name: verdict | {"outcome": changes.get("verdict", "holds")}}
+    if outcome := changes.get("regression"):
+        entry["regressions"] = {"kv": {"m": {"outcome": outcome, "sentence": "TTFT is so."}}}
+    if configuration := changes.get("error"):
+        entry["errors"] = {configuration: "It is broken."}
+        if not changes.get("invalid"):
+            del entry["runs"][configuration]
+        elif changes["invalid"] == "in an older file":
+            del entry["runs"][configuration][0]["invalid"]
+        else:
+            entry["runs"][configuration][0]["invalid"] = ["requests succeeded: 1 failed"]
+    if damaged := changes.get("damaged"):
+        (directory / "example" / damaged).write_text("{")
+    if outcome := changes.get("test"):
+        explained = changes.get("explained", False)
+        entry["tests"] = {
+            "a.py::t": {"outcome": outcome, "message": "4 < 3", "explained": explained}
+        }
+    path.write_text(json.dumps(summary))
+    found = session(directory)
+    (report,) = found.comparisons
+    shown, text, page = (
+        render_comparison(report, 100, False), markdown.render_markdown(found), render_html(found)
+    )  # fmt: skip
+    assert told in shown and told in text
+    assert f"Dynamo benchmarks on local: {state}" in text
+    assert f'<li class="state {state}"><b>{state}</b></li>' in page
+    assert ("✅" in text.splitlines()[0]) == (state == "passed")
+    if changes.get("test") in ("failed", "error") and not changes.get("explained"):
+        assert "4 < 3" in shown and "a.py::t" in shown
+        assert "4 &lt; 3" in page and "a.py::t" in page
+        assert "a\\.py::t: 4 &lt; 3" in text
 
 
 def test_what_the_regression_gate_found_is_in_every_report(plain, tmp_path):
@@ -188,7 +297,9 @@ def test_what_the_regression_gate_found_is_in_every_report(plain, tmp_path):
     gated = session(path)
     assert "Against the stored baseline" in Page(render_html(gated)).texts
     assert "**regression** kv: TTFT is worse" in markdown.render_markdown(gated)
-    assert "regression  kv" in render_comparison(gated.comparisons[0], 100, False)
+    shown = render_comparison(gated.comparisons[0], 100, False)
+    assert "regression  kv" in shown
+    assert "1 inconclusive, 1 regression against the stored baseline" in shown
 
 
 def test_results_of_an_older_version_can_be_reported(plain, tmp_path):
@@ -233,10 +344,12 @@ def test_the_summary_is_as_its_schema_says(text, tmp_path):
     )
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)
-    directory = make_session(tmp_path, text, broken=["split"])
+    directory = make_session(tmp_path, text, broken=["split"], failing=["kv"])
     summary = json.loads((directory / "summary.json").read_text())
     assert [error.message for error in validator.iter_errors(summary)] == []
-    assert summary["benchmarks"]["example"]["errors"].keys() == {"split"}
+    assert summary["benchmarks"]["example"]["errors"].keys() == {"split", "kv"}
+    (run,) = summary["benchmarks"]["example"]["runs"]["kv"]
+    assert len(run["invalid"]) == 1 and "20 failed" in run["invalid"][0]
     del summary["benchmarks"]["example"]["model"]
     assert not validator.is_valid(summary)
 
