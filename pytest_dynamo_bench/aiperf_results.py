@@ -333,7 +333,7 @@ def _as(kind: Any, name: str, value: object) -> Any:
     """
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
+    except ValueError:
         raise ValueError(f"the metric {name!r} cannot be {shown(value)}") from None
 
 

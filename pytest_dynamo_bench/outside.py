@@ -65,7 +65,7 @@ def admitted(kind: type[S], value: object, odd: MutableMapping[str, Any], name: 
     """
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
+    except ValueError:
         pass
     if not isinstance(value, Mapping):
         odd[name] = value
@@ -81,7 +81,7 @@ def admitted(kind: type[S], value: object, odd: MutableMapping[str, Any], name: 
             continue
         try:
             found[item.name] = msgspec.convert(said, item.type)
-        except msgspec.ValidationError:
+        except ValueError:
             odd[item.encode_name] = said
     return kind(**found)
 

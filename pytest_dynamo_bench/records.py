@@ -179,14 +179,14 @@ def possible(record: RequestRecord) -> RequestRecord:
     odd: dict[str, Any] = {}
     try:
         msgspec.convert(record, _Possible, from_attributes=True)
-    except msgspec.ValidationError:
+    except ValueError:
         for name, kind in _POSSIBLE.items():
             value = getattr(record, name)
             # Numbers of numpy are no faults.
             value = value.item() if hasattr(value, "item") else value
             try:
                 changes[name] = msgspec.convert(value, kind)
-            except msgspec.ValidationError:
+            except ValueError:
                 changes[name], odd[name] = None, value
     at_most = changes.get("prompt_tokens", record.prompt_tokens)
     for name in ("cached_tokens", "host_tokens"):

@@ -1,8 +1,12 @@
-"""Checks of the fields of a traffic source, with messages that name the field."""
+"""Checks of the fields of a traffic source or file, with messages that name the field."""
 
 from __future__ import annotations
 
-from pytest_dynamo_bench.errors import BenchmarkError
+import json
+from typing import Any
+
+from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
+from pytest_dynamo_bench.outside import MOST, plain, shown
 
 
 def check_whole(owner: str, name: str, value: object, minimum: int) -> None:
@@ -44,3 +48,39 @@ def check_number(
         raise BenchmarkError(
             f"{owner}: {name}: must be a number {' and '.join(limits)}, got {value!r}"
         )
+
+
+def problem_of_number(value: object, minimum: float, most: float = MOST) -> str:
+    """Why a value of a file is no finite number within limits; empty when it is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"must be a number, got {shown(value)}"
+    if not value >= minimum:
+        return f"must be {minimum:g} or more, got {shown(value)}"
+    return "" if value <= most else f"must be {most:g} at most, got {shown(value)}"
+
+
+def problem_of_name(value: object) -> str:
+    """Why a value of a file names nothing; empty when it is a text, a whole number or null."""
+    if value is None or isinstance(value, str | int):
+        return ""
+    return f"must be a text or a whole number, got {shown(value)}"
+
+
+def json_of(text: str, where: str) -> Any:
+    """JSON of a file.
+
+    Args:
+        where: names the file, and the line where ``text`` is one.
+
+    Raises:
+        TrafficError: it is none; the message has the place.
+    """
+    try:
+        return plain(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in text.strip() else ""
+        raise TrafficError(
+            f"{where}{line}: is not JSON ({error.msg} at column {error.colno})"
+        ) from None
+    except ValueError as error:
+        raise TrafficError(f"{where}: cannot be read ({error})") from None

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.outside import MOST, MOST_TOKENS, shown
 from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
+from pytest_dynamo_bench.traffic.fields import json_of, problem_of_name, problem_of_number
 from pytest_dynamo_bench.traffic.model import (
     FixedSchedule,
     Schedule,
@@ -30,6 +32,7 @@ from pytest_dynamo_bench.traffic.model import (
 )
 
 BLOCK_TOKENS = 512
+_IDS = 2**64
 SHIPPED = {"conversation": "mooncake_conversation_trace.jsonl.xz"}
 
 
@@ -112,7 +115,7 @@ def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]
                 continue
             row = _parse_line(line, name, line_number)
             session = row.get("session_id")
-            previous = latest.get(str(session)) if session is not None else None
+            previous = latest.get(str(session)) if isinstance(session, str | int) else None
             request = _to_request(row, previous, len(requests), name, line_number)
             latest[request.session_id] = request
             requests.append(request)
@@ -126,14 +129,11 @@ def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]
 
 def _parse_line(line: str, name: str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        shown = line.strip()
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        row = json_of(line, f"{name}, line {number}")
+    except TrafficError as error:
         raise TrafficError(
-            f"{name}, line {number}: is not JSON ({error.msg} at column {error.colno}): {shown!r}; "
-            'a line is {"timestamp": 0, "input_length": 700, "output_length": 20, '
-            '"hash_ids": [1, 2]}'
+            f'{error}: {shown(line.strip())}; a line is {{"timestamp": 0, "input_length": 700, '
+            '"output_length": 20, "hash_ids": [1, 2]}'
         ) from None
     if not isinstance(row, dict):
         raise TrafficError(
@@ -148,23 +148,28 @@ def _to_request(
     def fail(field_name: str, problem: str) -> TrafficError:
         return TrafficError(f"{name}, line {number}, field {field_name!r}: {problem}")
 
-    def number_of(field_name: str, minimum: float, default: float | None = None) -> float:
+    def number_of(
+        field_name: str, minimum: float, default: float | None = None, most: float = MOST
+    ) -> float:
         value = row.get(field_name, default)
         if value is None:
             raise fail(field_name, "is missing")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise fail(field_name, f"must be a number, got {value!r}")
-        if value < minimum:
-            raise fail(field_name, f"must be {minimum:g} or more, got {value!r}")
-        return value
+        if problem := problem_of_number(value, minimum, most):
+            raise fail(field_name, problem)
+        return float(value)
 
-    new_tokens = int(number_of("input_length", 1))
-    output_tokens = int(number_of("output_length", 1))
+    new_tokens = int(number_of("input_length", 1, most=MOST_TOKENS))
+    output_tokens = int(number_of("output_length", 1, most=MOST_TOKENS))
     new_ids = row.get("hash_ids")
     if not isinstance(new_ids, list) or not all(
-        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in new_ids
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _IDS
+        for item in new_ids
     ):
-        raise fail("hash_ids", f"must be a list of whole numbers, 0 or more, got {new_ids!r:.60}")
+        raise fail(
+            "hash_ids", f"must be a list of whole numbers from 0 to 2**64 - 1, got {shown(new_ids)}"
+        )
+    if problem := problem_of_name(row.get("session_id")):
+        raise fail("session_id", problem)
     if previous is None:
         timestamp_ms, delay_ms, turn = number_of("timestamp", 0), 0.0, 0
         input_tokens, hash_ids = new_tokens, tuple(new_ids)

@@ -25,13 +25,16 @@ import itertools
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pytest_dynamo_bench.errors import TrafficError
+from pytest_dynamo_bench.outside import MOST, MOST_TOKENS, plain, shown
 from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
+from pytest_dynamo_bench.traffic.fields import json_of, problem_of_name, problem_of_number
 from pytest_dynamo_bench.traffic.images import ImageFiles
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
@@ -145,14 +148,15 @@ def tell_format(text: str, name: str) -> Format:
     first = next((line for line in text.split("\n") if line.strip()), "")
     row: Any = None
     try:
-        row = json.loads(first)
-    except json.JSONDecodeError:
+        row = plain(first)
+    except ValueError:
         if first.lstrip().startswith("{"):
-            row = _whole(text, name)
+            row = json_of(text, name)
     if isinstance(row, dict):
         event = row.get("event")
         inner: dict[str, Any] = event if isinstance(event, dict) else row
-        if str(inner.get("schema", "")).startswith("dynamo.request.trace"):
+        schema = inner.get("schema")
+        if isinstance(schema, str) and schema.startswith("dynamo.request.trace"):
             return "dynamo"
         if "hash_ids" in row:
             return "mooncake"
@@ -169,15 +173,6 @@ def tell_format(text: str, name: str) -> Format:
     )
 
 
-def _whole(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TrafficError(
-            f"{name}, line {error.lineno}: is not JSON ({error.msg} at column {error.colno})"
-        ) from None
-
-
 def _decoded(path: Path) -> str:
     try:
         raw = path.read_bytes()
@@ -186,7 +181,7 @@ def _decoded(path: Path) -> str:
         elif raw.startswith(_GZIP):
             raw = gzip.decompress(raw)
         return raw.decode("utf-8")
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise TrafficError(f"{path.name}: cannot be read: {error}") from error
 
 
@@ -194,12 +189,7 @@ def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, An
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TrafficError(
-                f"{name}, line {number}: is not JSON ({error.msg} at column {error.colno})"
-            ) from None
+        row = json_of(line, f"{name}, line {number}")
         if not isinstance(row, dict):
             raise TrafficError(
                 f"{name}, line {number}: must be a JSON object, got {type(row).__name__}"
@@ -217,11 +207,11 @@ def _as_additions(lines: list[str], name: str) -> Iterator[str]:
     latest: dict[str, tuple[list[Any], int, int]] = {}
     for line in lines:
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
+            row = plain(line) if line.strip() else None
+        except ValueError:
             row = None
         session = row.get("session_id") if isinstance(row, dict) else None
-        if not isinstance(row, dict) or session is None:
+        if not isinstance(row, dict) or not isinstance(session, str | int):
             yield line
             continue
         ids, length, output = (
@@ -271,7 +261,7 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
             return TrafficError(f"{name}, line {at}, field {field_name!r}: {problem}")
 
         if record.get("schema") != DYNAMO_SCHEMA:
-            raise fail("schema", f"must be {DYNAMO_SCHEMA!r}, got {record.get('schema')!r}")
+            raise fail("schema", f"must be {DYNAMO_SCHEMA!r}, got {shown(record.get('schema'))}")
         request = record.get("request")
         if not isinstance(request, dict):
             raise fail("request", "is missing")
@@ -279,9 +269,9 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
         if not isinstance(replay, dict):
             raise fail("request.replay", "is missing; the trace was recorded without it")
         received = _number(request, "request_received_ms", 0, fail)
-        output = int(_number(request, "output_tokens", 0, fail))
-        length = int(_number(replay, "input_length", 1, fail))
-        size = int(_number(replay, "trace_block_size", 1, fail))
+        output = int(_number(request, "output_tokens", 0, fail, MOST_TOKENS))
+        length = int(_number(replay, "input_length", 1, fail, MOST_TOKENS))
+        size = int(_number(replay, "trace_block_size", 1, fail, MOST_TOKENS))
         block_tokens = block_tokens or size
         if size != block_tokens:
             raise fail("trace_block_size", f"{size}, but {block_tokens} on an earlier line")
@@ -296,19 +286,24 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
                 f"{len(hashes)} hashes for {length} tokens; {-(-length // size)} are needed, "
                 f"one for every {size} tokens",
             )
+        if problem := problem_of_name(request.get("request_id")):
+            raise fail("request_id", problem)
         request_id = str(request.get("request_id") or f"line-{number}")
         if request_id in seen:
             raise fail("request_id", f"{request_id!r} is there twice")
         seen.add(request_id)
         context = record.get("agent_context")
         session = context.get("session_id") if isinstance(context, dict) else None
-        took = request.get("total_time_ms")
-        ended = record.get("event_time_unix_ms")
-        end = received + took if isinstance(took, int | float) else ended
+        if problem := problem_of_name(session):
+            raise fail("agent_context.session_id", problem)
+        took: Any = request.get("total_time_ms")
+        end: Any = record.get("event_time_unix_ms")
+        if not problem_of_number(took, 0):
+            end = received + took
         if output < 1:
             continue
         found.append((
-            received, float(end) if isinstance(end, int | float) else received, request_id,
+            received, received if problem_of_number(end, 0) else float(end), request_id,
             request_id if session is None else str(session), length, output,
             tuple(numbers.setdefault(item, len(numbers)) for item in hashes),
         ))  # fmt: skip
@@ -332,15 +327,17 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
 
 
 def _number(
-    row: Mapping[str, Any], key: str, minimum: float, fail: Callable[[str, str], TrafficError]
+    row: Mapping[str, Any],
+    key: str,
+    minimum: float,
+    fail: Callable[[str, str], TrafficError],
+    most: float = MOST,
 ) -> float:
     value = row.get(key)
     if value is None:
         raise fail(key, "is missing")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise fail(key, f"must be a number, got {value!r}")
-    if value < minimum:
-        raise fail(key, f"must be {minimum:g} or more, got {value!r}")
+    if problem := problem_of_number(value, minimum, most):
+        raise fail(key, problem)
     return float(value)
 
 
@@ -361,14 +358,16 @@ class _Text:
 
 def _aiperf_rows(text: str, name: str, kind: Format, output_tokens: int | None) -> Iterator[_Text]:
     if kind == "aiperf-inputs":
-        yield from _inputs_rows(_whole(text, name), name, output_tokens)
+        yield from _inputs_rows(json_of(text, name), name, output_tokens)
     else:
         lines_of: dict[str, int] = {}
         for number, row in _parsed(io.StringIO(text), name):
+            where = f"{name}, line {number}"
+            if problem := problem_of_name(row.get("session_id")):
+                raise TrafficError(f"{where}, field 'session_id': {problem}")
             session = str(row.get("session_id", f"line-{number}"))
             first = lines_of.get(session, 0)
             lines_of[session] = first + 1
-            where = f"{name}, line {number}"
             if "turns" in row:
                 yield from _dialogue(row, where, session, output_tokens)
             else:
@@ -380,6 +379,8 @@ def _inputs_rows(document: Any, name: str, output_tokens: int | None) -> Iterato
         place = f"{name}, data[{index}]"
         if not isinstance(session, dict) or not isinstance(session.get("payloads"), list):
             raise TrafficError(f"{place}: must be an object with 'session_id' and 'payloads'")
+        if problem := problem_of_name(session.get("session_id")):
+            raise TrafficError(f"{place}, field 'session_id': {problem}")
         for turn, payload in enumerate(session["payloads"]):
             where = f"{place}.payloads[{turn}]"
             if not isinstance(payload, dict):
@@ -404,10 +405,13 @@ def _payload_text(payload: Mapping[str, Any], where: str) -> str:
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content)
-        if not isinstance(content, str):
-            raise TrafficError(f"{where}: a message has no text: {message!r:.60}")
-        parts.append(f"{message.get('role', '')}\n{content}\n")
+            said = [part.get("text", "") if isinstance(part, dict) else None for part in content]
+            known = [text for text in said if isinstance(text, str)]
+            content = "".join(known) if len(known) == len(said) else None
+        role = message.get("role", "") if isinstance(message, dict) else None
+        if not isinstance(content, str) or not isinstance(role, str):
+            raise TrafficError(f"{where}: a message has no text: {shown(message)}")
+        parts.append(f"{role}\n{content}\n")
     return "".join(parts)
 
 
@@ -455,15 +459,16 @@ def _dataset_row(
     """One request of a dataset, after ``before``."""
     texts = row.get("texts", [row.get("text")])
     if not isinstance(texts, list) or not all(isinstance(part, str) for part in texts):
-        raise TrafficError(f"{where}, field 'text': must be a text, got {row.get('text')!r}")
+        raise TrafficError(f"{where}, field 'text': must be a text, got {shown(row.get('text'))}")
     single = row.get("image")
     images = row.get("images", [] if single is None else [single])
     if not isinstance(images, list):
-        raise TrafficError(f"{where}, field 'images': must be a list, got {images!r:.60}")
+        raise TrafficError(f"{where}, field 'images': must be a list, got {shown(images)}")
     numbers = {key: row.get(key) for key in ("timestamp", "delay", "input_length")}
     for key, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise TrafficError(f"{where}, field {key!r}: must be a number, got {value!r}")
+        least = -MOST if key == "timestamp" else 0
+        if value is not None and (problem := problem_of_number(value, least)):
+            raise TrafficError(f"{where}, field {key!r}: {problem}")
     prompt = before + "".join(texts)
     length = numbers["input_length"]
     return _Text(
@@ -479,7 +484,7 @@ def _image(image: object, where: str) -> str:
     """A path or a data URL."""
     if not isinstance(image, str) or not image:
         raise TrafficError(
-            f"{where}, field 'images': must be paths or data URLs, got {image!r:.60}"
+            f"{where}, field 'images': must be paths or data URLs, got {shown(image)}"
         )
     if image.startswith(("http://", "https://")):
         raise TrafficError(
@@ -497,8 +502,10 @@ def _output_tokens(row: Mapping[str, Any], where: str, default: int | None) -> i
             f"{where}: doesn't say how long the output is ({', '.join(map(repr, keys))}); give "
             "TraceFile its output_tokens"
         )
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TrafficError(f"{where}: output tokens must be a whole number from 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
+        raise TrafficError(
+            f"{where}: output tokens must be a whole number from 1, got {shown(value)}"
+        )
     return value
 
 
@@ -523,7 +530,7 @@ def _from_texts(
         prefix = hashlib.blake2b(digest_size=16)
         ids = []
         for block in _blocks(row, tokens):
-            prefix.update(block.encode())
+            prefix.update(block.encode("utf-8", "surrogatepass"))
             ids.append(numbers.setdefault(prefix.digest(), len(numbers)))
         if row.turn == 0:
             timed &= row.timestamp_ms is not None

@@ -22,6 +22,7 @@ from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.record_files import RECORDS_FILE, read_records, write_records
 from pytest_dynamo_bench.records import possible
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
+from tests.any_json import odd_documents
 from tests.load.test_clock import checked_clock
 from tests.load.test_correctness import CHUNKED, chunk, event, stream, usage
 from tests.load.test_load import request
@@ -348,31 +349,6 @@ def test_records_made_together_are_those_made_alone(responses):
         assert list(record.chunk_ms) == sorted(record.chunk_ms)
 
 
-# Any JSON in every field of every event: what is put there, as it is written.
-NUMBERS = st.one_of(
-    st.integers().map(str),
-    st.sampled_from(
-        ["9223372036854775808", "-9223372036854775809", "-1099511627776", "18446744073709551616",
-         "1" * 400, "1" * 5000, "1e999", "-1e999", "NaN", "Infinity", "-Infinity", "-0", "-0.0",
-         "1.5", "3.0", "1e-999", "true", "false", "null"]
-    ),
-    st.floats().map(json.dumps),
-)  # fmt: skip
-TEXTS = st.one_of(
-    st.text(max_size=6).map(json.dumps),
-    st.sampled_from(['"nan"', '"two"', '"\\ud800"', '"\\u0000"', '"\\u202e"', '""', '"7"']),
-    st.just(json.dumps("x" * 3000)),
-)
-ANY_JSON = st.recursive(
-    st.one_of(NUMBERS, TEXTS),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]"),
-        st.lists(st.tuples(TEXTS, inner), max_size=3).map(
-            lambda pairs: f"{{{','.join(f'{key}:{value}' for key, value in pairs)}}}"
-        ),
-    ),
-    max_leaves=6,
-) | st.sampled_from(["[" * 500 + "]" * 500, "[" * 100_000, '{"a":' * 2000 + "1" + "}" * 2000])
 WHOLE_ANSWER = [
     {"id": "r-1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
     *[
@@ -413,51 +389,11 @@ WHOLE_ANSWER = [
 ]  # fmt: skip
 
 
-def places_in(value, path=()):
-    """The path of everything within JSON data."""
-    items = value.items() if isinstance(value, dict) else ()
-    items = enumerate(value) if isinstance(value, list) else items
-    for key, inner in items:
-        yield (*path, key)
-        yield from places_in(inner, (*path, key))
-
-
-PLACES = list(places_in(WHOLE_ANSWER))
-
-
-@st.composite
-def odd_answers(draw):
-    """The body of a response with up to three fields replaced, left out, or there twice."""
-    answer = json.loads(json.dumps(WHOLE_ANSWER))
-    literals = {}
-    for number in range(draw(st.integers(1, 3))):
-        *path, last = draw(st.sampled_from(PLACES))
-        holder = answer
-        for key in path:
-            # Another change may have taken it away.
-            holder = holder[key] if isinstance(holder, dict | list) and _has(holder, key) else None
-        if not isinstance(holder, dict | list) or not _has(holder, last):
-            continue
-        if draw(st.integers(0, 9)) == 0:
-            del holder[last]
-            continue
-        old, new = json.dumps(holder[last]), draw(ANY_JSON)
-        mark = f"<{number}>"
-        if isinstance(holder, dict) and draw(st.integers(0, 4)) == 0:
-            new = (
-                f"{new},{json.dumps(last)}:{old}"
-                if draw(st.booleans())
-                else (f"{old},{json.dumps(last)}:{new}")
-            )
-        holder[last], literals[json.dumps(mark)] = mark, new
-    events = [json.dumps(event) for event in answer]
-    for mark, literal in literals.items():
-        events = [event.replace(mark, literal) for event in events]
-    return stream(*(b"data: %s\n\n" % event.encode() for event in events))
-
-
-def _has(holder, key):
-    return key in holder if isinstance(holder, dict) else key < len(holder)
+def odd_answers():
+    """Bodies of a response, of which fields are replaced, left out, or there twice."""
+    return odd_documents(WHOLE_ANSWER).map(
+        lambda texts: stream(*(b"data: %s\n\n" % text.encode() for text in texts))
+    )
 
 
 def assert_possible(record):

@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
+import msgspec
+
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
-from pytest_dynamo_bench.outside import plain
+from pytest_dynamo_bench.outside import admitted, decoded, plain, shown
 from pytest_dynamo_bench.plain_text import Secrets, one_line
 from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import REMEDY
 
 Object = dict[str, Any]
+T = TypeVar("T")
 _BASES = {
     PLURAL: f"/apis/{GROUP}/{VERSION}",
     "jobs": "/apis/batch/v1",
@@ -156,8 +159,10 @@ class Cluster:
         if selector:
             query["labelSelector"] = selector
         found = self._json("list", resource, query=query)
-        version = str(found.get("metadata", {}).get("resourceVersion", ""))
-        return list(found.get("items") or ()), version
+        listed = admitted(_Listed, found, {})
+        version = listed.metadata.resourceVersion if listed.metadata else ""
+        named = [item for item in listed.items or () if admitted(_Item, item, {}).metadata]
+        return named, version
 
     def create(self, resource: str, body: Mapping[str, Any], *, dry_run: bool = False) -> Object:
         """Create an object; unknown fields are errors.
@@ -204,7 +209,7 @@ class Cluster:
             if error.code in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
                 return None
             raise
-        allowed = bool(answer.get("status", {}).get("allowed"))
+        allowed = (admitted(_Review, answer, {}).status or _Allowed()).allowed
         if allowed:
             self._allowed.add((verb, f"{resource}/{subresource}".rstrip("/")))
         return allowed
@@ -229,12 +234,12 @@ class Cluster:
             if error.code == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        return [str(item["version"]) for item in json.loads(data).get("versions", ())]
+        return [item.version for item in _answered(data, _Group, f"API group {group}").versions]
 
     def server_version(self) -> str:
         """Of the API server."""
-        found = json.loads(self._raw("get", "/version", "version", {}))
-        return str(found.get("gitVersion", "unknown"))
+        data = self._raw("get", "/version", "version", {})
+        return _answered(data, _Version, "version").gitVersion
 
     def proxy(self, pod: str, port: int, path: str, body: Any = None) -> bytes:
         """Ask a pod over HTTP, through the API server.
@@ -294,13 +299,17 @@ class Cluster:
             for line in lines:
                 if not line.strip():
                     continue
-                event = json.loads(line)
-                content = event.get("object") or {}
-                if event.get("type") == "ERROR":
-                    if content.get("code") == HTTPStatus.GONE:
+                try:
+                    event = decoded(line, _WatchEvent)
+                except ValueError:
+                    # Whoever asks lists everything anew.
+                    return
+                if event.type == "ERROR":
+                    if event.object.get("code") == HTTPStatus.GONE:
                         raise WatchExpiredError
                     return
-                yield str(event.get("type")), content
+                if admitted(_Item, event.object, {}).metadata:
+                    yield event.type, event.object
 
     # -- how a request is made ----------------------------------------------------------------
 
@@ -331,8 +340,7 @@ class Cluster:
     ) -> Object:
         label = f"{resource} {name or named}".rstrip()
         data = self._raw(verb, self._path(resource, name), label, query or {}, body)
-        found: Object = json.loads(data) if data else {}
-        return found
+        return _answered(data, dict[str, Any], f"{verb} {label}") if data else {}
 
     def _raw(
         self,
@@ -418,6 +426,66 @@ def _connection_errors() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
     return (HTTPError, ConnectionError, TimeoutError)
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Item(msgspec.Struct):
+    """An object, in so far as all have this."""
+
+    metadata: _Named | None = None
+
+
+class _ListMetadata(msgspec.Struct):
+    resourceVersion: str = ""  # noqa: N815 as the API calls it
+
+
+class _Listed(msgspec.Struct):
+    metadata: _ListMetadata | None = None
+    items: list[dict[str, Any]] | None = None
+
+
+class _Allowed(msgspec.Struct):
+    allowed: bool = False
+
+
+class _Review(msgspec.Struct):
+    status: _Allowed | None = None
+
+
+class _GroupVersion(msgspec.Struct):
+    version: str
+
+
+class _Group(msgspec.Struct):
+    versions: list[_GroupVersion] = []
+
+
+class _Version(msgspec.Struct):
+    gitVersion: str = "unknown"  # noqa: N815 as the API calls it
+
+
+class _WatchEvent(msgspec.Struct):
+    type: str
+    object: dict[str, Any] = {}
+
+
+def _answered(data: bytes, kind: type[T], what: str) -> T:
+    """What the API server said.
+
+    Raises:
+        ApiError: it is no answer of an API server, such as the page of a proxy.
+    """
+    try:
+        return decoded(data, kind)
+    except ValueError as error:
+        text = (
+            f"what answers in the place of the API server is none, asked for {what} ({error}): "
+            f"{shown(data)}; is there a proxy or a login page in front of it?"
+        )
+        raise ApiError(text, Status(HTTPStatus.OK, "NoAnswer", text, False)) from None
 
 
 def _in_short(error: Exception, secrets: Secrets) -> str:

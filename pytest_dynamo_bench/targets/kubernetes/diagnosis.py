@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
+from pytest_dynamo_bench.outside import admitted
 from pytest_dynamo_bench.targets.kubernetes.manifest import FRONTEND
 from pytest_dynamo_bench.targets.kubernetes.settings import Limits
 
@@ -22,6 +25,105 @@ _PULL_REASONS = frozenset(
 _CONFIG_REASONS = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
+
+
+class _Said(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """What is read of the API's JSON; what is of another type is as if it were not there."""
+
+
+class _Waiting(_Said):
+    reason: str = ""
+    message: str = ""
+
+
+class _Terminated(_Said):
+    reason: str = ""
+    exit_code: int | None = None
+    message: str = ""
+
+
+class _State(_Said):
+    running: dict[str, Any] | None = None
+    waiting: _Waiting | None = None
+    terminated: _Terminated | None = None
+
+
+class _Container(_Said):
+    name: str = ""
+    image: str = ""
+    restart_count: int = 0
+    state: _State | None = None
+    last_state: _State | None = None
+
+
+class _Condition(_Said):
+    type: str = ""
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+class _Metadata(_Said):
+    name: str = ""
+    labels: dict[str, str] = {}
+    generation: int = 0
+
+
+class _PodStatus(_Said):
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
+    conditions: list[_Condition] = []
+    init_container_statuses: list[_Container] = []
+    container_statuses: list[_Container] = []
+
+
+class _Pod(_Said):
+    metadata: _Metadata | None = None
+    status: _PodStatus | None = None
+
+
+class _Involved(_Said):
+    name: str = ""
+
+
+class _Event(_Said):
+    reason: str = ""
+    message: str = ""
+    last_timestamp: str = ""
+    event_time: str = ""
+    involved_object: _Involved | None = None
+
+
+class _GraphStatus(_Said):
+    state: str = ""
+    observed_generation: int | None = None
+    conditions: list[_Condition] = []
+    services: dict[str, Any] | list[str] = {}
+
+
+class _Multinode(_Said):
+    node_count: int = 1
+
+
+class _Service(_Said):
+    replicas: int | None = None
+    multinode: _Multinode | None = None
+
+
+class _GraphSpec(_Said):
+    services: dict[str, _Service] = {}
+
+
+class _Graph(_Said):
+    metadata: _Metadata | None = None
+    spec: _GraphSpec | None = None
+    status: _GraphStatus | None = None
+
+
+def _typed(kind: type[_Said], said: object) -> Object:
+    found: Object = msgspec.to_builtins(admitted(kind, said, {}))
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,6 +151,7 @@ class PodState:
 
 def pod_state(pod: Object, events: Iterable[Object], limits: Limits) -> PodState:
     """A pod, with what events say where its own status says too little."""
+    pod, events = _typed(_Pod, pod), [_typed(_Event, event) for event in events]
     metadata, status = pod.get("metadata", {}), pod.get("status", {})
     name = str(metadata.get("name", "?"))
     service = str(metadata.get("labels", {}).get(COMPONENT_LABEL, name))
@@ -164,6 +267,7 @@ class GraphState:
 
 def graph_state(graph: Object) -> GraphState:
     """Read a deployment's status; an older operator leaves some of it out."""
+    graph = _typed(_Graph, graph)
     status, metadata = graph.get("status") or {}, graph.get("metadata", {})
     conditions = {item.get("type"): item for item in status.get("conditions") or ()}
     ready = conditions.get("Ready", {})
@@ -183,7 +287,7 @@ def graph_state(graph: Object) -> GraphState:
 
 def progress_text(graph: Object, states: Sequence[PodState]) -> str:
     """One line: ready pods of each service, and the first reason why one is not."""
-    services = (graph.get("spec") or {}).get("services") or {}
+    services = (_typed(_Graph, graph).get("spec") or {}).get("services") or {}
     parts = []
     for name, service in services.items():
         nodes = int((service.get("multinode") or {}).get("nodeCount") or 1)
@@ -210,7 +314,7 @@ def missing_services(asked: Object, known: frozenset[str]) -> list[str]:
     if not known:
         return []
     names = [name.lower() for name in known]
-    wanted = (asked.get("spec") or {}).get("services") or {FRONTEND: {}}
+    wanted = (_typed(_Graph, asked).get("spec") or {}).get("services") or {FRONTEND: {}}
     return [
         service
         for service in wanted

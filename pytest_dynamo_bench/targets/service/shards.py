@@ -317,7 +317,7 @@ def _of_row(row: Row) -> RequestRecord:
         raise TargetError(_OTHER_VERSION)
     try:
         record = msgspec.convert(dict(zip(_RECORD_FIELDS, row, strict=True)), RequestRecord)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         raise TargetError(f"{_OTHER_VERSION} (a record: {error})") from None
     return dataclasses.replace(record, chunk_ms=tuple(record.chunk_ms))
 

@@ -113,12 +113,12 @@ def _add(own: dict[str, Any], event: Mapping[str, Any]) -> None:
             own["image_tokens"] = event["tokens"]
             own |= {"image_cache_hits": 0, "encoder_ms": 0.0, "encoder_cache_hits": 0, "encoded": 0}
         case "kept":
-            own["encoder_cache_hits"] += 1
+            own["encoder_cache_hits"] = (own["encoder_cache_hits"] or 0) + 1
         case "encoded":
-            own["encoded"] += event["images"]
-            own["encoder_ms"] += event["ms"]
+            own["encoded"] = (own["encoded"] or 0) + event["images"]
+            own["encoder_ms"] = (own["encoder_ms"] or 0.0) + event["ms"]
         case "cached":
-            own["image_cache_hits"] += event["hit"]
+            own["image_cache_hits"] = (own["image_cache_hits"] or 0) + event["hit"]
             cache = {key: event[key] for key in ("bytes", "entries", "capacity_bytes")}
             evicted = (own["cache"] or {}).get("evictions", 0) + event["evicted"]
             own["cache"] = {**cache, "evictions": evicted}
