@@ -38,7 +38,7 @@ from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.sweep import fingerprint
-from pytest_dynamo_bench.targets.base import Unwatched
+from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
@@ -151,7 +151,7 @@ def run_attribution(
     made = plan(benchmark.configuration(baseline), benchmark.configuration(treatment), together)
     arms = [dataclasses.replace(arm, role="treatment") for arm in made.arms.values()]
     target.check(benchmark.with_configurations(arms))
-    traffic = traffic if traffic is not None else target.traffic(benchmark)
+    traffic = traffic if traffic is not None else sent_traffic(target, benchmark)
     runs = _simulated(benchmark, made, seeds, target, traffic, cache, processes, on_run)
     samples = {
         run: _sample(benchmark, made.arms[run[0]], timings, metric) for run, timings in runs.items()

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource, beginning
 
 RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded", "kv"]
 WorkerMode = Literal["aggregated", "prefill", "decode"]
@@ -427,14 +427,13 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
     Every target sends this, and every check of a run compares with this. Applying it twice
     changes nothing more.
 
-    Requests of a shortened traffic get ids of their own (``000007@640``): a request of a run
-    that was shorter is not the same measurement as its namesake in a longer one, so
-    that such configurations are compared as a whole and not request by request.
+    Requests of a shortened traffic get ids of their own, as
+    :func:`~pytest_dynamo_bench.traffic.beginning` says.
 
     Raises:
         BenchmarkError: ``concurrency`` is given but the traffic has a fixed schedule.
     """
-    schedule, requests, history = traffic.schedule, traffic.requests, traffic.history
+    schedule = traffic.schedule
     if configuration.concurrency is not None:
         if not isinstance(schedule, Concurrency):
             _fail(
@@ -443,17 +442,11 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
                 f"{schedule.description}",
             )
         schedule = Concurrency(configuration.concurrency)
-    asked = configuration.requests
-    count = None if asked is None else max(1, round(asked * traffic.share))
-    if count is not None and count < len(requests):
-        history = (*history, f"the first {count:,} of {len(requests):,} requests")
-        requests = tuple(
-            dataclasses.replace(request, request_id=f"{request.request_id}@{count}")
-            for request in requests[:count]
-        )
-    if schedule == traffic.schedule and requests is traffic.requests:
+    if schedule != traffic.schedule:
+        traffic = dataclasses.replace(traffic, schedule=schedule)
+    if configuration.requests is None:
         return traffic
-    return dataclasses.replace(traffic, schedule=schedule, requests=requests, history=history)
+    return beginning(traffic, max(1, round(configuration.requests * traffic.share)))
 
 
 Direction = Literal["at most", "at least", "within"]

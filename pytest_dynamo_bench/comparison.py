@@ -21,7 +21,13 @@ from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
 from pytest_dynamo_bench.records import Run, possible_run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.aftermath import unexpected
-from pytest_dynamo_bench.targets.base import PlannedRun, Progress, SideBySideTarget, Target
+from pytest_dynamo_bench.targets.base import (
+    PlannedRun,
+    Progress,
+    SideBySideTarget,
+    Target,
+    sent_traffic,
+)
 from pytest_dynamo_bench.targets.caveats import of_arrivals
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import (
@@ -123,7 +129,7 @@ class Comparison:
     def traffic(self) -> Traffic:
         """The traffic as it is sent on this target."""
         if self._traffic is None:
-            self._traffic = self.target.traffic(self.benchmark)
+            self._traffic = sent_traffic(self.target, self.benchmark)
         return self._traffic
 
     @property

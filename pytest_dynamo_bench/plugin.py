@@ -310,11 +310,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in filter(_measures, session.items):
         if (benchmark := _benchmark_of(getattr(item, "module", None))) is not None:
             dynamo.note_test(benchmark, item.nodeid)
+    if benchmarks:
+        from pytest_dynamo_bench.targets.base import sent_traffic
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.with_own_traffic(benchmark)
             dynamo.target.check(benchmark.only(needed[benchmark.name]))
-            dynamo.target.traffic(benchmark)
+            sent_traffic(dynamo.target, benchmark)
         except DynamoBenchError as error:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
     if config.getoption("dynamo_dry_run"):

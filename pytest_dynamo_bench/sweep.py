@@ -25,7 +25,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.parallel import compute_all
-from pytest_dynamo_bench.targets.base import Unwatched
+from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
 from pytest_dynamo_bench.targets.replay import ReplayTarget
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
@@ -191,7 +191,9 @@ class Sweep:
         """
         for configuration, _ in self.points:
             self.target.check(self.benchmark.with_configurations([configuration]))
-        traffic = self.traffic if self.traffic is not None else self.target.traffic(self.benchmark)
+        traffic = self.traffic
+        if traffic is None:
+            traffic = sent_traffic(self.target, self.benchmark)
         configurations = [configuration for configuration, _ in self.points]
         common = fingerprint(self.benchmark, self.target, traffic, configurations, self.metrics)
         keys = [_key(common, *point) for point in self.points]

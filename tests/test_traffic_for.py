@@ -13,7 +13,12 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.benchmark import traffic_for
-from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
+from pytest_dynamo_bench.targets.base import sent_traffic
+from pytest_dynamo_bench.targets.endpoint.target import EndpointOptions, EndpointTarget
+from pytest_dynamo_bench.targets.local import LocalTarget
+from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.traffic import TRIAL_VARIABLE, tried
 from pytest_dynamo_bench.verdicts import confounds
 
 SOURCE = SyntheticTraffic(isl=100, osl=10, requests=20, schedule=Concurrency(4))
@@ -47,6 +52,34 @@ def test_shortened_traffic_has_ids_of_its_own_and_is_shortened_once():
     assert [request.request_id for request in traffic.requests][:2] == ["000000@5", "000001@5"]
     assert len(traffic.requests) == 5 and "first 5 of 20" in traffic.history[-1]
     assert traffic_for(traffic, shorter) is traffic
+
+
+def test_a_trial_is_the_beginning_under_ids_of_its_own_and_says_so(monkeypatch):
+    monkeypatch.setenv(TRIAL_VARIABLE, "6")
+    traffic = tried(SOURCE.load())
+    assert [request.request_id for request in traffic.requests][:2] == ["000000@6", "000001@6"]
+    assert traffic.history[-1] == (
+        "the first 6 of 20 requests, since DYNAMO_BENCH_REQUESTS=6: a trial, not a result"
+    )
+    assert len(traffic_for(traffic, PLAIN.but(requests=10)).requests) == 3
+    monkeypatch.setenv(TRIAL_VARIABLE, "20")
+    assert tried(SOURCE.load()) == SOURCE.load()
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "many", "1.5"])
+def test_the_length_of_a_trial_is_a_number(text, monkeypatch):
+    monkeypatch.setenv(TRIAL_VARIABLE, text)
+    with pytest.raises(TrafficError, match=f"DYNAMO_BENCH_REQUESTS: give a whole.* not '{text}'"):
+        tried(SOURCE.load())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [LocalTarget(), ReplayTarget(), EndpointTarget(EndpointOptions({"plain": "http://x"}))],
+)
+def test_every_target_is_given_the_beginning_to_send(target, monkeypatch):
+    monkeypatch.setenv(TRIAL_VARIABLE, "6")
+    assert len(sent_traffic(target, make(PLAIN)).requests) == 6
 
 
 def test_a_fixed_schedule_has_no_concurrency():

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
             on_run=on_run,
         )  # fmt: skip
     console = common.output_console()
-    console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
+    console.print(Text(f"{common.title(benchmark)}, {common.SIMULATED}", style="bold"))
     title = f"{metric} of {study.treatment} against {study.baseline}"
     console.print(Text(f"{title}, % of the baseline's, 95 % intervals"), soft_wrap=True)
     console.print(shares_table(study))
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
         lambda path: figures.write_attribution(
             path, study.attribution.as_rows(),
             title=_title(study),
-            subtitle=f"{benchmark.name}: {title}; {options.seeds} seeds, 95 % intervals",
+            subtitle=f"{common.title(benchmark)}: {title}; {options.seeds} seeds, 95 % intervals",
             metric=metric,
         ),
     )  # fmt: skip

@@ -36,10 +36,21 @@ from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
 from pytest_dynamo_bench.targets.caveats import of_arrivals
 from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.traffic import trial_requests
 
 CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"
 LONGEST_LINE = 1000
 SIMULATED = "simulated by Dynamo's replay, not measured on GPUs"
+
+
+def title(benchmark: Benchmark) -> str:
+    """The benchmark's name; in a trial also that it was one.
+
+    Raises:
+        TrafficError: the length of the trial is not a number.
+    """
+    count = trial_requests()
+    return benchmark.name + (f", a trial with {count:,} requests" if count is not None else "")
 
 
 def output_console() -> Console:

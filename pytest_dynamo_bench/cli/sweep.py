@@ -182,7 +182,7 @@ def _report(
 ) -> None:
     console = common.output_console()
     front = pareto_front(points)
-    console.print(Text(f"{benchmark.name}, {common.SIMULATED}", style="bold"))
+    console.print(Text(f"{common.title(benchmark)}, {common.SIMULATED}", style="bold"))
     console.print(_fitting_table(console, points, metric, front))
     files: list[Path] = []
     findings = []
@@ -222,7 +222,7 @@ def _report(
             lambda path: figures.write_pareto(
                 path, _pareto_lines(points, front),
                 title=_front_title(front),
-                subtitle=f"{benchmark.name}; numbers at points of the front are the load",
+                subtitle=f"{common.title(benchmark)}; numbers at points of the front are the load",
             ),
         )  # fmt: skip
     rows = [_row(point, point in front) for point in points]
@@ -370,7 +370,7 @@ def _load_words(swept: Sweep) -> str:
 
 def _subtitle(benchmark: Benchmark, metric: str, held: str) -> str:
     """The benchmark, what is held, and for goodput what counts as good."""
-    parts = [benchmark.name, held]
+    parts = [common.title(benchmark), held]
     if metric.startswith("goodput") and benchmark.goodput:
         limits = dataclasses.asdict(benchmark.goodput)
         parts += [

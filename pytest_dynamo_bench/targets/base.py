@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DynamoBenchError
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.traffic import Traffic
+from pytest_dynamo_bench.traffic import Traffic, tried
 
 # Requests that a display takes the current latencies from.
 RECENT = 20
@@ -165,3 +165,22 @@ class ScalingTarget(Protocol):
 
     def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
         """Why claims about these configurations cannot be judged; empty when they can."""
+
+
+@runtime_checkable
+class ReadingTarget(Protocol):
+    """A target that sends nothing, but reads what was measured elsewhere."""
+
+    @property
+    def measured_elsewhere(self) -> str:
+        """By what."""
+
+
+def sent_traffic(target: Target, benchmark: Benchmark) -> Traffic:
+    """What a target is given to send: its traffic, or the beginning of it in a trial.
+
+    Raises:
+        TrafficError: the traffic cannot be read, or the length of a trial is not a number.
+    """
+    traffic = target.traffic(benchmark)
+    return traffic if isinstance(target, ReadingTarget) else tried(traffic)

@@ -39,6 +39,7 @@ class RecordedTarget:
 
     def __init__(self, name: str, results: Mapping[str, Sequence[Path]]) -> None:
         self.name = name
+        self.measured_elsewhere = "AIPerf"
         self._results: dict[str, list[AiperfResults]] = {
             configuration: [read_aiperf_results(path) for path in paths]
             for configuration, paths in results.items()

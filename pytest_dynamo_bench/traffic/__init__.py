@@ -3,6 +3,12 @@
 from pytest_dynamo_bench.traffic.agentic import AgenticCoding, AgenticSession, Lognormal
 from pytest_dynamo_bench.traffic.aiperf import aiperf_rows
 from pytest_dynamo_bench.traffic.arrivals import Arrivals, arrivals, spread_within_resolution
+from pytest_dynamo_bench.traffic.beginning import (
+    TRIAL_VARIABLE,
+    beginning,
+    trial_requests,
+    tried,
+)
 from pytest_dynamo_bench.traffic.cut import cut, first_turns
 from pytest_dynamo_bench.traffic.figures import (
     TrafficFigures,
@@ -26,6 +32,7 @@ from pytest_dynamo_bench.traffic.synthesizer import SynthesizedMooncake, synthes
 from pytest_dynamo_bench.traffic.synthetic import SyntheticTraffic
 
 __all__ = [
+    "TRIAL_VARIABLE",
     "AgenticCoding",
     "AgenticSession",
     "Arrivals",
@@ -48,6 +55,7 @@ __all__ = [
     "TrafficSource",
     "aiperf_rows",
     "arrivals",
+    "beginning",
     "cut",
     "describe",
     "first_turns",
@@ -57,5 +65,7 @@ __all__ = [
     "read_traffic",
     "spread_within_resolution",
     "synthesize",
+    "trial_requests",
+    "tried",
     "write_mooncake",
 ]
