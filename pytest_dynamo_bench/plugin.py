@@ -433,20 +433,27 @@ def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[
             "--dynamo-attribution needs --dynamo-target=replay: it takes all combinations of the "
             "features, many times over"
         )
+    from pytest_dynamo_bench.attribution import plan
+
     found: list[pytest.Item] = []
     for module, benchmark in _modules(items).items():
         roles = {item.role: item for item in reversed(benchmark.configurations)}
         baseline, winner = roles.get("baseline"), roles.get("winner") or roles.get("treatment")
         if baseline and winner and len(baseline.features ^ winner.features) > 1:
-            found.append(
-                AttributionItem.from_parent(
-                    module,
-                    name=f"attribution[{winner.name}-against-{baseline.name}]",
-                    benchmark=benchmark,
-                    baseline=baseline.name,
-                    treatment=winner.name,
-                )
+            item = AttributionItem.from_parent(
+                module,
+                name=f"attribution[{winner.name}-against-{baseline.name}]",
+                benchmark=benchmark,
+                baseline=baseline.name,
+                treatment=winner.name,
             )
+            found.append(item)
+            try:
+                plan(baseline, winner)
+            except DynamoBenchError as error:
+                told = f"{error}: python -m pytest_dynamo_bench attribution --together A+B does so"
+                item.add_marker(pytest.mark.skip(reason=told))
+                config.stash[_SESSION].remarks.append(told)
     return found
 
 
@@ -582,10 +589,10 @@ def _record(item: pytest.Item, properties: junit.Properties) -> None:
 def _end_inconclusive(config: pytest.Config, message: str, *, soften: bool = True) -> NoReturn:
     """Give a test the outcome that the user chose for what is undecided."""
     __tracebackhide__ = True
-    smoke = soften and config.stash[_SESSION].smoke
-    outcome = config.getoption("dynamo_inconclusive") or ("skip" if smoke else "fail")
-    if smoke:
-        message = f"at scale smoke {message}"
+    little = config.stash[_SESSION].little if soften else ""
+    outcome = config.getoption("dynamo_inconclusive") or ("skip" if little else "fail")
+    if little:
+        message = f"{little} {message}"
     if outcome == "skip":
         pytest.skip(message)
     if outcome == "xfail":
@@ -694,8 +701,9 @@ class MeasuredComparison:
             return verdict
         message = junit.explain(verdict, results)
         self._request.node.stash[_EXPLAINED] = True
-        if verdict.outcome == "inconclusive":
-            _end_inconclusive(self._request.config, message)
+        config = self._request.config
+        if verdict.outcome == "inconclusive" or config.stash[_SESSION].trial:
+            _end_inconclusive(config, message)
         pytest.fail(message, pytrace=False)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
 from pytest_dynamo_bench.errors import BenchmarkError, ReportError, ResultsError
+from pytest_dynamo_bench.traffic import trial_requests
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
@@ -122,6 +123,17 @@ class BenchSession:
         if not isinstance(self.target, ScalingTarget):
             return ""
         return self.target.not_measured(benchmark, (claim.baseline, claim.treatment))
+
+    @property
+    def trial(self) -> str:
+        """That only the first requests are sent, where that is so; else empty."""
+        count = None if self._option("dynamo_aiperf_results") else trial_requests()
+        return f"in a trial with {count:,} requests" if count is not None else ""
+
+    @property
+    def little(self) -> str:
+        """Why too little is measured to decide what is claimed; empty where it is enough."""
+        return self.trial or ("at scale smoke" if self.smoke else "")
 
     @property
     def smoke(self) -> bool:

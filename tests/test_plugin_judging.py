@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from tests.test_plugin import BENCHMARK, junit_of, project, report_directory  # noqa: F401
+from tests.test_plugin import (  # noqa: F401
+    BENCHMARK,
+    PROJECT,
+    junit_of,
+    project,
+    report_directory,
+)
 
 KV = ("-k", "kv-routing-is")
 
@@ -217,6 +224,29 @@ def test_an_attribution_needs_the_simulation(project):  # noqa: F811
     result = project().runpytest("--dynamo-attribution")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--dynamo-attribution needs --dynamo-target=replay*"])
+
+
+def test_in_a_trial_a_claim_that_does_not_hold_is_skipped(project, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("DYNAMO_BENCH_REQUESTS", "40")
+    pytester = project()
+    result = pytester.runpytest("-rs")
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*in a trial with 40 requests fails: Split is faster!*"])
+    monkeypatch.setenv("DYNAMO_BENCH_REQUESTS", "few")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*DYNAMO_BENCH_REQUESTS: give a whole number*'few'*"])
+
+
+def test_an_attribution_that_has_too_many_arms_is_skipped_and_told(pytester):
+    shutil.copy(PROJECT / "benchmarks" / "kimi_feature_stack.py", pytester.path)
+    result = pytester.runpytest(
+        "kimi_feature_stack.py", "--dynamo-target=replay", "--dynamo-attribution", "-k",
+        "attribution[", "-rs",
+    )  # fmt: skip
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*make 32 arms; name some that go together*--together A+B*"])
 
 
 @pytest.mark.slow
