@@ -55,7 +55,7 @@ examples:
   python -m pytest_dynamo_bench show benchmarks/qwen3_32b_kv_routing.py --target kubernetes
   python -m pytest_dynamo_bench report reports/2026-11-24T21-06-10Z-local
   python -m pytest_dynamo_bench compare reports/new reports/old --tolerance ttft:10%
-  python -m pytest_dynamo_bench history reports/* --output history.html
+  python -m pytest_dynamo_bench history reports/*-local --output history.html
   python -m pytest_dynamo_bench check-client
 
 COMMAND --help lists the options of a command. The claims themselves are tests:
