@@ -291,4 +291,5 @@ HOW: dict[str, Runs | CannotRun] = {
     "pytest --dynamo-baseline": _NAMES,
     f"{_OWN} attribution": _NAMES,
     f"{_OWN} report": _NAMES,
+    f"{_OWN} traffic": _NAMES,
 }
