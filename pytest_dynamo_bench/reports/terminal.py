@@ -58,7 +58,8 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
         console.print(Text(printable(report.scaling_in_words), style="dim"))
     if report.measured:
         console.print(_values(report, console.width))
-        console.print(Text("* best of the configurations", style="dim"))
+        if any(map(report.best, report.columns)):
+            console.print(Text("* best of the configurations", style="dim"))
         changes = _changes(report, console.width)
         if changes is not None:
             assert report.baseline is not None

@@ -220,6 +220,7 @@ def test_what_must_not_be_compared_has_no_change_and_no_best(plain, tmp_path):
     assert report.effect(split, "time_to_first_token.mean") is None
     assert report.effect(split, "request_latency.mean") is not None
     assert not any(report.best(column) for column in report.columns)
+    assert "best of" not in render_comparison(report, 100, False)
 
 
 @pytest.mark.parametrize(
