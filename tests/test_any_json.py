@@ -16,9 +16,11 @@ from pytest_dynamo_bench.aiperf_results import read_aiperf_results
 from pytest_dynamo_bench.errors import DeploymentError, ResultsError, TargetError, TrafficError
 from pytest_dynamo_bench.plain_text import Secrets, printable, secrets_in
 from pytest_dynamo_bench.records import possible
+from pytest_dynamo_bench.reports.html import render_html
 from pytest_dynamo_bench.reports.markdown import render_markdown
 from pytest_dynamo_bench.reports.model import load_session
 from pytest_dynamo_bench.reports.store import StoredResults
+from pytest_dynamo_bench.reports.terminal import render_comparison
 from pytest_dynamo_bench.targets.frontend_metrics import summarize
 from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
     graph_state,
@@ -159,7 +161,7 @@ def results(directory):
     return make_session(directory / "results")
 
 
-@settings(FAST, max_examples=200)
+@settings(FAST, max_examples=150)
 @given(st.data())
 def test_stored_results(results, directory, data):
     copy = directory / "copy"
@@ -168,7 +170,15 @@ def test_stored_results(results, directory, data):
     documents = [json.loads((results / name).read_text()) for name in names]
     for name, text in zip(names, data.draw(odd_documents(documents)), strict=True):
         (copy / name).write_text(text, encoding="utf-8", errors="surrogatepass")
-    unless(ResultsError, str(copy), lambda: render_markdown(load_session(StoredResults(copy))))
+
+    def all_reports():
+        session = load_session(StoredResults(copy))
+        render_markdown(session)
+        render_html(session)
+        for report in session.comparisons:
+            render_comparison(report, 100, False)
+
+    unless(ResultsError, str(copy), all_reports)
 
 
 @FAST

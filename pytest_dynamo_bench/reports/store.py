@@ -32,6 +32,7 @@ from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.record_files import RECORDS_FILE, columns, read_records, write_records
 from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.reports import stored_types
 from pytest_dynamo_bench.reports.features import features_at_work
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
@@ -264,44 +265,6 @@ def _published(benchmark: Benchmark) -> dict[str, Any] | None:
     return dataclasses.asdict(published) if published else None
 
 
-class _BenchmarkEntry(msgspec.Struct):
-    """What is compared needs this of a benchmark in ``summary.json``."""
-
-    configurations: dict[str, dict[str, Any]] = {}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    errors: dict[str, str] = {}
-
-
-class _SummaryFile(msgspec.Struct):
-    """The parts of ``summary.json`` that everything else hangs on."""
-
-    target: str
-    started_at: str
-    command: list[str]
-    benchmarks: dict[str, _BenchmarkEntry]
-
-
-class _Named(msgspec.Struct):
-    name: str
-
-
-class _RunFile(msgspec.Struct):
-    """The parts of ``run.json`` that a :class:`Run` is made of."""
-
-    benchmark: str
-    configuration: _Named
-    target: str
-    gpus: int
-    requests: int
-    started_at: str
-    simulated: bool
-    deployed: dict[str, Any]
-    observed: dict[str, Any]
-    traffic: dict[str, Any]
-    problems: list[str]
-    notes: list[str] = []
-
-
 class StoredResults:
     """Results of an earlier session, read back.
 
@@ -316,7 +279,7 @@ class StoredResults:
         self.directory = directory.parent if directory.name == _SUMMARY else directory
         path = self.directory / _SUMMARY
         self.summary = _read_versioned(path)
-        self._typed = _typed(path, self.summary, _SummaryFile, "a summary of results")
+        self._typed = _typed(path, self.summary, stored_types.Summary, "a summary of results")
 
     @property
     def benchmarks(self) -> list[str]:
@@ -335,7 +298,7 @@ class StoredResults:
         Raises:
             ResultsError: they cannot be read.
         """
-        return self._if_there(self.directory / "environment.json") or {}
+        return self._if_there(self.directory / "environment.json", stored_types.Environment) or {}
 
     def attribution(self, benchmark: str) -> dict[str, Any] | None:
         """The attribution of a benchmark, where one was made.
@@ -343,11 +306,16 @@ class StoredResults:
         Raises:
             ResultsError: it cannot be read.
         """
-        return self._if_there(self.directory / benchmark / "attribution.json")
+        path = self.directory / benchmark / "attribution.json"
+        return self._if_there(path, stored_types.Attribution)
 
     @staticmethod
-    def _if_there(path: Path) -> dict[str, Any] | None:
-        return _read_json(path) if path.exists() else None
+    def _if_there(path: Path, kind: type[Any]) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        found = _read_json(path)
+        _typed(path, found, kind, "what this plugin wrote")
+        return found
 
     def details(self, benchmark: str, configuration: str) -> dict[str, Any]:
         """What ``run.json`` says of a configuration's first run.
@@ -355,7 +323,10 @@ class StoredResults:
         Raises:
             ResultsError: there is none, or it cannot be read.
         """
-        return _read_versioned(self._directories(benchmark, configuration)[0] / "run.json")
+        path = self._directories(benchmark, configuration)[0] / "run.json"
+        found = _read_versioned(path)
+        _typed(path, found, stored_types.Run, "the description of a run")
+        return found
 
     def runs(self, benchmark: str, configuration: str) -> list[Run]:
         """All repeats of a configuration, whatever was said of them.
@@ -396,8 +367,8 @@ class StoredResults:
         self.check_usable(benchmark, configuration)
         return self.runs(benchmark, configuration)
 
-    def _entry(self, benchmark: str) -> _BenchmarkEntry:
-        return self._typed.benchmarks.get(benchmark) or _BenchmarkEntry()
+    def _entry(self, benchmark: str) -> stored_types.Benchmark:
+        return self._typed.benchmarks.get(benchmark) or stored_types.Benchmark()
 
     def _directories(self, benchmark: str, configuration: str) -> list[Path]:
         """Where the repeats are that the summary counts."""
@@ -500,17 +471,17 @@ def _read_versioned(path: Path) -> dict[str, Any]:
 def _typed(path: Path, content: Mapping[str, Any], kind: type[_T], what: str) -> _T:
     try:
         return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         raise ResultsError(f"{path}: is not {what}: {error}") from None
 
 
-def _open_run(directory: Path) -> tuple[_RunFile, pq.ParquetFile]:
+def _open_run(directory: Path) -> tuple[stored_types.Run, pq.ParquetFile]:
     """What a run's two files say of themselves, when they agree."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = directory / "run.json"
-    details = _typed(path, _read_versioned(path), _RunFile, "the description of a run")
+    details = _typed(path, _read_versioned(path), stored_types.Run, "the description of a run")
     path = directory / RECORDS_FILE
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
