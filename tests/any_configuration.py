@@ -38,7 +38,7 @@ def configurations(draw):
             prefix_caching=draw(st.booleans()), kv_blocks=100, max_num_seqs=draw(counts),
             max_num_batched_tokens=draw(counts),
             memory_fraction=draw(st.none() | st.floats(0.1, 1)), speculative=speculative,
-            kv_offload=draw(st.none() | amounts.map(KvOffload)),
+            kv_offload=draw(st.none() | (st.integers(1, 1000) | amounts).map(KvOffload)),
             frontend_decoding=draw(st.booleans()),
             embedding_cache_gib=draw(st.none() | amounts),
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import signal
 
 import pytest
@@ -19,6 +20,12 @@ with contextlib.suppress(ModuleNotFoundError):
     import pandas as pd
 
     pd.DataFrame({"period": [1]}).to_parquet(io.BytesIO())
+
+    from hypothesis import settings
+
+    # A slow machine is no failure; in CI the same commit gets the same examples.
+    settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get("CI")))
+    settings.load_profile("ours")
 
 pytest_plugins = ["pytester"]
 

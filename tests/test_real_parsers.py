@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench import (
@@ -145,7 +145,7 @@ def test_vllms_own_parser_takes_what_is_rendered_for_it():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(configuration=configurations(), fast_forward=st.floats(0.1, 1000))
 def test_whatever_can_be_configured_is_refused_by_us_or_taken_by_dynamo(
     engine, configuration, fast_forward
