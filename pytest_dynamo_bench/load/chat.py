@@ -157,16 +157,13 @@ class _Event(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
-def _event(data: bytes) -> _Event:
-    """An event of a stream; what only its extras have of NaN and the like costs it nothing.
+def _leniently_decoded(data: bytes) -> _Event:
+    """An event of which only the extras have NaN and the like, which are no JSON.
 
     Raises:
-        ValueError: it is no JSON, or what makes the answer is of another type.
+        ValueError: it is no JSON for other reasons, or what makes the answer is of another type.
     """
-    try:
-        return _decode(data)
-    except ValueError:
-        return msgspec.convert(plain(data), _Event)
+    return msgspec.convert(plain(data), _Event)
 
 
 # What a response is whole without: each field on its own is what it should be, or left out.
@@ -282,8 +279,9 @@ class Reading:
         next_read: number of the read that comes after those that have been taken in.
         content_read: the last read with content, until something comes after it in the same read.
         chunk_reads: for each chunk with content the read that completed it.
-        extras, workers, timing: what was said last of the fields of ``_Extras``, and of its two
-            parts, as it was said.
+        extras, workers, timing: what was said last of the fields of ``_Extras``, and of the two
+            parts of its extension, as it was said.
+        extension: the last one.
     """
 
     response: Response
@@ -301,6 +299,7 @@ class Reading:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    extension: Any = None
     workers: Any = None
     timing: Any = None
     finished: bool = False
@@ -515,7 +514,10 @@ class RecordMaker:
             reading.error = f"the server reported an error in the stream: {text}"
             reading.over = True
             return
-        event = _event(data)
+        try:
+            event = _decode(data)
+        except ValueError:
+            event = _leniently_decoded(data)
         if event.error:
             reading.error = f"the server reported an error in the stream: {event.error}"
             reading.over = True
@@ -539,7 +541,8 @@ class RecordMaker:
                 reading.finished = True
         if event.usage is not None:
             self._take_usage(reading, event.usage)
-        if event.nvext:
+        if event.nvext and event.nvext != reading.extension:
+            reading.extension = event.nvext
             self._take_extension(reading, event.nvext)
 
     def _take_usage(self, reading: Reading, usage: _Usage) -> None:

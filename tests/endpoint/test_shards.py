@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -276,6 +277,59 @@ def test_a_shard_that_fails_is_an_error_with_its_reason(tmp_path):
         pytest.raises(DeploymentError, match=r"shard \d of the load failed: .*did not list a mod"),
     ):
         run_shards(processes, traffic(4), Silent(), prepare_seconds=60)
+
+
+class Scripted:
+    """A shard in words: how it is getting on each time that it is asked, and what it measured."""
+
+    def __init__(self, stages, part):
+        self.stages, self.part, self.posted = list(stages), part, []
+
+    def get(self, path):
+        if path == "clock":
+            return json.dumps({"unix": time.time()}).encode()
+        if path == "status":
+            stage = self.stages.pop(0) if len(self.stages) > 1 else self.stages[0]
+            return json.dumps({"stage": stage, "shard": 1, "error": "out of memory"}).encode()
+        if self.stages[0] != "done":
+            raise OSError("HTTP 404")
+        return pack_result([record(r) for r in self.part.requests], 5.5, {}, {})
+
+    def post(self, path, body):
+        self.posted.append(path)
+        return b"{}"
+
+
+def test_a_shard_that_fails_while_it_sends_costs_its_own_requests(tmp_path):
+    whole = traffic(6)
+    parts = split(whole, 2)
+    found = [
+        Scripted(["waiting", "measuring", "measuring", "done"], parts[0]),
+        Scripted(["waiting", "measuring", "failed"], parts[1]),
+    ]
+    merged = run_shards(found, whole, Silent(), prepare_seconds=5)
+    assert {r.request_id for r in merged.records} == {r.request_id for r in parts[0].requests}
+    missing, why = merged.problems
+    assert "3 requests of the shards are missing" in missing
+    assert why == "shard 1 of the load failed: out of memory"
+    assert found[0].posted == ["start", "quit"]
+
+
+def test_a_deployment_that_dies_costs_only_what_had_not_been_measured(tmp_path):
+    whole = traffic(6)
+    parts = split(whole, 2)
+    found = [
+        Scripted(["waiting", "done"], parts[0]), Scripted(["waiting", "measuring"], parts[1])
+    ]  # fmt: skip
+    asked = []
+
+    def still_there():
+        asked.append(1)
+        if len(asked) > 3:
+            raise DeploymentError("the frontend is gone")
+
+    merged = run_shards(found, whole, Silent(), prepare_seconds=5, still_there=still_there)
+    assert len(merged.records) == 3 and "the frontend is gone" in merged.problems
 
 
 def test_a_shard_that_nobody_asks_ends_by_itself(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from pytest_dynamo_bench.errors import DeploymentError
+from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.outside import Amount, Count, decoded, shown
 from pytest_dynamo_bench.targets.base import RECENT, Progress, show_latency
 from pytest_dynamo_bench.targets.service.shards import (
@@ -71,7 +72,7 @@ def run_shards(
         still_there: called now and then; raises when the run cannot succeed any more.
 
     Raises:
-        DeploymentError: a shard failed, or is gone.
+        DeploymentError: a shard failed before the start, or all of them did, or are gone.
     """
     progress.stage("preparing load")
     _until_ready(connections, prepare_seconds, still_there)
@@ -81,14 +82,27 @@ def run_shards(
         order = json.dumps({"unix": start + clock.offset_ms / 1000})
         _try(partial(connection.post, "start", order.encode()), "start")
     progress.stage("measuring")
-    _until_done(connections, len(traffic.requests), progress, still_there)
+    failed: dict[int, DeploymentError] = {}
+    try:
+        _until_done(connections, len(traffic.requests), progress, still_there, failed)
+    except DeploymentError as error:
+        # What the shards that have ended measured is not lost with the rest.
+        failed = {index: failed.get(index, error) for index in range(len(connections))}
     results = []
     for index, (connection, clock) in enumerate(zip(connections, clocks, strict=True)):
-        data = _try(partial(connection.get, "results"), "results", still_there)
-        results.append(unpack_result(data, index, clock))
-    for connection in connections:
-        _try(partial(connection.post, "quit", b""), "quit")
-    return merge(results, traffic, start)
+        patient = index not in failed
+        with contextlib.suppress(*(() if patient else (OSError, DeploymentError, TargetError))):
+            ask = partial(connection.get, "results")
+            data = _try(ask, "results", still_there) if patient else ask()
+            results.append(unpack_result(data, index, clock))
+    if not results:
+        raise next(iter(failed.values()))
+    for index, connection in enumerate(connections):
+        if index not in failed:
+            _try(partial(connection.post, "quit", b""), "quit")
+    merged = merge(results, traffic, start)
+    merged.problems.extend(dict.fromkeys(str(error) for error in failed.values()))
+    return merged
 
 
 def clock_of(connection: ShardConnection) -> Clock:
@@ -121,7 +135,8 @@ def _until_ready(
             except OSError as error:
                 last = str(error)
                 continue
-            _raise_if_failed(status)
+            if (failure := _failure(status)) is not None:
+                raise failure
             last = f"shard {index}: {status.stage}"
             if status.stage == "waiting":
                 waiting.remove(index)
@@ -139,28 +154,39 @@ def _until_done(
     total: int,
     progress: Progress,
     still_there: Callable[[], None],
+    failed: dict[int, DeploymentError],
 ) -> None:
+    """Wait for all shards but those that fail meanwhile.
+
+    Args:
+        failed: filled with these, and why.
+
+    Raises:
+        DeploymentError: the run cannot succeed any more.
+    """
     while True:
         still_there()
-        found = [
-            _said(_try(partial(connection.get, "status"), "status", still_there), _Status)
-            for connection in connections
-        ]
-        for status in found:
-            _raise_if_failed(status)
-        done, failed = sum(s.done for s in found), sum(s.failed for s in found)
-        progress.requests(done, failed, total)
+        found = []
+        for index, connection in enumerate(connections):
+            if index not in failed:
+                ask = partial(connection.get, "status")
+                status = _said(_try(ask, "status", still_there), _Status)
+                found.append(status)
+                if (error := _failure(status)) is not None:
+                    failed[index] = error
+        progress.requests(sum(s.done for s in found), sum(s.failed for s in found), total)
         latest = [unpack_brief(packed) for status in found for packed in status.recent]
         latest.sort(key=lambda record: record.end_ms or 0.0)
         show_latency(progress, latest[-RECENT:])
-        if all(status.stage == "done" for status in found):
+        if all(status.stage in ("done", "failed") for status in found):
             return
         time.sleep(_POLL_SECONDS)
 
 
-def _raise_if_failed(status: _Status) -> None:
-    if status.stage == "failed":
-        raise DeploymentError(f"shard {status.shard} of the load failed: {status.error}")
+def _failure(status: _Status) -> DeploymentError | None:
+    if status.stage != "failed":
+        return None
+    return DeploymentError(f"shard {status.shard} of the load failed: {status.error}")
 
 
 def _try(ask: Callable[[], bytes], what: str, still_there: Callable[[], None] = _nothing) -> bytes:
