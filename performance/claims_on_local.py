@@ -63,6 +63,7 @@ def measure(modules: Sequence[Path], rounds: int) -> None:
     """Run the benchmarks round after round; a line for each."""
     for number in range(1, rounds + 1):
         for module in modules:
+            benchmark = load_benchmark(module)
             with tempfile.TemporaryDirectory(prefix="dynamo-bench-claims-") as results:
                 started = time.time()
                 process = subprocess.run(
@@ -76,12 +77,12 @@ def measure(modules: Sequence[Path], rounds: int) -> None:
                 )
                 line = {
                     "module": module.stem,
-                    "sent": sent(load_benchmark(module)),
+                    "sent": sent(benchmark),
                     "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
                     "seconds": round(time.time() - started, 1),
                     "exit_code": process.returncode,
                     "outcome": process.stdout.strip().rpartition("\n")[2],
-                    "claims": changes(load_benchmark(module), Path(results)),
+                    "claims": changes(benchmark, Path(results)),
                 }
             print(f"round {number}: {line}", file=sys.stderr, flush=True)
             with _LINES.open("a", encoding="utf-8") as lines:
