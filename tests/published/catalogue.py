@@ -220,10 +220,10 @@ HOW: dict[str, Runs | CannotRun] = {
     # -- help, calibration, development -----------------------------------------------------
     "pytest --markers": Runs(),
     "pytest --help": Runs(says="NVIDIA Dynamo benchmarks"),
-    f"{_OWN}.calibration": _HOURS,
-    f"{_OWN}.calibration aa-same --scale 0.1": Runs(environment={}, given={"0.1": "0.01"}),
-    f"{_OWN}.calibration aa-same power-10-1000-3 --scale 0.1": Runs(given={"0.1": "0.01"}),
-    f"{_OWN}.calibration local --pairs 15 --keep runs --minutes 4": CannotRun(
+    "python -m calibration": _HOURS,
+    "python -m calibration aa-same --scale 0.1": Runs(environment={}, given={"0.1": "0.01"}),
+    "python -m calibration aa-same power-10-1000-3 --scale 0.1": Runs(given={"0.1": "0.01"}),
+    "python -m calibration local --pairs 15 --keep runs --minutes 4": CannotRun(
         "measures for 25 minutes; tests/verdicts/test_calibration.py has its parts"
     ),
     # -- refused where there is no cluster and no vLLM; the message says what is missing ------

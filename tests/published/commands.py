@@ -22,7 +22,7 @@ _BEGINS = re.compile(
 # What a sentence names, rather than tells to run.
 _ONLY_NAMES = {"pip"}
 _MODULES_THAT_SAY_HOW = (PROJECT / "pytest_dynamo_bench" / "engines" / "make.py",)
-_PROGRAMS_WITH_EXAMPLES = ("pytest_dynamo_bench", "pytest_dynamo_bench.calibration")
+_PROGRAMS_WITH_EXAMPLES = ("pytest_dynamo_bench", "calibration")
 
 
 @functools.cache
@@ -96,8 +96,9 @@ def _in_documents() -> Iterator[tuple[str, str]]:
 def _in_help() -> Iterator[tuple[str, str]]:
     for module in _PROGRAMS_WITH_EXAMPLES:
         shown = subprocess.run(
-            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
-        ).stdout
+            [sys.executable, "-m", module, "--help"],
+            cwd=PROJECT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
         examples = shown.partition("examples:")[2]
         for command in _commands(examples, every_line=False):
             yield f"{module} --help", command

@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_dynamo_bench.calibration.__main__ import main
-from pytest_dynamo_bench.calibration.attribution_aa import (
+from calibration.__main__ import main
+from calibration.attribution_aa import (
     attribution_scenarios,
     run_attribution_scenario,
 )
-from pytest_dynamo_bench.calibration.kept import KeptRuns
-from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
-from pytest_dynamo_bench.calibration.replay_aa import (
+from calibration.kept import KeptRuns
+from calibration.queues import ORDINARY, make_traffic, samples, simulate
+from calibration.replay_aa import (
     BENCHMARK,
     replay_scenarios,
     run_replay_scenario,
     window,
 )
-from pytest_dynamo_bench.calibration.study import METRICS, Share, run_scenario, scenarios
+from calibration.study import METRICS, Share, run_scenario, scenarios
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets.base import Unwatched
 from pytest_dynamo_bench.traffic import MooncakeTrace
@@ -121,7 +121,7 @@ def test_without_dynamo_the_replays_parts_say_what_to_install(monkeypatch, capsy
 def local(monkeypatch, tmp_path, *arguments, target=None):
     """The command's exit code for the part local, with runs that are made up."""
     made_up = target or FakeTarget()
-    monkeypatch.setattr("pytest_dynamo_bench.calibration.local_aa.LocalTarget", lambda: made_up)
+    monkeypatch.setattr("calibration.local_aa.LocalTarget", lambda: made_up)
     monkeypatch.setattr(
         sys, "argv",
         ["calibration", "local", "--output", str(tmp_path / "found.json"),

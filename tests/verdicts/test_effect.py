@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_dynamo_bench.calibration.queues import ORDINARY, make_traffic, samples, simulate
+from calibration.queues import ORDINARY, make_traffic, samples, simulate
 from pytest_dynamo_bench.verdicts.blocks import (
     automatic_block_length,
     block_length,

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pytest_dynamo_bench.calibration.queues import ORDINARY, STRESS, make_traffic, simulate
+from calibration.queues import ORDINARY, STRESS, make_traffic, simulate
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule
 from pytest_dynamo_bench.verdicts.gates import (
     GateThresholds,

@@ -7,10 +7,10 @@ from typing import Any
 
 _INTRODUCTION = """# How often a verdict is wrong
 
-This page is written by `python -m pytest_dynamo_bench.calibration`, from
+This page is written by `python -m calibration` in a clone, from
 [calibration.json](calibration.json). It shows how the procedure of
 [How a verdict is made](verdicts.md) does where the truth is known: on synthetic queues
-(`pytest_dynamo_bench/calibration/queues.py`): bursts, correlated prompt lengths, several
+(`calibration/queues.py`): bursts, correlated prompt lengths, several
 workers, decodes that slow each other down, and a drifting machine. Their times to first token
 are correlated over tens of requests, more than those of a real production trace in Dynamo's
 replay. (The part "stress" has them over hundreds.) The same follows for
@@ -102,7 +102,7 @@ def render(found: Mapping[str, Any]) -> str:
     """The page as Markdown.
 
     Args:
-        found: by part, what :mod:`~pytest_dynamo_bench.calibration.study` measured.
+        found: by part, what :mod:`~calibration.study` measured.
     """
     parts = [_INTRODUCTION]
     alike = {name: part for name, part in found.items() if name.startswith("aa-")}
@@ -135,8 +135,8 @@ def render(found: Mapping[str, Any]) -> str:
     parts.append(
         f"## How long it took\n\nAll {len(found)} parts took {seconds / 60:.0f} minutes on one "
         "core that others used as well. A part is run alone by its name, and `--scale 0.1` makes "
-        "a tenth of the comparisons:\n\n```\npython -m pytest_dynamo_bench.calibration\n"
-        "python -m pytest_dynamo_bench.calibration aa-same --scale 0.1\n```\n"
+        "a tenth of the comparisons:\n\n```\npython -m calibration\n"
+        "python -m calibration aa-same --scale 0.1\n```\n"
     )
     return "\n".join(parts)
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from pytest_dynamo_bench.calibration.kept import KeptRuns
-from pytest_dynamo_bench.calibration.replay_aa import AGGREGATED, BENCHMARK
-from pytest_dynamo_bench.calibration.study import (
+from calibration.kept import KeptRuns
+from calibration.replay_aa import AGGREGATED, BENCHMARK
+from calibration.study import (
     METRICS,
     MetricResult,
     Share,

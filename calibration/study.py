@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pytest_dynamo_bench.calibration.queues import (
+from calibration.queues import (
     GOODPUT_TTFT_MS,
     ORDINARY,
     STRESS,

@@ -19,27 +19,27 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from pytest_dynamo_bench.calibration.attribution_aa import (
+from calibration.attribution_aa import (
     AttributionScenario,
     attribution_scenarios,
     run_attribution_scenario,
 )
-from pytest_dynamo_bench.calibration.kept import KeptRuns
-from pytest_dynamo_bench.calibration.local_aa import (
+from calibration.kept import KeptRuns
+from calibration.local_aa import (
     LocalResult,
     check_local,
     judge_local,
     measure_local,
 )
-from pytest_dynamo_bench.calibration.page import render
-from pytest_dynamo_bench.calibration.replay_aa import (
+from calibration.page import render
+from calibration.replay_aa import (
     ReplayResult,
     ReplayScenario,
     check_replay,
     replay_scenarios,
     run_replay_scenario,
 )
-from pytest_dynamo_bench.calibration.study import (
+from calibration.study import (
     Scenario,
     ScenarioResult,
     run_scenario,
@@ -59,9 +59,9 @@ _SEED = 5
 _KEEP = Path("calibration-runs")
 _EPILOG = """\
 examples:
-  python -m pytest_dynamo_bench.calibration
-  python -m pytest_dynamo_bench.calibration aa-same power-10-1000-3 --scale 0.1
-  python -m pytest_dynamo_bench.calibration local --pairs 15 --keep runs --minutes 4
+  python -m calibration
+  python -m calibration aa-same power-10-1000-3 --scale 0.1
+  python -m calibration local --pairs 15 --keep runs --minutes 4
 
 "local" brings a configuration up twice per pair, about 50 s each time; numbers
 mean something on a machine that does nothing else. All other parts are computed.
@@ -114,7 +114,7 @@ def _known(scale: float) -> dict[str, _Computed]:
 
 def _parser(parts: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pytest_dynamo_bench.calibration",
+        prog="python -m calibration",
         description=f"{__doc__}\nparts: {', '.join(parts)}",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_dynamo_bench.attribution import Attribution, Combination, attribute
-from pytest_dynamo_bench.attribution_runs import resample_combinations
-from pytest_dynamo_bench.calibration.queues import (
+from calibration.queues import (
     ORDINARY,
     FloatArray,
     SyntheticRuns,
@@ -24,12 +22,14 @@ from pytest_dynamo_bench.calibration.queues import (
     samples,
     simulate,
 )
-from pytest_dynamo_bench.calibration.study import (
+from calibration.study import (
     MetricResult,
     ScenarioResult,
     metric_result,
     pooled_value,
 )
+from pytest_dynamo_bench.attribution import Attribution, Combination, attribute
+from pytest_dynamo_bench.attribution_runs import resample_combinations
 
 FEATURES = ("faster_prefill", "less_delay")
 _COMBINATIONS: tuple[Combination, ...] = (
