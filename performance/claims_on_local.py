@@ -90,10 +90,14 @@ def measure(modules: Sequence[Path], rounds: int) -> None:
 
 
 def sent(benchmark: Benchmark) -> str:
-    """A fingerprint of what `local` sends, and through what."""
+    """A fingerprint of what `local` sends, and through what.
+
+    Fields at their default have no part in it, so that a field that is added later leaves it as
+    it is.
+    """
     traffic = LocalTarget().traffic(benchmark)
     arms = [
-        {key: value for key, value in dataclasses.asdict(item).items() if key not in _NO_MATTER}
+        given(item)
         for item in benchmark.configurations
         if any(
             item.name in (claim.treatment, claim.baseline)
@@ -108,6 +112,23 @@ def sent(benchmark: Benchmark) -> str:
     size = benchmark.size("standard")
     described = repr((arms, lengths, traffic.schedule, size.fast_forward, size.ramp_seconds))
     return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def given(value: Any) -> Any:
+    """What data says beside its defaults, as plain values; not what only readers are told."""
+    if dataclasses.is_dataclass(value):
+        return [
+            (item.name, given(own))
+            for item in dataclasses.fields(value)
+            if item.name not in _NO_MATTER
+            and (own := getattr(value, item.name)) not in (item.default, _made_default(item))
+        ]
+    return [given(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _made_default(item: dataclasses.Field[Any]) -> Any:
+    made = item.default_factory
+    return made() if made is not dataclasses.MISSING else dataclasses.MISSING
 
 
 def changes(benchmark: Benchmark, results: Path) -> dict[str, Any]:
