@@ -18,28 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dynamo_bench.benchmark import Configuration, Worker
+from pytest_dynamo_bench.benchmark import LABELS, Configuration, Worker
 from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.features import FEATURES, Feature
 
 FloatArray = npt.NDArray[np.float64]
 Combination = frozenset[str]
 
 MAX_FEATURES = 4
-# Of a worker, what is a feature of its own; all else of it is how the workers are laid out.
-_WORKER_FEATURES = {
-    "prefix_caching": "prefix_caching",
-    "spec_decode": "speculative",
-    "kv_offload": "kv_offload",
-    "wideep": "wideep",
-}
-# Where a configuration without the role in question shows its choice.
-_SHOWN_BY = {
-    "prefix_caching": "prefill",
-    "speculative": "decode",
-    "kv_offload": "prefill",
-    "wideep": "decode",
-}
-_OFF: Mapping[str, Any] = {"speculative": None, "kv_offload": None, "wideep": False}
 
 
 @dataclass(frozen=True)
@@ -64,11 +50,10 @@ def plan(
 ) -> AttributionPlan:
     """All combinations of the features in which two configurations differ.
 
-    Features are ``kv_routing`` (the router), ``pd_split`` (how workers are laid out, or
-    ``workers`` where no split is involved), ``prefix_caching``, ``spec_decode``,
-    ``kv_offload``, ``wideep``, ``block_size`` and ``load`` (a configuration's own concurrency and
-    number of requests). That the decode side of a split keeps no prefix cache belongs to the
-    split.
+    Features are the rows of :data:`~pytest_dynamo_bench.features.FEATURES` whose fields differ,
+    among them ``kv_routing`` (``router``, where neither side or both route by KV), ``pd_split``
+    (how workers are laid out; ``workers``, where no split is involved) and ``load`` (a
+    configuration's own concurrency and number of requests).
 
     Args:
         together: features that are not to be told apart, each group counting as one.
@@ -78,15 +63,14 @@ def plan(
             a combination of them cannot be.
     """
     owner = f"attribution of {treatment.name!r} against {baseline.name!r}"
-    layout = "pd_split" if baseline.disaggregated != treatment.disaggregated else "workers"
-    differing = [
-        layout if name == _LAYOUT else name
-        for name in _FEATURES
-        if _differs(name, baseline, treatment)
-    ]
+    differing = {
+        row.change(baseline, treatment): row
+        for row in FEATURES
+        if _carried(row, baseline) != _carried(row, treatment)
+    }
     if not differing:
         raise BenchmarkError(f"{owner}: the configurations do not differ in any feature")
-    groups = _grouped(owner, differing, together)
+    groups = _grouped(owner, list(differing), together)
     if len(groups) > MAX_FEATURES:
         raise BenchmarkError(
             f"{owner}: {len(groups)} features ({', '.join(groups)}) make {2 ** len(groups)} arms; "
@@ -95,14 +79,15 @@ def plan(
     arms: dict[Combination, Configuration] = {}
     for size in range(len(groups) + 1):
         for names in itertools.combinations(groups, size):
-            taken = {feature for name in names for feature in groups[name]}
+            taken = {differing[feature].id for name in names for feature in groups[name]}
             if not names:
                 arms[frozenset()] = baseline
             elif size == len(groups):
                 arms[frozenset(names)] = treatment
             else:
                 arms[frozenset(names)] = _combine(baseline, treatment, taken, names)
-    _check_complete(owner, _combine(baseline, treatment, set(differing), ()), treatment)
+    everything = {row.id for row in differing.values()}
+    _check_complete(owner, _combine(baseline, treatment, everything, ()), treatment)
     return AttributionPlan(tuple(groups), arms)
 
 
@@ -124,104 +109,79 @@ def _grouped(
     return groups
 
 
-def _router(configuration: Configuration) -> object:
-    return configuration.router
+def _carried(row: Feature, configuration: Configuration) -> list[Any]:
+    """What a configuration has of a feature."""
+    found = [getattr(configuration, name) for name in row.fields]
+    if row.worker_field:
+        found.append(_choice(row, configuration))
+    if row.layout:
+        found.append([_without_features(worker) for worker in configuration.workers])
+    return found
 
 
-def _block_size(configuration: Configuration) -> object:
-    return configuration.block_size
+def _choice(row: Feature, configuration: Configuration) -> Any:
+    """A configuration's choice of a worker's field, by the role that shows it."""
+    workers = configuration.workers
+    showing = [worker for worker in workers if worker.mode in (row.shown_by, "aggregated")]
+    return getattr((showing or workers)[0], row.worker_field)
 
 
-def _load(configuration: Configuration) -> object:
-    return configuration.concurrency, configuration.requests
+def _worker_features(worker: Worker) -> list[Feature]:
+    """The features that are a choice for workers of this role."""
+    return [row for row in FEATURES if row.worker_field and worker.mode in row.roles]
 
 
-def _layout(configuration: Configuration) -> object:
-    """The workers without what is a feature of its own, and where they sit."""
-    workers = []
-    for worker in configuration.workers:
-        neutral = dict(_OFF)
-        if worker.mode != "decode":
-            neutral["prefix_caching"] = True
-        workers.append(dataclasses.replace(worker, **neutral))
-    return tuple(workers), configuration.nodes
-
-
-_LAYOUT = "layout"
-_FEATURES = ("kv_routing", _LAYOUT, *_WORKER_FEATURES, "block_size", "load")
-
-
-def _differs(name: str, baseline: Configuration, treatment: Configuration) -> bool:
-    if name == "kv_routing":
-        return _router(baseline) != _router(treatment)
-    if name == "block_size":
-        return _block_size(baseline) != _block_size(treatment)
-    if name == "load":
-        return _load(baseline) != _load(treatment)
-    if name == _LAYOUT:
-        return _layout(baseline) != _layout(treatment)
-    attribute = _WORKER_FEATURES[name]
-    return bool(_shown(baseline, attribute) != _shown(treatment, attribute))
-
-
-def _shown(configuration: Configuration, attribute: str) -> Any:
-    """A configuration's choice, by the role that shows it."""
-    return getattr(_worker(configuration, _SHOWN_BY[attribute]), attribute)
-
-
-def _worker(configuration: Configuration, mode: str) -> Worker:
-    for worker in configuration.workers:
-        if worker.mode in (mode, "aggregated"):
-            return worker
-    return configuration.workers[0]
+def _without_features(worker: Worker) -> Worker:
+    return dataclasses.replace(
+        worker, **{row.worker_field: row.off for row in _worker_features(worker)}
+    )
 
 
 def _combine(
     baseline: Configuration, treatment: Configuration, taken: set[str], names: Sequence[str]
 ) -> Configuration:
     """The baseline with some features of the treatment."""
-
-    def source(feature: str) -> Configuration:
-        return treatment if feature in taken else baseline
-
-    layout = treatment if taken & {"pd_split", "workers"} else baseline
-    workers = []
-    for worker in layout.workers:
-        values = {}
-        for feature, attribute in _WORKER_FEATURES.items():
-            if attribute == "prefix_caching" and worker.mode == "decode":
-                continue
-            chosen = source(feature)
-            same_role = [other for other in chosen.workers if other.mode == worker.mode]
-            shown_here = worker.mode in ("aggregated", _SHOWN_BY[attribute])
-            if same_role:
-                values[attribute] = getattr(same_role[0], attribute)
-            else:
-                values[attribute] = _shown(chosen, attribute) if shown_here else _OFF[attribute]
-        workers.append(dataclasses.replace(worker, **values))
+    source = {row.id: treatment if row.id in taken else baseline for row in FEATURES}
+    (layout,) = (source[row.id] for row in FEATURES if row.layout)
     return baseline.but(
         name=f"{baseline.name}.with.{'.'.join(names).replace('+', '.') or 'all'}",
         role="treatment",
-        router=source("kv_routing").router,
-        block_size=source("block_size").block_size,
-        nodes=layout.nodes,
-        concurrency=source("load").concurrency,
-        requests=source("load").requests,
-        workers=workers,
+        workers=[
+            dataclasses.replace(
+                worker,
+                **{
+                    row.worker_field: _in_role(row, source[row.id], worker)
+                    for row in _worker_features(worker)
+                },
+            )
+            for worker in layout.workers
+        ],
         published=False,
         note="made to attribute a difference to features",
+        **{name: getattr(source[row.id], name) for row in FEATURES for name in row.fields},
     )
+
+
+def _in_role(row: Feature, source: Configuration, like: Worker) -> Any:
+    """What a configuration has of a feature for a worker of some role."""
+    for worker in source.workers:
+        if worker.mode == like.mode:
+            return getattr(worker, row.worker_field)
+    return _choice(row, source) if like.mode in ("aggregated", row.shown_by) else row.off
 
 
 def _check_complete(owner: str, combined: Configuration, treatment: Configuration) -> None:
     """All features together must be the treatment, or something would go unnoticed."""
-    for name in ("router", "block_size", "nodes", "concurrency", "requests"):
-        if getattr(combined, name) != getattr(treatment, name):
-            raise BenchmarkError(f"{owner}: cannot attribute the difference in {name}")
+    for item in dataclasses.fields(Configuration):
+        if item.name in LABELS or item.name == "workers":
+            continue
+        if getattr(combined, item.name) != getattr(treatment, item.name):
+            raise BenchmarkError(f"{owner}: cannot attribute the difference in {item.name}")
+    shown_by = {row.worker_field: row.shown_by for row in FEATURES}
     for one, other in zip(combined.workers, treatment.workers, strict=True):
         for item in dataclasses.fields(Worker):
             # The side of a split that does not show a feature has no say in it.
-            shows = _SHOWN_BY.get(item.name) in (None, other.mode) or other.mode == "aggregated"
+            shows = shown_by.get(item.name) in (None, other.mode) or other.mode == "aggregated"
             if shows and getattr(one, item.name) != getattr(other, item.name):
                 raise BenchmarkError(
                     f"{owner}: cannot attribute the difference in {item.name} of the "

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from pytest_dynamo_bench.errors import BenchmarkError
+from pytest_dynamo_bench.features import used_features
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource, beginning
 
@@ -25,6 +26,9 @@ Engine = Literal["vllm", "sglang", "trtllm"]
 TARGET_NAMES = ("local", "replay", "kubernetes", "endpoint")
 ScaleName = Literal["smoke", "standard", "full"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
+
+# What a configuration is called and what is said about it does not change what it does.
+LABELS = ("name", "role", "published", "note")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -401,24 +405,7 @@ class Configuration:
     @property
     def features(self) -> frozenset[str]:
         """The Dynamo features that this configuration uses, derived from its data."""
-        found = set()
-        if self.router == "kv":
-            found.add("kv_routing")
-        if self.disaggregated:
-            found.add("pd_split")
-        if any(worker.speculative for worker in self.workers):
-            found.add("spec_decode")
-        if any(worker.kv_offload for worker in self.workers):
-            found.add("kv_offload")
-        if any(worker.wideep for worker in self.workers):
-            found.add("wideep")
-        if any(worker.frontend_decoding for worker in self.workers):
-            found.add("frontend_decoding")
-        if any(worker.embedding_cache_gib for worker in self.workers):
-            found.add("embedding_cache")
-        if self.nodes > 1 or any(worker.nodes > 1 for worker in self.workers):
-            found.add("multi_node")
-        return frozenset(found)
+        return used_features(self)
 
 
 def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:

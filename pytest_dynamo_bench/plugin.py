@@ -27,6 +27,7 @@ from pytest_dynamo_bench.errors import (
     ResultsError,
     UnavailableError,
 )
+from pytest_dynamo_bench.features import feature_markers, markers_of
 from pytest_dynamo_bench.options import add_options
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
@@ -47,10 +48,6 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _FIXTURES = "dynamo_bench_fixtures"
-_FEATURES = (
-    "kv_routing", "pd_split", "wideep", "embedding_cache", "spec_decode", "kv_offload", "offload",
-    "frontend_decoding", "multi_node",
-)  # fmt: skip
 _SLUG = re.compile(r"[^a-z0-9]+")
 _TARGETS = ("local", "replay", "kubernetes", "endpoint")
 _LONGEST_MESSAGE = 20_000
@@ -236,8 +233,8 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: obje
     has_one = issubclass(type(obj), Benchmark) or _benchmark_of(collector.module) is not None
     if not has_one or manager.has_plugin(_FIXTURES):
         return
-    for feature in _FEATURES:
-        collector.config.addinivalue_line("markers", f"{feature}: a claim about this feature")
+    for marker in feature_markers():
+        collector.config.addinivalue_line("markers", f"{marker}: a claim about this feature")
     manager.register(BenchmarkFixtures(), _FIXTURES)
 
 
@@ -262,15 +259,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         claim = _claim_of(item)
         used = {
-            feature
+            marker
             for configuration in benchmark.configurations
             if claim is None or configuration.name in (claim.treatment, claim.baseline)
-            for feature in configuration.features
+            for marker in markers_of(configuration)
         }
-        if "kv_offload" in used:
-            used.add("offload")
-        for feature in sorted(used):
-            item.add_marker(feature)
+        for marker in sorted(used):
+            item.add_marker(marker)
 
 
 def _claim_of(item: pytest.Item) -> Claim | None:

@@ -10,12 +10,14 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from pytest_dynamo_bench.outside import Amount, Count, Name, Rank, Share, Tokens, shown
 from pytest_dynamo_bench.plain_text import printable
+
+Engines = Literal["real", "stand-in", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class Run:
 
     Attributes:
         simulated: True when time is simulated time and no request was ever sent.
+        stand_in_engines: True when requests were sent, but to engines that only take the time
+            of real ones, or are toys.
         started_at: wall-clock start, ISO 8601, UTC.
         problems: what went wrong during the run, beyond single requests; it is invalid then.
         notes: what is missing from the run, though it is valid, and why.
@@ -136,11 +140,19 @@ class Run:
     records: Sequence[RequestRecord]
     started_at: str
     simulated: bool = False
+    stand_in_engines: bool = False
     deployed: Mapping[str, Any] = field(default_factory=dict)
     observed: Mapping[str, Any] = field(default_factory=dict)
     traffic: Mapping[str, Any] = field(default_factory=dict)
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def engines(self) -> Engines:
+        """What the engines were that were measured."""
+        if self.simulated:
+            return "simulated"
+        return "stand-in" if self.stand_in_engines else "real"
 
 
 class _Possible(msgspec.Struct):

@@ -259,6 +259,7 @@ class Run(msgspec.Struct):
     notes: list[str] = []
     limitations: list[str] = []
     features: list[Feature] = []
+    stand_in_engines: bool = False
 
     def __post_init__(self) -> None:
         msgspec.convert(self.traffic, Traffic)

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.engines import EngineProfile
+from pytest_dynamo_bench.features import Caveat, Simulation, absent_features, feature_caveats
 from pytest_dynamo_bench.traffic import Traffic, arrivals
-
-
-@dataclass(frozen=True)
-class Caveat:
-    """A simplification of the simulation.
-
-    Attributes:
-        id: short and stable, for reports and for tests.
-        text: what is simplified.
-        effect: what that does to a claim: which side it favours, or that it favours none.
-    """
-
-    id: str
-    text: str
-    effect: str
-
-    def __str__(self) -> str:
-        return f"{self.text} {self.effect}"
-
 
 MODEL_ESTIMATE = Caveat(
     "model-estimate",
@@ -48,64 +29,6 @@ CACHED_PREFIX_FREE = Caveat(
     "to earlier chunks of a long prompt, is not priced.",
     "Flatters prefix reuse, and so KV routing, and makes long prompts too cheap on all sides.",
 )
-SHARED_BLOCKS_ONCE = Caveat(
-    "shared-blocks-once",
-    "A decode step is priced by the distinct KV blocks in use, so that a prefix shared by "
-    "several running requests is read once.",
-    "Makes decoding a little too cheap where reuse is high, which flatters KV routing.",
-)
-RANKS_IN_STEP = Caveat(
-    "ranks-in-step",
-    "Ranks of attention data parallelism have a KV cache and a batch of their own, but step "
-    "together.",
-    "Every rank waits for the slowest, as on hardware; what is routed to a rank is not balanced "
-    "as an engine would.",
-)
-RANKS_AS_WORKERS = Caveat(
-    "ranks-as-workers",
-    "Dynamo's replay has no attention data parallelism in a split, so each rank is simulated as a "
-    "worker of its own, in all configurations of this comparison.",
-    "Ranks do not wait for each other, and the router sees each: attention data parallelism is a "
-    "little too fast wherever it is used.",
-)
-TRANSFER_FREE = Caveat(
-    "kv-transfer-free",
-    "The split moves its KV cache in no time, because the hardware's kv_transfer_gb_per_second "
-    "is not given.",
-    "Flatters the prefill/decode split.",
-)
-TRANSFER_UNSHARED = Caveat(
-    "kv-transfer-unshared",
-    "Each KV transfer has the full bandwidth to itself, and starts when the whole prompt is "
-    "processed.",
-    "Flatters the split under load; on hardware layers are sent as they are ready, which "
-    "disadvantages it here.",
-)
-PREFILL_ONE_AT_A_TIME = Caveat(
-    "prefill-one-at-a-time",
-    "Dynamo's replay would hand a finished prompt over to decoding only when its prefill worker "
-    "has no other in work; so prefill workers of a split are simulated with one prompt at a time, "
-    "in order of arrival, whatever max_num_seqs says.",
-    "Several short prompts do not share a step, which disadvantages the split a little.",
-)
-DRAFTS_AS_MTP = Caveat(
-    "drafts-as-mtp",
-    "Speculative decoding is multi-token prediction with given acceptance rates; a draft head "
-    "of its own costs nothing, and a prefix hit loses its last block.",
-    "The gain follows from the acceptance rates that were put in, and is no measurement of them.",
-)
-NO_OFFLOAD = Caveat(
-    "kv-offload-absent",
-    "The published build of Dynamo's replay has KV offload compiled out "
-    "(dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED is False): its options are accepted and do nothing.",
-    "Nothing can be claimed of KV offload here; this configuration is simulated without it.",
-)
-WIDEEP_BY_TABLE = Caveat(
-    "wideep-by-table",
-    "Expert parallelism is in the step times only, through the number of GPUs that experts are "
-    "spread over; the engine's wide-EP kernels and expert load balancing are not modelled.",
-    "Experts count as evenly loaded on both sides; a change of kernels alone shows no effect.",
-)
 NO_VISION = Caveat(
     "vision-encoder-absent",
     "The model's vision encoder takes no time and its embeddings have no cache.",
@@ -116,13 +39,6 @@ DATA_SOURCE = Caveat(
     "Kernel measurements are from NVIDIA's aiconfigurator (Apache-2.0), the replay is "
     "ai-dynamo's (Apache-2.0).",
     "Favours no side.",
-)
-SIMULATED_TIES = Caveat(
-    "seeded-ties",
-    "Dynamo's KV router breaks ties between equally good workers at random; the simulation "
-    "seeds it, so that a run can be repeated.",
-    "Another seed moves the results slightly; see what several seeds give before relying on a "
-    "small effect.",
 )
 
 
@@ -166,40 +82,20 @@ def caveats(
     ranks_as_workers: bool,
 ) -> tuple[Caveat, ...]:
     """Those that apply to a configuration, the most important first."""
-    prefix = PREFIX_PRICED_ON_AVERAGE if prefix_priced else CACHED_PREFIX_FREE
-    ranks = RANKS_AS_WORKERS if ranks_as_workers else RANKS_IN_STEP
-    return tuple(_applying(benchmark, configuration, profiles, prefix, ranks))
+    simulation = Simulation(benchmark, configuration, ranks_as_workers)
+    return tuple(_applying(simulation, profiles, prefix_priced))
 
 
 def _applying(
-    benchmark: Benchmark,
-    configuration: Configuration,
-    profiles: Sequence[EngineProfile],
-    prefix: Caveat,
-    ranks: Caveat,
+    simulation: Simulation, profiles: Sequence[EngineProfile], prefix_priced: bool
 ) -> Iterator[Caveat]:
-    workers = configuration.workers
-    if any(worker.kv_offload for worker in workers):
-        yield NO_OFFLOAD
+    yield from absent_features(simulation.configuration)
     if any(profile.dimensions.image_embedding_values for profile in profiles):
         yield NO_VISION
     yield MODEL_ESTIMATE
     yield from (_origin(profile) for profile in {p.name: p for p in profiles}.values())
-    yield prefix
-    if any(worker.prefix_caching and worker.mode != "prefill" for worker in workers):
-        yield SHARED_BLOCKS_ONCE
-    if any(worker.attention_dp > 1 for worker in workers):
-        yield ranks
-    if configuration.disaggregated:
-        known = benchmark.hardware.kv_transfer_gb_per_second is not None
-        yield TRANSFER_UNSHARED if known else TRANSFER_FREE
-        yield PREFILL_ONE_AT_A_TIME
-    if any(worker.speculative for worker in workers):
-        yield DRAFTS_AS_MTP
-    if any((worker.moe_ep or 1) > 1 for worker in workers):
-        yield WIDEEP_BY_TABLE
-    if configuration.router == "kv":
-        yield SIMULATED_TIES
+    yield PREFIX_PRICED_ON_AVERAGE if prefix_priced else CACHED_PREFIX_FREE
+    yield from feature_caveats(simulation)
     yield DATA_SOURCE
 
 

@@ -42,13 +42,14 @@ from pytest_dynamo_bench.engines import (
     with_surcharge,
 )
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.features import Caveat, feature_limits, features_lacking
 from pytest_dynamo_bench.outside import Amount, Count, Tokens, decoded
 from pytest_dynamo_bench.parallel import cores
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Unwatched
-from pytest_dynamo_bench.targets.caveats import NO_VISION, Caveat, caveats
+from pytest_dynamo_bench.targets.caveats import NO_VISION, caveats
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     Traffic,
@@ -720,8 +721,6 @@ def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterab
             "of this comparison its scheduler is simulated by vLLM's, with TensorRT-LLM's step "
             "times."
         )
-    if configuration.router == "kv" and _routing_targets(configuration) < 2:
-        yield "There is one worker, so that KV routing has nothing to choose from."
     for worker in configuration.workers:
         if worker.kv_blocks is None:
             yield (
@@ -736,20 +735,8 @@ def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterab
                 continue
             if getattr(worker, name) is None:
                 yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
-        if worker.nodes > 1:
-            yield (
-                f"That a {worker.mode} worker spans {worker.nodes} nodes is not simulated beyond "
-                "what is in its step times."
-            )
-        if worker.wideep:
-            yield f"The wide-EP kernels of the {worker.mode} workers are not simulated."
-        if worker.speculative is not None and worker.mode == "prefill":
-            yield "Speculative decoding on the prefill workers has no effect: they don't decode."
-    if configuration.nodes > 1:
-        yield (
-            f"That the workers sit on {configuration.nodes} nodes is not simulated, except "
-            "through the bandwidth of the KV transfer."
-        )
+    yield from features_lacking(configuration)
+    yield from feature_limits(configuration, "simulated")
 
 
 def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:

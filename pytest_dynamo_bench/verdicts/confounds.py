@@ -7,21 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pytest_dynamo_bench.benchmark import Configuration, Worker
+from pytest_dynamo_bench.benchmark import LABELS, Configuration, Worker
+from pytest_dynamo_bench.features import FEATURES
 from pytest_dynamo_bench.traffic import Concurrency, Schedule
-
-# What a configuration is called and what is said about it does not change what it does.
-_LABELS = ("name", "role", "published", "note")
-FEATURE_NAMES = {
-    "kv_routing": "KV routing",
-    "pd_split": "prefill/decode split",
-    "embedding_cache": "embedding cache",
-    "frontend_decoding": "frontend decoding",
-    "spec_decode": "speculative decoding",
-    "kv_offload": "KV offload",
-    "wideep": "WideEP",
-    "multi_node": "multi-node",
-}
 
 
 @dataclass(frozen=True)
@@ -64,30 +52,29 @@ def confounds(
         treatment_schedule: how its traffic was sent, where known.
         baseline_schedule: likewise.
     """
-    found = [
-        Difference(
-            FEATURE_NAMES.get(feature, feature),
-            "on" if feature in treatment.features else "off",
-            "on" if feature in baseline.features else "off",
-            "feature",
-        )
-        for feature in sorted(treatment.features ^ baseline.features)
+    switched = [
+        row
+        for row in sorted(FEATURES, key=lambda row: row.id)
+        if row.marked and row.is_used(treatment) != row.is_used(baseline)
     ]
-    changed = treatment.features ^ baseline.features
+    found = [
+        Difference(row.name, _text(row.is_used(treatment)), _text(row.is_used(baseline)), "feature")
+        for row in switched
+    ]
+    parts = {name for row in switched for name in row.fields}
     if treatment.gpus != baseline.gpus:
         found.append(Difference("GPUs", str(treatment.gpus), str(baseline.gpus)))
     if treatment.replicas != baseline.replicas:
         found.append(Difference("workers", str(treatment.replicas), str(baseline.replicas)))
     found += _worker_differences(treatment, baseline)
     for item in dataclasses.fields(Configuration):
-        if item.name in _LABELS or item.name == "workers":
+        if item.name in LABELS or item.name == "workers":
             continue
-        follows = item.name == "router" and "kv_routing" in changed
         found += _difference(
             item.name,
             getattr(treatment, item.name),
             getattr(baseline, item.name),
-            "part of a feature" if follows else "other",
+            "part of a feature" if item.name in parts else "other",
         )
     if (
         treatment_schedule is not None

@@ -173,6 +173,27 @@ def test_a_load_of_its_own_is_told_apart_from_the_features():
     assert (load.router, load.concurrency, load.requests) == ("round-robin", 64, 640)
 
 
+def test_a_change_of_router_is_kv_routing_only_to_or_from_the_kv_router():
+    made = plan(AGG, SPLIT_KV.but(router="power-of-two"))
+    assert made.features == ("router", "pd_split")
+    assert made.arms[frozenset(["router"])].router == "power-of-two"
+    assert plan(AGG.but(router="kv"), AGG).features == ("kv_routing",)
+
+
+@pytest.mark.parametrize(
+    ("feature", "change"),
+    [
+        ("frontend_decoding", {"frontend_decoding": True}),
+        ("embedding_cache", {"embedding_cache_gib": 1}),
+    ],
+)
+def test_what_is_done_to_images_is_no_part_of_the_layout(feature, change):
+    worker = Worker(8, tp=2, kv_blocks=100, **change)
+    made = plan(AGG, AGG.but(name="images", router="kv", workers=[worker]))
+    assert made.features == ("kv_routing", feature)
+    assert made.arms[frozenset([feature])].workers == (worker,)
+
+
 def test_features_can_go_together():
     made = plan(AGG, SPLIT_KV, together=[("kv_routing", "pd_split")])
     assert made.features == ("kv_routing+pd_split",) and len(made.arms) == 2

@@ -45,7 +45,10 @@ def seen(configuration, target="local", **changes):
         )
         for i in range(4)
     ]  # fmt: skip
-    run = Run("b", configuration.name, target, 8, records, "", observed={"evicted_blocks": 7})
+    run = Run(
+        "b", configuration.name, target, 8, records, "", simulated=target == "replay",
+        stand_in_engines=target == "local", observed={"evicted_blocks": 7},
+    )  # fmt: skip
     found = features_at_work(BENCHMARK, configuration, Metrics(run))
     return {item.feature: str(item) for item in found}
 
@@ -88,6 +91,6 @@ def test_what_a_target_cannot_see_is_not_made_up():
 def test_the_transfer_is_modelled_by_the_bandwidth_that_is_given(bandwidth):
     hardware = dataclasses.replace(BENCHMARK.hardware, kv_transfer_gb_per_second=bandwidth)
     benchmark = dataclasses.replace(BENCHMARK, hardware=hardware)
-    run = Run("b", "stack", "local", 8, [record(1)], "")
+    run = Run("b", "stack", "local", 8, [record(1)], "", stand_in_engines=True)
     found = {i.feature: i.modelled for i in features_at_work(benchmark, STACK, Metrics(run))}
     assert ("infinitely fast" in found["pd_split"]) is (bandwidth is None)

@@ -31,6 +31,11 @@ def test_one_feature_alone_is_no_confound():
     ]
 
 
+def test_another_router_that_is_not_the_kv_router_is_called_a_router():
+    found = confounds(AGG.but(router="power-of-two"), AGG)
+    assert [str(item) for item in found] == ["router: power-of-two against round-robin"]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

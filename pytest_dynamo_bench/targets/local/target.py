@@ -35,6 +35,7 @@ from pytest_dynamo_bench.benchmark import (
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.features import feature_limits
 from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
 from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
@@ -196,22 +197,6 @@ class LocalTarget:
                 f"routing, tokenizing) weighs {fast:g} times as much as it should"
             )
         for worker in configuration.workers:
-            if worker.kv_offload is not None:
-                found.append(
-                    f"{worker.mode} workers: KV offload is modelled, since the published mocker "
-                    "has it compiled out: its host memory is more blocks of the same cache, and "
-                    "bringing blocks back takes no time; that flatters KV offload"
-                )
-            if worker.wideep:
-                found.append(
-                    f"{worker.mode} workers: wide-EP kernels are not modelled, only that experts "
-                    f"are spread over {worker.moe_ep} GPUs, in the step times"
-                )
-            if worker.nodes > 1:
-                found.append(
-                    f"{worker.mode} workers: that one spans {worker.nodes} nodes is not modelled "
-                    "beyond its step times"
-                )
             if worker.kv_blocks is None and kv_blocks(benchmark, configuration, worker):
                 found.append(
                     f"{worker.mode} workers: KV blocks are computed from the model's and the "
@@ -228,11 +213,7 @@ class LocalTarget:
                 f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
                 "built-in model of no particular GPU"
             )
-        if configuration.nodes > 1:
-            found.append(
-                f"that the workers sit on {configuration.nodes} nodes is modelled by the "
-                "bandwidth of the KV transfer alone"
-            )
+        found += feature_limits(configuration, "stand-in")
         return tuple(found)
 
     def measure(
@@ -465,6 +446,7 @@ class _Measurement:
             gpus=self._configuration.gpus,
             records=records,
             started_at=started_at,
+            stand_in_engines=True,
             observed=observed,
             traffic={
                 "history": list(self._traffic.history),

@@ -1,0 +1,562 @@
+"""The features of Dynamo that benchmarks compare: a row for each, with all there is to know of it.
+
+Markers, ``Configuration.features``, what differs between two configurations, attribution, the
+caveats of a simulation and what a report says of a feature at work all read :data:`FEATURES`.
+A new feature is a new row here, and a field of ``Configuration`` or ``Worker`` where it needs one.
+
+Configurations, runs and metrics are handed in: nothing of the package is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_dynamo_bench.benchmark import Benchmark, Configuration, WorkerMode
+    from pytest_dynamo_bench.metrics import Metrics
+    from pytest_dynamo_bench.records import Engines
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """A simplification of a simulation.
+
+    Attributes:
+        id: short and stable, for reports and for tests.
+        text: what is simplified.
+        effect: what that does to a claim: which side it favours, or that it favours none.
+    """
+
+    id: str
+    text: str
+    effect: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.effect}"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A configuration as it is simulated.
+
+    Attributes:
+        ranks_as_workers: ranks of attention data parallelism are simulated as workers.
+    """
+
+    benchmark: Benchmark
+    configuration: Configuration
+    ranks_as_workers: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What there is to look at, to say what a feature did in a run.
+
+    Attributes:
+        kv_bytes_per_token: of the benchmark's model; None where the model is not known.
+    """
+
+    benchmark: Benchmark
+    configuration: Configuration
+    metrics: Metrics
+    kv_bytes_per_token: float | None = None
+
+
+def _no_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A feature of Dynamo, or another thing that configurations may differ in.
+
+    Attributes:
+        id: short and stable, as stored results, attributions and markers call it.
+        name: as Dynamo's documentation calls it; empty where it is only a field.
+        marked: a marker of pytest, and one of ``Configuration.features``.
+        aliases: other markers for it.
+        used: whether a configuration has it switched on; for a feature with a ``worker_field``
+            it is on where that field of any worker is not ``off``.
+        fields: fields of the configuration that carry it.
+        worker_field: the field of a worker that carries it.
+        off: the value of ``worker_field`` without the feature.
+        shown_by: in a split, the role whose field is the configuration's choice.
+        roles: the roles in which ``worker_field`` is a choice; elsewhere it is the layout's.
+        layout: it is carried by all that no other feature claims of the workers.
+        otherwise: what a change is called with which the feature is neither switched on nor off.
+        lacks: what the feature would need to do anything in a configuration; or empty.
+        seen: what was measured of its mechanism in a run, with units.
+        modelled: by what the engines of a run are, what of the feature is a model there and
+            not the thing itself; empty for nothing.
+        limits: by what the engines of a run are, sentences on what is not modelled.
+        absent: a simulation does not have the feature at all.
+        caveats: what a simulation simplifies where the feature is used.
+    """
+
+    id: str
+    name: str = ""
+    marked: bool = True
+    aliases: tuple[str, ...] = ()
+    used: Callable[[Configuration], bool] | None = None
+    fields: tuple[str, ...] = ()
+    worker_field: str = ""
+    off: Any = None
+    shown_by: WorkerMode = "prefill"
+    roles: tuple[WorkerMode, ...] = ("aggregated", "prefill", "decode")
+    layout: bool = False
+    otherwise: str = ""
+    lacks: Callable[[Configuration], str] | None = None
+    seen: Callable[[Observation], str] | None = None
+    modelled: Mapping[Engines, Callable[[Observation], str]] = field(default_factory=dict)
+    limits: Mapping[Engines, Callable[[Configuration], Iterator[str]]] = field(default_factory=dict)
+    absent: Caveat | None = None
+    caveats: Callable[[Simulation], tuple[Caveat, ...]] = _no_caveats
+
+    def is_used(self, configuration: Configuration) -> bool:
+        """Whether a configuration has it switched on."""
+        if self.used is not None:
+            return self.used(configuration)
+        return bool(self.worker_field) and any(
+            getattr(worker, self.worker_field) != self.off for worker in configuration.workers
+        )
+
+    def change(self, baseline: Configuration, treatment: Configuration) -> str:
+        """What its change from one configuration to another is called."""
+        switched = self.is_used(baseline) != self.is_used(treatment)
+        return self.id if switched or not self.otherwise else self.otherwise
+
+
+def used_features(configuration: Configuration) -> frozenset[str]:
+    """The ids of the marked features that a configuration has switched on."""
+    return frozenset(row.id for row in FEATURES if row.marked and row.is_used(configuration))
+
+
+def feature_markers() -> dict[str, Feature]:
+    """Every marker, with its feature."""
+    return {name: row for row in FEATURES if row.marked for name in (row.id, *row.aliases)}
+
+
+def markers_of(configuration: Configuration) -> set[str]:
+    """The markers of the features that a configuration has switched on."""
+    used = used_features(configuration)
+    return {marker for marker, row in feature_markers().items() if row.id in used}
+
+
+def feature_limits(configuration: Configuration, engines: Engines) -> Iterator[str]:
+    """What such engines do not have of the features of a configuration, a sentence each."""
+    for row in FEATURES:
+        if engines in row.limits and row.is_used(configuration):
+            yield from row.limits[engines](configuration)
+
+
+def features_lacking(configuration: Configuration) -> Iterator[str]:
+    """Which features of a configuration can do nothing, and what they would need."""
+    for row in FEATURES:
+        if row.lacks is not None and row.is_used(configuration) and row.lacks(configuration):
+            yield row.lacks(configuration)
+
+
+def absent_features(configuration: Configuration) -> Iterator[Caveat]:
+    """The features of a configuration that a simulation does not have at all."""
+    for row in FEATURES:
+        if row.absent is not None and row.is_used(configuration):
+            yield row.absent
+
+
+def feature_caveats(simulation: Simulation) -> Iterator[Caveat]:
+    """What a simulation simplifies of the features that a configuration uses."""
+    for row in FEATURES:
+        if row.is_used(simulation.configuration):
+            yield from row.caveats(simulation)
+
+
+# ---------------------------------------------------------------------------------------
+# What a report says of each
+# ---------------------------------------------------------------------------------------
+
+
+def _always(text: str) -> Callable[[Observation], str]:
+    return lambda seen: text
+
+
+def _known(value: float, text: str) -> str:
+    return text if math.isfinite(value) else "not seen on this target"
+
+
+def _routing(seen: Observation) -> str:
+    told = [r for r in seen.metrics.run.records if r.router_hit_rate is not None]
+    found = seen.metrics.value("kv_hit_rate")
+    saw = _known(found, f"{100 * found:.1f} % of prompt tokens were cached where they were sent")
+    if told:
+        expected = sum((record.router_hit_rate or 0) * record.input_tokens for record in told)
+        share = expected / sum(record.input_tokens for record in told)
+        saw += f"; the router expected {100 * share:.1f} %"
+    return saw
+
+
+def _one_worker(configuration: Configuration) -> str:
+    most = max(worker.replicas * worker.attention_dp for worker in configuration.workers)
+    alone = "There is one worker, so that KV routing has nothing to choose from."
+    return alone if most < 2 else ""
+
+
+def _split(seen: Observation) -> str:
+    metrics = seen.metrics
+    records = [record for record in metrics.run.records if record.succeeded]
+    prefill = {r.prefill_worker for r in records if r.prefill_worker}
+    decode = {r.decode_worker for r in records if r.decode_worker}
+    apart = metrics.value("split_share")
+    saw = (
+        f"{_known(apart, f'{100 * apart:.0f} %')} of requests decoded on another worker than "
+        f"processed the prompt: {len(prefill)} and {len(decode)} workers"
+    )
+    transfer = metrics.value("kv_transfer_time.mean")
+    if math.isfinite(transfer):
+        saw += f"; handing a prompt over took {transfer:.1f} ms at most, on average"
+    return saw
+
+
+def _transfer(seen: Observation) -> str:
+    """The time that moving a prompt's KV cache is modelled to take."""
+    bandwidth = seen.benchmark.hardware.kv_transfer_gb_per_second
+    if bandwidth is None:
+        return "the network, as infinitely fast"
+    records = [record for record in seen.metrics.run.records if record.succeeded]
+    if not records or seen.kv_bytes_per_token is None:
+        return "the network"
+    tokens = sum(record.input_tokens for record in records) / len(records)
+    took_ms = tokens * seen.kv_bytes_per_token / bandwidth / 1e6
+    return f"the network, {took_ms:.1f} ms for a mean prompt's KV cache at {bandwidth:g} GB/s"
+
+
+def _split_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
+    known = simulation.benchmark.hardware.kv_transfer_gb_per_second is not None
+    return (_TRANSFER_UNSHARED if known else _TRANSFER_FREE, _PREFILL_ONE_AT_A_TIME)
+
+
+def _reuse_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
+    workers = simulation.configuration.workers
+    decoding = any(w.prefix_caching and w.mode != "prefill" for w in workers)
+    return (_SHARED_BLOCKS_ONCE,) if decoding else ()
+
+
+def _speculation(seen: Observation) -> str:
+    steps = seen.metrics.value("tokens_per_step")
+    return _known(steps, f"{steps:.2f} tokens a step")
+
+
+def _drafts_not_decoded(configuration: Configuration) -> str:
+    return "".join(
+        "Speculative decoding on the prefill workers has no effect: they don't decode."
+        for worker in configuration.workers
+        if worker.speculative is not None and worker.mode == "prefill"
+    )
+
+
+def _offload(seen: Observation) -> str:
+    hits = seen.metrics.value("host_hit_rate")
+    evicted = seen.metrics.run.observed.get("evicted_blocks")
+    saw = _known(hits, f"{100 * hits:.1f} % of prompt tokens came from host memory")
+    return saw if evicted is None else f"{saw}, {evicted:,} blocks left both tiers"
+
+
+def _offload_limits(configuration: Configuration) -> Iterator[str]:
+    for worker in configuration.workers:
+        if worker.kv_offload is not None:
+            yield (
+                f"{worker.mode} workers: KV offload is modelled, since the published mocker "
+                "has it compiled out: its host memory is more blocks of the same cache, and "
+                "bringing blocks back takes no time; that flatters KV offload"
+            )
+
+
+def _ranks(seen: Observation) -> str:
+    worker = next(item for item in seen.configuration.workers if item.attention_dp > 1)
+    prompts: dict[tuple[str | None, int], int] = {}
+    for record in seen.metrics.run.records:
+        if worker.mode == "decode":
+            place, rank = record.decode_worker, record.decode_rank
+        else:
+            place, rank = record.prefill_worker, record.prefill_rank
+        if rank is not None:
+            prompts[place, rank] = prompts.get((place, rank), 0) + 1
+    total = worker.replicas * worker.attention_dp
+    if not prompts:
+        return f"{total} {worker.mode} ranks; which served whom was not seen on this target"
+    busiest = max(prompts.values()) / sum(prompts.values())
+    return (
+        f"{len(prompts)} of {total} {worker.mode} ranks served requests, the busiest "
+        f"{100 * busiest:.1f} % of them"
+    )
+
+
+def _experts(seen: Observation) -> str:
+    spread = (f"{w.moe_ep} ({w.mode})" for w in seen.configuration.workers if w.wideep)
+    return f"experts over {', '.join(spread)} GPUs"
+
+
+def _kernels(seen: Observation) -> str:
+    return "in the profile's step times only, not its kernels"
+
+
+def _wideep_on_stand_ins(configuration: Configuration) -> Iterator[str]:
+    for worker in configuration.workers:
+        if worker.wideep:
+            yield (
+                f"{worker.mode} workers: wide-EP kernels are not modelled, only that experts "
+                f"are spread over {worker.moe_ep} GPUs, in the step times"
+            )
+
+
+def _wideep_simulated(configuration: Configuration) -> Iterator[str]:
+    for worker in configuration.workers:
+        if worker.wideep:
+            yield f"The wide-EP kernels of the {worker.mode} workers are not simulated."
+
+
+def _decoding(seen: Observation) -> str:
+    here = seen.metrics.value("worker_decode_share")
+    transfer = seen.metrics.value("image_transfer_time.mean")
+    saw = _known(here, f"{100 * (1 - here):.0f} % of images were decoded in the frontend")
+    if math.isfinite(transfer):
+        saw += f"; reading the pixels of a request took {transfer:.1f} ms"
+    return saw
+
+
+def _embeddings(seen: Observation) -> str:
+    metrics = seen.metrics
+    found = metrics.value("embedding_hit_rate")
+    saw = _known(found, f"{100 * found:.1f} % of images were found")
+    beside = metrics.run.observed.get("encoder_cache")
+    if beside:
+        saw += f", and {beside['hits']:,} in vLLM's own encoder cache"
+    cache = metrics.run.observed.get("embedding_cache")
+    if cache:
+        saw += (
+            f"; {cache['entries']:,} embeddings in {cache['bytes'] / 1e6:,.1f} of "
+            f"{cache['capacity_bytes'] / 1e6:,.1f} MB, {cache['evictions']:,} evicted; the "
+            f"encoder took {metrics.value('encoder_time.mean'):.1f} ms a request"
+        )
+    return saw
+
+
+def _whose_cache(seen: Observation) -> str:
+    if seen.metrics.run.deployed.get("engine") == "vllm":
+        return "a toy's encoder on the processor; the cache is Dynamo's"
+    return "the cache and the encoder are this plugin's, not the engine's"
+
+
+def _placement(seen: Observation) -> str:
+    configuration = seen.configuration
+    spans = {f"{w.mode} workers span {w.nodes} nodes" for w in configuration.workers if w.nodes > 1}
+    laid = f"workers over {configuration.nodes} nodes" if configuration.nodes > 1 else ""
+    return "; ".join([*([laid] if laid else []), *sorted(spans)])
+
+
+def _nodes_on_stand_ins(configuration: Configuration) -> Iterator[str]:
+    for worker in configuration.workers:
+        if worker.nodes > 1:
+            yield (
+                f"{worker.mode} workers: that one spans {worker.nodes} nodes is not modelled "
+                "beyond its step times"
+            )
+    if configuration.nodes > 1:
+        yield (
+            f"that the workers sit on {configuration.nodes} nodes is modelled by the "
+            "bandwidth of the KV transfer alone"
+        )
+
+
+def _nodes_simulated(configuration: Configuration) -> Iterator[str]:
+    for worker in configuration.workers:
+        if worker.nodes > 1:
+            yield (
+                f"That a {worker.mode} worker spans {worker.nodes} nodes is not simulated beyond "
+                "what is in its step times."
+            )
+    if configuration.nodes > 1:
+        yield (
+            f"That the workers sit on {configuration.nodes} nodes is not simulated, except "
+            "through the bandwidth of the KV transfer."
+        )
+
+
+_SIMULATED_TIES = Caveat(
+    "seeded-ties",
+    "Dynamo's KV router breaks ties between equally good workers at random; the simulation "
+    "seeds it, so that a run can be repeated.",
+    "Another seed moves the results slightly; see what several seeds give before relying on a "
+    "small effect.",
+)
+_TRANSFER_FREE = Caveat(
+    "kv-transfer-free",
+    "The split moves its KV cache in no time, because the hardware's kv_transfer_gb_per_second "
+    "is not given.",
+    "Flatters the prefill/decode split.",
+)
+_TRANSFER_UNSHARED = Caveat(
+    "kv-transfer-unshared",
+    "Each KV transfer has the full bandwidth to itself, and starts when the whole prompt is "
+    "processed.",
+    "Flatters the split under load; on hardware layers are sent as they are ready, which "
+    "disadvantages it here.",
+)
+_PREFILL_ONE_AT_A_TIME = Caveat(
+    "prefill-one-at-a-time",
+    "Dynamo's replay would hand a finished prompt over to decoding only when its prefill worker "
+    "has no other in work; so prefill workers of a split are simulated with one prompt at a time, "
+    "in order of arrival, whatever max_num_seqs says.",
+    "Several short prompts do not share a step, which disadvantages the split a little.",
+)
+_SHARED_BLOCKS_ONCE = Caveat(
+    "shared-blocks-once",
+    "A decode step is priced by the distinct KV blocks in use, so that a prefix shared by "
+    "several running requests is read once.",
+    "Makes decoding a little too cheap where reuse is high, which flatters KV routing.",
+)
+_DRAFTS_AS_MTP = Caveat(
+    "drafts-as-mtp",
+    "Speculative decoding is multi-token prediction with given acceptance rates; a draft head "
+    "of its own costs nothing, and a prefix hit loses its last block.",
+    "The gain follows from the acceptance rates that were put in, and is no measurement of them.",
+)
+_NO_OFFLOAD = Caveat(
+    "kv-offload-absent",
+    "The published build of Dynamo's replay has KV offload compiled out "
+    "(dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED is False): its options are accepted and do nothing.",
+    "Nothing can be claimed of KV offload here; this configuration is simulated without it.",
+)
+_RANKS_IN_STEP = Caveat(
+    "ranks-in-step",
+    "Ranks of attention data parallelism have a KV cache and a batch of their own, but step "
+    "together.",
+    "Every rank waits for the slowest, as on hardware; what is routed to a rank is not balanced "
+    "as an engine would.",
+)
+_RANKS_AS_WORKERS = Caveat(
+    "ranks-as-workers",
+    "Dynamo's replay has no attention data parallelism in a split, so each rank is simulated as a "
+    "worker of its own, in all configurations of this comparison.",
+    "Ranks do not wait for each other, and the router sees each: attention data parallelism is a "
+    "little too fast wherever it is used.",
+)
+_WIDEEP_BY_TABLE = Caveat(
+    "wideep-by-table",
+    "Expert parallelism is in the step times only, through the number of GPUs that experts are "
+    "spread over; the engine's wide-EP kernels and expert load balancing are not modelled.",
+    "Experts count as evenly loaded on both sides; a change of kernels alone shows no effect.",
+)
+
+# ---------------------------------------------------------------------------------------
+# The table, in the order in which reports and attributions name them
+# ---------------------------------------------------------------------------------------
+
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        id="kv_routing",
+        name="KV routing",
+        used=lambda c: c.router == "kv",
+        fields=("router",),
+        otherwise="router",
+        lacks=_one_worker,
+        seen=_routing,
+        caveats=lambda simulation: (_SIMULATED_TIES,),
+    ),
+    Feature(
+        id="pd_split",
+        name="prefill/decode split",
+        used=lambda c: c.disaggregated,
+        fields=("nodes",),
+        layout=True,
+        otherwise="workers",
+        seen=_split,
+        modelled={"stand-in": _transfer, "simulated": _transfer},
+        caveats=_split_caveats,
+    ),
+    Feature(
+        # That the decode side of a split keeps no prefix cache belongs to the split.
+        id="prefix_caching",
+        marked=False,
+        worker_field="prefix_caching",
+        off=False,
+        roles=("aggregated", "prefill"),
+        caveats=_reuse_caveats,
+    ),
+    Feature(
+        id="spec_decode",
+        name="speculative decoding",
+        worker_field="speculative",
+        shown_by="decode",
+        lacks=_drafts_not_decoded,
+        seen=_speculation,
+        modelled={"stand-in": _always("which drafts are accepted, by the given rates")},
+        caveats=lambda simulation: (_DRAFTS_AS_MTP,),
+    ),
+    Feature(
+        id="kv_offload",
+        name="KV offload",
+        aliases=("offload",),
+        worker_field="kv_offload",
+        seen=_offload,
+        modelled={
+            "stand-in": _always(
+                "host memory as more blocks of the cache; bringing them back takes no time"
+            )
+        },
+        limits={"stand-in": _offload_limits},
+        absent=_NO_OFFLOAD,
+    ),
+    Feature(
+        id="attention_dp",
+        name="attention data parallelism",
+        marked=False,
+        used=lambda c: any(worker.attention_dp > 1 for worker in c.workers),
+        seen=_ranks,
+        modelled={"stand-in": _always("step times, from the profile")},
+        caveats=lambda s: (_RANKS_AS_WORKERS if s.ranks_as_workers else _RANKS_IN_STEP,),
+    ),
+    Feature(
+        id="moe_ep",
+        name="expert parallelism",
+        marked=False,
+        used=lambda c: any((worker.moe_ep or 1) > 1 for worker in c.workers),
+        caveats=lambda simulation: (_WIDEEP_BY_TABLE,),
+    ),
+    Feature(
+        id="wideep",
+        name="WideEP",
+        worker_field="wideep",
+        off=False,
+        shown_by="decode",
+        seen=_experts,
+        modelled={"stand-in": _kernels, "simulated": _kernels},
+        limits={"stand-in": _wideep_on_stand_ins, "simulated": _wideep_simulated},
+    ),
+    Feature(
+        id="frontend_decoding",
+        name="frontend decoding",
+        worker_field="frontend_decoding",
+        off=False,
+        seen=_decoding,
+    ),
+    Feature(
+        id="embedding_cache",
+        name="embedding cache",
+        worker_field="embedding_cache_gib",
+        seen=_embeddings,
+        modelled={"stand-in": _whose_cache},
+    ),
+    Feature(
+        id="multi_node",
+        name="multi-node",
+        used=lambda c: c.nodes > 1 or any(worker.nodes > 1 for worker in c.workers),
+        seen=_placement,
+        modelled={"stand-in": _always("all on one machine")},
+        limits={"stand-in": _nodes_on_stand_ins, "simulated": _nodes_simulated},
+    ),
+    Feature(id="block_size", marked=False, fields=("block_size",)),
+    Feature(id="load", marked=False, fields=("concurrency", "requests")),
+)
