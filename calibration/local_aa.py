@@ -36,7 +36,7 @@ from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.metrics import Metrics, Sample
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.base import Progress
-from pytest_dynamo_bench.targets.local import LocalTarget
+from pytest_dynamo_bench.targets.local.target import LocalTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import check_pair, check_run, estimate_effect
 

@@ -37,7 +37,7 @@ from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.metrics import Metrics, Sample
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.base import Unwatched
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import MooncakeTrace, Traffic
 from pytest_dynamo_bench.verdicts import check_pair, check_run, estimate_effect
 

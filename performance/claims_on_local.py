@@ -42,7 +42,7 @@ from pytest_dynamo_bench.errors import DynamoBenchError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.store import StoredResults
-from pytest_dynamo_bench.targets.local import LocalTarget
+from pytest_dynamo_bench.targets.local.target import LocalTarget
 from pytest_dynamo_bench.verdicts import (
     Effect,
     GateResult,

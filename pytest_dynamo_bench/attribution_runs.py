@@ -39,7 +39,7 @@ from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.sweep import fingerprint
 from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
 

@@ -185,7 +185,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
             f"--dynamo-engine={config.getoption('dynamo_engine')} needs the own load generator, "
             "since AIPerf does not say what the server called a request; leave --dynamo-load out"
         )
-    from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+    from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 
     if name == "local":
         return LocalTarget(
@@ -200,7 +200,7 @@ def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target 
             )
         )
     if name == "replay":
-        from pytest_dynamo_bench.targets.replay import ReplayTarget
+        from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
         return ReplayTarget(processes=config.getoption("dynamo_replay_processes"))
     try:

@@ -171,9 +171,12 @@ def endpoint_target(option: Option) -> Target:
     Raises:
         TargetError: an option is wrong; the message names it.
     """
-    from pytest_dynamo_bench.targets.endpoint import EndpointOptions, EndpointTarget
     from pytest_dynamo_bench.targets.endpoint.switch import split_command
-    from pytest_dynamo_bench.targets.endpoint.target import parse_urls
+    from pytest_dynamo_bench.targets.endpoint.target import (
+        EndpointOptions,
+        EndpointTarget,
+        parse_urls,
+    )
 
     command = option("dynamo_switch_command")
     return EndpointTarget(

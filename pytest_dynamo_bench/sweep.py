@@ -26,7 +26,7 @@ from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
 METRICS_OF_A_POINT = (

@@ -12,7 +12,7 @@ import pytest
 import pytest_dynamo_bench.comparison
 import pytest_dynamo_bench.reports.terminal
 import pytest_dynamo_bench.reports.write
-import pytest_dynamo_bench.targets.local  # noqa: F401
+import pytest_dynamo_bench.targets.local.target  # noqa: F401
 
 # Also read for `pytest --help` in a clone, where what only tests need may not be installed.
 with contextlib.suppress(ModuleNotFoundError):

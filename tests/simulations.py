@@ -10,7 +10,7 @@ def simulating(pid=None):
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         try:
-            if any("replay_child" in word for word in child.cmdline()):
+            if any("replay/child.py" in word for word in child.cmdline()):
                 found.append(child)
         except psutil.Error:
             continue

@@ -33,7 +33,7 @@ from pytest_dynamo_bench.targets.local.engine_events import read_events
 from pytest_dynamo_bench.targets.local.vision.deployment import cache_summary, read_measures
 from pytest_dynamo_bench.targets.local.vllm.measures import read_observations, summary
 from pytest_dynamo_bench.targets.recorded import RecordedTarget
-from pytest_dynamo_bench.targets.replay import _read_rows
+from pytest_dynamo_bench.targets.replay.target import _read_rows
 from pytest_dynamo_bench.targets.service.coordinate import _said, _Status
 from pytest_dynamo_bench.targets.service.probe import _usage
 from pytest_dynamo_bench.targets.service.shards import Clock, pack_result, unpack_result

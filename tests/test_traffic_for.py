@@ -16,8 +16,8 @@ from pytest_dynamo_bench.benchmark import traffic_for
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 from pytest_dynamo_bench.targets.base import sent_traffic
 from pytest_dynamo_bench.targets.endpoint.target import EndpointOptions, EndpointTarget
-from pytest_dynamo_bench.targets.local import LocalTarget
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.local.target import LocalTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import TRIAL_VARIABLE, tried
 from pytest_dynamo_bench.verdicts import confounds
 

@@ -18,7 +18,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_names import METRICS, parse_metric
 from pytest_dynamo_bench.reports import figures
 from pytest_dynamo_bench.reports.attribution import shares_table
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
 
 def add_arguments(commands: Any) -> None:

@@ -35,7 +35,7 @@ from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
 from pytest_dynamo_bench.targets.caveats import of_arrivals
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import trial_requests
 
 CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"

@@ -17,7 +17,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.targets.local.commands import Ports, environment, process_specs
 from pytest_dynamo_bench.targets.local.scaling import sized
 from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
-from pytest_dynamo_bench.targets.replay import ReplayTarget, describe
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, describe
 
 Describe = Callable[[Benchmark, Configuration], str]
 _RUN = "show"

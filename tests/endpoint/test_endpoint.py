@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from pytest_dynamo_bench import Benchmark, Configuration, Hardware, MooncakeTrace, Worker
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets.endpoint import EndpointOptions, EndpointTarget
 from pytest_dynamo_bench.targets.endpoint.switch import split_command
-from pytest_dynamo_bench.targets.endpoint.target import parse_urls
+from pytest_dynamo_bench.targets.endpoint.target import EndpointOptions, EndpointTarget, parse_urls
 from pytest_dynamo_bench.targets.service.address import Access, Tls, check_url, read_access
 from pytest_dynamo_bench.targets.service.measure import salted
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest

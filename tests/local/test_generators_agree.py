@@ -7,7 +7,7 @@ import pytest
 from pytest_dynamo_bench.errors import LoadError
 from pytest_dynamo_bench.load.aiperf import find_aiperf
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets.local import LocalOptions
+from pytest_dynamo_bench.targets.local.target import LocalOptions
 from pytest_dynamo_bench.verdicts import check_run
 from tests.local.test_local_target import AGG, Watch, conversation, measure, nothing_left
 from tests.local.test_local_target import scratch_directories as scratch

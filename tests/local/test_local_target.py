@@ -28,8 +28,8 @@ from pytest_dynamo_bench import (
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.features import features_at_work
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local import target as local_target
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.traffic.model import Concurrency, FixedSchedule, TrafficRequest
 from pytest_dynamo_bench.verdicts.regression import mismatches

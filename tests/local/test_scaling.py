@@ -15,8 +15,8 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local.scaling import survived
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from tests.test_benchmarks_published import benchmark_of
 
 AGG = Configuration("agg", "baseline", [Worker(4, tp=2, kv_blocks=4000)])

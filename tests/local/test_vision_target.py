@@ -14,7 +14,7 @@ from pytest_dynamo_bench import (
 )
 from pytest_dynamo_bench.errors import UnavailableError
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local.vision import deployment
 from tests.local.test_local_target import Watch, nothing_left, scratch_directories
 

@@ -34,7 +34,7 @@ from pytest_dynamo_bench.targets.local.vision.encoder import (
 from pytest_dynamo_bench.targets.local.vision.engine import Engine, Limits, Request
 from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
 from pytest_dynamo_bench.targets.local.vision.worker import decode
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import NoiseImages, SyntheticTraffic
 
 pytestmark = pytest.mark.anyio

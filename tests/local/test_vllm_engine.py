@@ -25,7 +25,7 @@ from pytest_dynamo_bench import (
 from pytest_dynamo_bench.cli.main import main
 from pytest_dynamo_bench.errors import DeploymentError, TargetError, UnavailableError
 from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local.vllm import environment, toy_model
 from pytest_dynamo_bench.targets.local.vllm.deployment import (
     VllmWorkers,

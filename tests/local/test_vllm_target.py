@@ -10,7 +10,7 @@ import pytest
 from pytest_dynamo_bench import Concurrency, SlidingWindowImages
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local.vllm.environment import find_environment
 from pytest_dynamo_bench.verdicts.regression import mismatches
 from tests.local.test_local_target import Watch, nothing_left, scratch_directories

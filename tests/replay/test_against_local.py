@@ -8,8 +8,8 @@ import pytest
 
 from pytest_dynamo_bench import Benchmark, Configuration, Goodput, Hardware, MooncakeTrace, Worker
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import FixedSchedule, Traffic, TrafficRequest
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")

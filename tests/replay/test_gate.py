@@ -40,7 +40,7 @@ def test_prompts_are_reused(comparison):
 """
 CONFTEST = """
 import os
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
 def pytest_dynamo_bench_make_target(config, name):
     return ReplayTarget(seed=int(os.environ["REPLAY_SEED"]))

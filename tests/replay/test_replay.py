@@ -23,8 +23,8 @@ from pytest_dynamo_bench import (
 )
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets import replay_child
-from pytest_dynamo_bench.targets.replay import ReplayTarget, to_records, write_trace
+from pytest_dynamo_bench.targets.replay import child as replay_child
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, to_records, write_trace
 from pytest_dynamo_bench.verdicts.regression import mismatches
 from tests.simulations import simulating
 

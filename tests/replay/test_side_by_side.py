@@ -12,7 +12,7 @@ from replay_bench import AGGREGATED, SPLIT, Silent, make_benchmark, make_traffic
 
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.targets.base import PlannedRun
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from tests.simulations import simulating, wait_for_simulations
 
 pytest.importorskip("dynamo.replay")

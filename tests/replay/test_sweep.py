@@ -9,7 +9,7 @@ from replay_bench import AGGREGATED, SPLIT, make_benchmark, make_traffic
 from pytest_dynamo_bench import Concurrency, sweep
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
 from pytest_dynamo_bench.sweep import Sweep, SweepPoint, Variation, pareto_front, winner_changes
-from pytest_dynamo_bench.targets.replay import ReplayTarget
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
 UP, ACROSS = "output_token_throughput_per_gpu", "output_token_throughput_per_user.mean"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_dynamo_bench import Benchmark, Configuration, Hardware, Worker
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 from pytest_dynamo_bench.targets.caveats import of_arrivals
-from pytest_dynamo_bench.targets.local import LocalOptions, LocalTarget
+from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     FixedSchedule,

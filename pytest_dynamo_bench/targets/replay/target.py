@@ -46,10 +46,10 @@ from pytest_dynamo_bench.features import Caveat, feature_limits, features_lackin
 from pytest_dynamo_bench.outside import Amount, Count, Tokens, decoded
 from pytest_dynamo_bench.parallel import cores
 from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.targets import replay_child
 from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Unwatched
-from pytest_dynamo_bench.targets.caveats import NO_VISION, caveats
+from pytest_dynamo_bench.targets.replay import child
+from pytest_dynamo_bench.targets.replay.caveats import NO_VISION, caveats
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     Traffic,
@@ -507,7 +507,7 @@ class ReplayTarget:
         job = {"arguments": arguments, "seed": self.seed, "result": str(result_path)}
         job_path, log_path = directory / "replay-job.json", directory / "replay.log"
         job_path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
-        command = [sys.executable, replay_child.__file__, str(job_path), str(os.getpid())]
+        command = [sys.executable, child.__file__, str(job_path), str(os.getpid())]
         try:
             code = (self._running or _RunningSimulations()).run(
                 command, log_path, self.timeout_seconds

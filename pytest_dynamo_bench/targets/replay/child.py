@@ -1,6 +1,6 @@
 """Runs one of Dynamo's offline replays; started as a process of its own by the replay target.
 
-    python replay_child.py JOB.json [PARENT]
+    python child.py JOB.json [PARENT]
 
 Imports nothing but the standard library and Dynamo, so that it starts quickly and can be run
 by hand. The job has the keyword arguments of ``dynamo.replay.run_trace_replay``, engine

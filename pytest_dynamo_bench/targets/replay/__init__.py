@@ -1,0 +1,1 @@
+"""The replay target: Dynamo's own discrete-event simulation of a configuration."""
