@@ -39,7 +39,7 @@ from scipy import stats
 from pytest_dynamo_bench.benchmark import Benchmark, Bound, Claim, traffic_for
 from pytest_dynamo_bench.cli.common import load_benchmark
 from pytest_dynamo_bench.errors import DynamoBenchError
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.store import StoredResults
 from pytest_dynamo_bench.targets.local.target import LocalTarget
@@ -222,7 +222,7 @@ class Held:
         effects = [verdict.effect for verdict in self.verdicts if verdict.effect is not None]
         changed = [100 * effect.change for effect in effects]
         ends = [100 * _end_that_counts(effect, self.verdicts[0].bound) for effect in effects]
-        unit = "points" if METRICS[parse_metric(self.claim.metric)[0]].is_share else "%"
+        unit = "points" if metric_of(self.claim.metric).is_share else "%"
         chance = power([slack(v) for v in self.verdicts if v.outcome != "invalid"])
         return (
             f"| {self.claim.name} | {self.claim.statement(_TARGET)} "

@@ -12,6 +12,8 @@ from pytest_dynamo_bench.benchmark import (
     SpeculativeDecoding,
     Worker,
 )
+from pytest_dynamo_bench.metric import Metric
+from pytest_dynamo_bench.metric_definitions import register_metric
 from pytest_dynamo_bench.traffic import (
     AgenticCoding,
     Concurrency,
@@ -35,6 +37,7 @@ __all__ = [
     "Goodput",
     "Hardware",
     "KvOffload",
+    "Metric",
     "MooncakeTrace",
     "PooledImages",
     "PublishedResults",
@@ -44,4 +47,5 @@ __all__ = [
     "SynthesizedMooncake",
     "SyntheticTraffic",
     "Worker",
+    "register_metric",
 ]

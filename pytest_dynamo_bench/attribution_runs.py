@@ -33,7 +33,7 @@ from pytest_dynamo_bench.attribution import (
 )
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import BenchmarkError, DeploymentError
-from pytest_dynamo_bench.metric_names import parse_metric
+from pytest_dynamo_bench.metric_definitions import METRICS, full_name, parse_metric
 from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.records import RequestRecord, Run
@@ -127,7 +127,7 @@ def run_attribution(
     nothing else.
 
     Args:
-        metric: full name, such as ``goodput`` or ``time_to_first_token.mean``.
+        metric: such as ``goodput`` or ``ttft.mean``.
         seeds: of the simulations.
         together: features that count as one, as in :func:`~pytest_dynamo_bench.attribution.plan`.
         target: its seed is not used.
@@ -144,7 +144,7 @@ def run_attribution(
         TargetError: a combination cannot be simulated; found out before any is.
         DeploymentError: a simulation failed. Runs that were done are in the cache.
     """
-    _check_metric(benchmark, metric)
+    metric = _checked_metric(benchmark, metric)
     if not seeds or len(set(seeds)) != len(seeds):
         raise BenchmarkError(f"attribution: seeds: give one or more, each once, got {seeds!r}")
     target = target if target is not None else ReplayTarget()
@@ -159,21 +159,23 @@ def run_attribution(
     return _study(benchmark, made, metric, samples, resamples)
 
 
-def _check_metric(benchmark: Benchmark, metric: str) -> None:
+def _checked_metric(benchmark: Benchmark, metric: str) -> str:
+    """The metric's full name, if it can be divided among features."""
     try:
         name, statistic = parse_metric(metric)
     except ValueError as error:
         raise BenchmarkError(f"attribution: metric: {error}") from None
-    if name.startswith("goodput") and benchmark.goodput is None:
+    if METRICS[name].needs_limits and benchmark.goodput is None:
         raise BenchmarkError(
             f"attribution: metric: {metric} needs limits, and benchmark {benchmark.name!r} has no "
             "goodput=Goodput(...)"
         )
-    if statistic in ("min", "max") or name == "inter_chunk_latency":
+    if statistic in ("min", "max") or METRICS[name].kind == "gaps":
         raise BenchmarkError(
             f"attribution: metric: {metric} cannot be resampled by request; use a mean, a "
             "percentile or a rate of another metric"
         )
+    return full_name(metric)
 
 
 _Run = tuple[Combination, int]

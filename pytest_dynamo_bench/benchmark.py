@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.features import used_features
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import full_name, metric_of
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource, beginning
 
 RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded", "kv"]
@@ -74,6 +74,12 @@ class Goodput:
             _fail("Goodput", f"give at least one limit: {', '.join(limits)}")
         for name, value in limits.items():
             _check_positive("Goodput", name, value)
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The limits that are given, by metric, in milliseconds."""
+        given = dataclasses.asdict(self).items()
+        return {name.removesuffix("_ms"): limit for name, limit in given if limit is not None}
 
 
 @dataclass(frozen=True)
@@ -514,7 +520,7 @@ class Claim:
         owner = f"Claim {self.name!r}"
         _check_choice(owner, "kind", self.kind, get_args(ClaimKind))
         try:
-            parse_metric(self.metric)
+            object.__setattr__(self, "metric", full_name(self.metric))
         except ValueError as error:
             _fail(owner, f"metric: {error}")
         given = [name for name in _BOUND_FIELDS if getattr(self, name) is not None]
@@ -665,7 +671,7 @@ class Claim:
         if bound is None:
             return f"not claimed on {target}"
         size = abs(bound.limit) * 100
-        unit = "points" if METRICS[parse_metric(self.metric)[0]].is_share else "%"
+        unit = "points" if metric_of(self.metric).is_share else "%"
         words = {
             "lower_by": (f"lower by at least {size:g} {unit}", "lower"),
             "higher_by": (f"higher by at least {size:g} {unit}", "higher"),
@@ -764,7 +770,7 @@ class Benchmark:
         for claim in self.claims:
             for side in ("treatment", "baseline"):
                 _check_choice(f"Claim {claim.name!r}", side, getattr(claim, side), names)
-            if claim.metric.startswith("goodput") and self.goodput is None:
+            if metric_of(claim.metric).needs_limits and self.goodput is None:
                 _fail(
                     f"Claim {claim.name!r}",
                     "metric: goodput needs limits; give the Benchmark goodput=Goodput(...)",

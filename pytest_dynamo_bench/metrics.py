@@ -1,11 +1,10 @@
-"""From records to metrics, by AIPerf's definitions.
+"""From records to metrics, by the formulas of :mod:`~pytest_dynamo_bench.metric_definitions`.
 
 A metric of a run is a :class:`Sample`: one value (and for a ratio one weight) per request,
 in the order in which the requests were due, and the statistic that turns them into a
 number. Verdicts resample the requests of a Sample and apply the same statistic.
 
-Source of the definitions: the metrics reference of AIPerf 0.13. Only successful requests
-count, except for the benchmark duration.
+Only successful requests count, except for the benchmark duration.
 """
 
 from __future__ import annotations
@@ -16,13 +15,19 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_dynamo_bench.benchmark import Goodput
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric, percentile_of
-from pytest_dynamo_bench.records import RequestRecord, Run
-
-FloatArray = npt.NDArray[np.float64]
+from pytest_dynamo_bench.columns import BoolArray, Columns, FloatArray, IntArray
+from pytest_dynamo_bench.metric import Metric
+from pytest_dynamo_bench.metric_definitions import (
+    METRICS,
+    find_metric,
+    metric_of,
+    parse_metric,
+    percentile_of,
+    unknown_metric,
+)
+from pytest_dynamo_bench.records import Run
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,9 @@ class Distribution:
         )
 
 
+_STATISTICS = ("mean", "min", "max", "p50", "p90", "p95", "p99")
+
+
 class Metrics:
     """The metrics of one run, by name, for reports and for plain assertions::
 
@@ -125,18 +133,21 @@ class Metrics:
     def __init__(self, run: Run, goodput: Goodput | None = None) -> None:
         self.run = run
         self._goodput = goodput
-        self._known: dict[str, tuple[FloatArray, list[RequestRecord]]] = {}
+        self._known: dict[str, _Values] = {}
 
     def __repr__(self) -> str:
         return f"<Metrics of {self.run.configuration} on {self.run.target}>"
 
     @cached_property
-    def _due(self) -> list[RequestRecord]:
-        return sorted(self.run.records, key=lambda r: (r.scheduled_ms, r.request_id))
+    def columns(self) -> Columns:
+        """The successful requests, in the order in which they were due."""
+        due = sorted(self.run.records, key=lambda r: (r.scheduled_ms, r.request_id))
+        good = [record for record in due if record.succeeded and record.chunk_ms]
+        return Columns(good, self._goodput.limits if self._goodput else None)
 
     @cached_property
-    def _succeeded(self) -> list[RequestRecord]:
-        return [record for record in self._due if record.succeeded and record.chunk_ms]
+    def _request_ids(self) -> tuple[str, ...]:
+        return tuple(record.request_id for record in self.columns.records)
 
     @cached_property
     def duration_seconds(self) -> float:
@@ -150,21 +161,31 @@ class Metrics:
 
         Raises:
             ValueError: there is no such metric, or goodput was asked for without limits.
+            BenchmarkError: the formula of a metric of the author's own failed.
         """
         name, statistic = parse_metric(metric)
+        definition = METRICS[name]
+        found = self._values(definition)
+        ids, time_ms = self._request_ids, self.columns.scheduled_ms
+        if found.request is not None:
+            ids = tuple(np.array(ids, dtype=object)[found.request])
+            time_ms = time_ms[found.request]
         if statistic is not None:
-            values, records = self._distribution(name)
             percentile = percentile_of(statistic)
             return Sample(
-                metric,
-                values,
-                None,
+                f"{name}.{statistic}", found.values, None,
                 "percentile" if percentile is not None else statistic,  # type: ignore[arg-type]
-                tuple(record.request_id for record in records),
-                np.array([record.scheduled_ms for record in records]),
-                percentile=percentile or 0.0,
-            )
-        return self._single(name)
+                ids, time_ms, percentile=percentile or 0.0,
+            )  # fmt: skip
+        if found.weights is not None:
+            return Sample(name, found.values, found.weights, "ratio", ids, time_ms)
+        end_ms = self.columns.end_ms
+        return Sample(
+            name, found.values, None, "rate", ids, time_ms,
+            duration_seconds=self.duration_seconds,
+            factor=1 / self.run.gpus if "gpus" in definition.needs else 1.0,
+            end_ms=end_ms if found.request is None else end_ms[found.request],
+        )  # fmt: skip
 
     def value(self, metric: str) -> float:
         """The metric as a number; NaN when no request has it."""
@@ -172,20 +193,18 @@ class Metrics:
 
     def distribution(self, name: str) -> Distribution:
         """All usual statistics of a distribution; NaN when no request has it."""
-        values, _ = self._distribution(name)
+        definition = metric_of(f"{name}.mean")
+        values = self._values(definition).values
         if len(values) == 0:
             values = np.array([np.nan])
         p50, p90, p95, p99 = (float(q) for q in np.percentile(values, [50, 90, 95, 99]))
         return Distribution(
-            name, METRICS[name].unit, int(np.isfinite(values).sum()), float(values.mean()),
+            definition.name, definition.unit, int(np.isfinite(values).sum()), float(values.mean()),
             float(values.min()), float(values.max()), p50, p90, p95, p99,
         )  # fmt: skip
 
     def __getattr__(self, name: str) -> Distribution | float:
-        definition = METRICS.get(name)
-        if definition is None:
-            raise AttributeError(f"no metric {name!r}; metrics: {', '.join(METRICS)}")
-        return self.distribution(name) if definition.distribution else self.value(name)
+        return _attribute(self, name)
 
     def as_dict(self) -> dict[str, dict[str, float] | float]:
         """All metrics as plain data, for JSON."""
@@ -193,64 +212,52 @@ class Metrics:
         for name, definition in METRICS.items():
             if definition.distribution:
                 found = self.distribution(name)
-                statistics = ("mean", "min", "max", "p50", "p90", "p95", "p99")
-                result[name] = {key: getattr(found, key) for key in statistics}
-            elif not (name.startswith("goodput") and self._goodput is None):
+                result[name] = {key: getattr(found, key) for key in _STATISTICS}
+            elif not (definition.needs_limits and self._goodput is None):
                 result[name] = self.value(name)
         return result
 
-    def _distribution(self, name: str) -> tuple[FloatArray, list[RequestRecord]]:
-        if name in ("inter_chunk_latency", "inter_token_gap"):
-            if self.run.simulated:
-                # A simulation knows the first and the last token, not those between.
-                return np.empty(0), []
-            by_token = name == "inter_token_gap"
-            gaps = [
-                token_gaps(record) if by_token else np.diff(record.chunk_ms)
-                for record in self._succeeded
-            ]
-            records = [r for r, gap in zip(self._succeeded, gaps, strict=True) for _ in gap]
-            return (np.concatenate(gaps) if gaps else np.empty(0)), records
-        # Reports ask for every statistic of these again and again; gaps are too many to keep.
-        if name not in self._known:
-            pairs = [(per_request(name, record), record) for record in self._succeeded]
-            kept = [(value, record) for value, record in pairs if value is not None]
-            values = np.array([value for value, _ in kept])
-            values.flags.writeable = False
-            self._known[name] = values, [record for _, record in kept]
-        return self._known[name]
-
-    def _single(self, name: str) -> Sample:
-        records = self._succeeded
-        ids = tuple(record.request_id for record in records)
-        time_ms = np.array([record.scheduled_ms for record in records])
-        if name in _RATIOS:
-            pairs = [(_RATIOS[name](record), record) for record in records]
-            known = [(pair, record) for pair, record in pairs if pair is not None]
-            return Sample(
-                name,
-                np.array([float(pair[0]) for pair, _ in known]),
-                np.array([float(pair[1]) for pair, _ in known]),
-                "ratio",
-                tuple(record.request_id for _, record in known),
-                np.array([record.scheduled_ms for _, record in known]),
-            )
-        values = np.array([self._contribution(name, record) for record in records])
-        factor = 1 / self.run.gpus if name.endswith("_per_gpu") else 1.0
-        end_ms = np.array([np.nan if r.end_ms is None else r.end_ms for r in records])
-        return Sample(
-            name, values, None, "rate", ids, time_ms,
-            duration_seconds=self.duration_seconds, factor=factor, end_ms=end_ms,
-        )  # fmt: skip
-
-    def _contribution(self, name: str, record: RequestRecord) -> float:
-        if name.startswith("output_token_throughput"):
-            return float(record.completion_tokens or 0)
-        if name == "request_throughput":
-            return 1.0
-        if self._goodput is None:
+    def _values(self, metric: Metric) -> _Values:
+        """The numbers of a metric, without the requests that lack it."""
+        if metric.needs_limits and self._goodput is None:
             raise ValueError("goodput needs limits: give the Benchmark goodput=Goodput(...)")
-        return float(is_good(record, self._goodput))
+        if "every chunk" in metric.needs and self.run.simulated:
+            return _Values(np.empty(0), request=np.empty(0, dtype=np.int64))
+        if metric.kind == "gaps":
+            return _Values(*self.columns.computed(metric))
+        # Reports ask for every statistic of these again and again; gaps are too many to keep.
+        if metric.name not in self._known:
+            self._known[metric.name] = self._computed(metric)
+        return self._known[metric.name]
+
+    def _computed(self, metric: Metric) -> _Values:
+        if metric.kind != "ratio":
+            values = self.columns.of(metric.name)
+            return _where(~np.isnan(values), values)
+        values, weights = (
+            np.broadcast_to(np.asarray(part, np.float64), len(self.columns))
+            for part in self.columns.computed(metric)
+        )
+        return _where(~(np.isnan(values) | np.isnan(weights)), values, weights)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The numbers of a metric, (n,) each.
+
+    ``request`` has the positions of the requests that they are of; None for all, in order.
+    """
+
+    values: FloatArray
+    request: IntArray | None = None
+    weights: FloatArray | None = None
+
+
+def _where(known: BoolArray, values: FloatArray, weights: FloatArray | None = None) -> _Values:
+    if known.all():
+        return _Values(values, None, weights)
+    picked = None if weights is None else weights[known]
+    return _Values(values[known], np.flatnonzero(known), picked)
 
 
 class RepeatedMetrics:
@@ -301,20 +308,28 @@ class RepeatedMetrics:
         """All usual statistics of a distribution; NaN when a run lacks it."""
         found = [run.distribution(name) for run in self.runs]
         return Distribution(
-            name,
-            METRICS[name].unit,
+            found[0].metric,
+            found[0].unit,
             sum(one.count for one in found),
             *(
                 _EXTREMES.get(statistic, _mean)([getattr(one, statistic) for one in found])
-                for statistic in ("mean", "min", "max", "p50", "p90", "p95", "p99")
+                for statistic in _STATISTICS
             ),
         )
 
     def __getattr__(self, name: str) -> Distribution | float:
-        definition = METRICS.get(name)
-        if definition is None:
-            raise AttributeError(f"no metric {name!r}; metrics: {', '.join(METRICS)}")
-        return self.distribution(name) if definition.distribution else self.value(name)
+        return _attribute(self, name)
+
+
+def _attribute(metrics: Metrics | RepeatedMetrics, name: str) -> Distribution | float:
+    """A metric by its full or short name, as an attribute."""
+    # What copies and pickles ask for is no metric.
+    definition = None if name.startswith("_") else find_metric(name)
+    if definition is None:
+        raise AttributeError(unknown_metric(name))
+    if definition.distribution:
+        return metrics.distribution(definition.name)
+    return metrics.value(definition.name)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -326,116 +341,3 @@ _EXTREMES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "min": lambda values: float(np.min(values)),
     "max": lambda values: float(np.max(values)),
 }
-
-
-def _kv_hits(record: RequestRecord) -> tuple[float, float] | None:
-    return None if record.cached_tokens is None else (record.cached_tokens, record.input_tokens)
-
-
-def _host_hits(record: RequestRecord) -> tuple[float, float] | None:
-    return None if record.host_tokens is None else (record.host_tokens, record.input_tokens)
-
-
-def _split(record: RequestRecord) -> tuple[float, float] | None:
-    if record.prefill_worker is None or record.decode_worker is None:
-        return None
-    return record.prefill_worker != record.decode_worker, 1
-
-
-def _tokens_by_step(record: RequestRecord) -> tuple[float, float] | None:
-    if record.decode_steps is None or not record.completion_tokens:
-        return None
-    # The pass that yields the first token, and with drafts some more, is not among them.
-    return record.completion_tokens, record.decode_steps + 1
-
-
-def _other_rank(record: RequestRecord) -> tuple[float, float] | None:
-    return None if record.prefill_rank is None else (record.prefill_rank > 0, 1)
-
-
-def _image_hits(record: RequestRecord) -> tuple[float, float] | None:
-    return (record.image_cache_hits or 0, record.images) if record.images else None
-
-
-def _decoded_by_worker(record: RequestRecord) -> tuple[float, float] | None:
-    return (record.images_decoded or 0, record.images) if record.images else None
-
-
-# Ratios of sums: numerator and denominator of a request, None where it does not count.
-_RATIOS: Mapping[str, Callable[[RequestRecord], tuple[float, float] | None]] = {
-    "kv_hit_rate": _kv_hits,
-    "host_hit_rate": _host_hits,
-    "split_share": _split,
-    "tokens_per_step": _tokens_by_step,
-    "other_rank_share": _other_rank,
-    "embedding_hit_rate": _image_hits,
-    "worker_decode_share": _decoded_by_worker,
-}
-
-
-def per_request(name: str, record: RequestRecord) -> float | None:
-    """A per-request metric of a successful request, or None where it is not defined.
-
-    An inter-token latency needs two tokens.
-    """
-    assert record.sent_ms is not None and record.first_token_ms is not None
-    assert record.last_token_ms is not None
-    match name:
-        case "time_to_first_token":
-            return record.first_token_ms - record.sent_ms
-        case "request_latency":
-            return record.last_token_ms - record.sent_ms
-        case "kv_transfer_time":
-            return record.kv_transfer_ms
-        case "time_to_first_token_from_schedule":
-            return record.first_token_ms - record.scheduled_ms
-        case "request_latency_from_schedule":
-            return record.last_token_ms - record.scheduled_ms
-        case "schedule_delay":
-            return record.sent_ms - record.scheduled_ms
-        case "encoder_time":
-            return record.encoder_ms
-        case "image_decode_time":
-            return record.image_decode_ms
-        case "image_transfer_time":
-            return record.image_transfer_ms
-        case "inter_token_latency" | "output_token_throughput_per_user":
-            tokens = record.completion_tokens or 0
-            if tokens < 2 or record.last_token_ms <= record.first_token_ms:
-                return None
-            latency_ms = (record.last_token_ms - record.first_token_ms) / (tokens - 1)
-            return latency_ms if name == "inter_token_latency" else 1000 / latency_ms
-        case _:
-            raise ValueError(f"{name} is not a per-request metric")
-
-
-def token_gaps(record: RequestRecord) -> FloatArray:
-    """Time between consecutive tokens of a request, in ms.
-
-    The tokens of one chunk share the time since the chunk before; the first chunk has none.
-
-    Returns:
-        (tokens after the first chunk,) gaps; empty when it is not known how many tokens the
-        chunks had.
-    """
-    gaps = np.diff(record.chunk_ms)
-    if record.chunk_tokens is not None:
-        tokens = np.asarray(record.chunk_tokens[1:])
-        shared: FloatArray = np.repeat(gaps / np.maximum(tokens, 1), tokens)
-        return shared
-    return gaps if record.completion_tokens == len(record.chunk_ms) else np.empty(0)
-
-
-def is_good(record: RequestRecord, limits: Goodput) -> bool:
-    """Whether a successful request meets every limit; a limit on an undefined metric holds."""
-    checks = (
-        ("time_to_first_token", limits.time_to_first_token_ms),
-        ("inter_token_latency", limits.inter_token_latency_ms),
-        ("request_latency", limits.request_latency_ms),
-    )
-    for name, limit in checks:
-        if limit is not None:
-            value = per_request(name, record)
-            if value is not None and value > limit:
-                return False
-    return True

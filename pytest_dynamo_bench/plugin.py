@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +28,7 @@ from pytest_dynamo_bench.errors import (
     UnavailableError,
 )
 from pytest_dynamo_bench.features import feature_markers, markers_of
+from pytest_dynamo_bench.metric_definitions import forget_metrics, register_metric
 from pytest_dynamo_bench.options import add_options
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
@@ -41,6 +42,7 @@ from pytest_dynamo_bench.termination import sigterm_interrupts
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.comparison import Comparison
+    from pytest_dynamo_bench.metric import Metric
     from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
     from pytest_dynamo_bench.reports.store import StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
@@ -164,6 +166,16 @@ def _recorded_target(name: str, results: Sequence[tuple[str, Path]]) -> Target:
 def pytest_configure(config: pytest.Config) -> None:
     """Start a session. Nothing else is done before a module with a benchmark is collected."""
     config.stash[_SESSION] = _new_session(config)
+
+    def register(metrics: Sequence[Metric]) -> None:
+        try:
+            for metric in metrics:
+                register_metric(metric)
+                config.add_cleanup(partial(forget_metrics, [metric.name]))
+        except DynamoBenchError as error:
+            raise pytest.UsageError(f"pytest_dynamo_bench_metrics: {error}") from None
+
+    config.hook.pytest_dynamo_bench_metrics.call_historic(register)
 
 
 @pytest.hookimpl(trylast=True)

@@ -22,26 +22,14 @@ from pytest_dynamo_bench import __version__
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import full_name, headings, metric_of
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
-METRICS_OF_A_POINT = (
-    "goodput",
-    "goodput_per_gpu",
-    "request_throughput",
-    "output_token_throughput_per_gpu",
-    "output_token_throughput_per_user.mean",
-    "time_to_first_token.mean",
-    "time_to_first_token.p50",
-    "time_to_first_token.p99",
-    "inter_token_latency.mean",
-    "inter_token_latency.p99",
-    "kv_hit_rate",
-)
+METRICS_OF_A_POINT = tuple(name for name, _ in headings("point"))
 _CACHE_FORMAT = 1
 _PACKAGE = Path(__file__).parent
 
@@ -144,17 +132,20 @@ class Sweep:
                 raise BenchmarkError(
                     f"Sweep: splits: give pairs of prefill and decode workers, got {split!r}"
                 )
-        wanted = tuple(
-            name
-            for name in self.metrics
-            if self.benchmark.goodput is not None or not name.startswith("goodput")
-        )
-        for name in wanted:
-            try:
-                parse_metric(name)
-            except ValueError as error:
-                raise BenchmarkError(f"Sweep: metrics: {error}") from None
-        object.__setattr__(self, "metrics", wanted)
+        try:
+            names = [full_name(name) for name in self.metrics]
+        except ValueError as error:
+            raise BenchmarkError(f"Sweep: metrics: {error}") from None
+        for name in names:
+            # Points are kept by the package's code, and computed by processes that have no other.
+            if metric_of(name).own:
+                raise BenchmarkError(
+                    f"Sweep: metrics: {name} is a metric of your own, which a sweep cannot "
+                    "compute; claims, attributions and comparisons can name it"
+                )
+        limited = self.benchmark.goodput is not None
+        wanted = (name for name in names if limited or not metric_of(name).needs_limits)
+        object.__setattr__(self, "metrics", tuple(dict.fromkeys(wanted)))
 
     @cached_property
     def points(self) -> tuple[tuple[Configuration, Variation], ...]:
@@ -376,7 +367,7 @@ def winner_changes(
     Args:
         axis: ``speedup`` or ``kv_scale``.
     """
-    sign = 1 if METRICS[parse_metric(metric)[0]].better == "higher" else -1
+    sign = 1 if metric_of(metric).better == "higher" else -1
     best: dict[float, SweepPoint] = {}
     for point in points:
         value = sign * point.metrics[metric]

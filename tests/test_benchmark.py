@@ -70,7 +70,7 @@ def test_gpus_and_replicas_are_counted_over_roles():
         (lambda: Goodput(), "give at least one limit: time_to_first_token_ms"),
         (lambda: Goodput(time_to_first_token_ms=-1), "time_to_first_token_ms: must be greater"),
         (lambda: Concurrency(0), "sessions: must be 1 or more, got 0"),
-        (lambda: Claim("c", "ttft.mean", "kv", "agg", lower_by=0.1), "'ttft' is not a metric"),
+        (lambda: Claim("c", "tttf.mean", "kv", "agg", lower_by=0.1), "'tttf' is not a metric"),
         (
             lambda: Claim("c", "time_to_first_token", "kv", "agg", lower_by=0.1),
             "add a statistic, for example time_to_first_token.mean",

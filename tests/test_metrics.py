@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench import Goodput
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric, percentile_of
+from pytest_dynamo_bench.metric_definitions import METRICS, parse_metric, percentile_of
 from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics, evaluate
 from pytest_dynamo_bench.records import RequestRecord, Run
 
@@ -64,8 +64,8 @@ def test_over_runs_numbers_are_means_and_extremes_are_those_of_all_requests():
     assert repr(both) == "<Metrics of c on local, over 2 runs>"
     with pytest.raises(ValueError, match=r"c has 2 runs: take one of comparison\.runs"):
         both.run  # noqa: B018
-    with pytest.raises(AttributeError, match="no metric 'ttft'"):
-        both.ttft  # noqa: B018
+    with pytest.raises(AttributeError, match="'tttf' is not a metric; did you mean 'ttft'"):
+        both.tttf  # noqa: B018
 
 
 def test_one_run_over_runs_is_that_run():
@@ -141,8 +141,8 @@ def test_without_records_metrics_are_not_numbers_and_nothing_raises():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(AttributeError, match="no metric 'ttft'; metrics: time_to_first_token"):
-        _ = metrics([record(1)]).ttft
+    with pytest.raises(AttributeError, match=r"'tttf' is not a metric.*metrics: time_to_first"):
+        _ = metrics([record(1)]).tttf
 
 
 def test_a_distribution_reads_well_in_a_failed_assertion():

@@ -15,7 +15,7 @@ from pytest_dynamo_bench.attribution_runs import AttributionStudy, run_attributi
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import in_words, metric_of
 from pytest_dynamo_bench.reports import figures
 from pytest_dynamo_bench.reports.attribution import shares_table
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
@@ -137,19 +137,18 @@ def _configuration(benchmark: Benchmark, name: str | None, role: str) -> str:
 
 def _title(study: AttributionStudy) -> str:
     """What each feature does on average, as far as the intervals say."""
-    name, statistic = parse_metric(study.metric)
-    words = " ".join(filter(None, (statistic, name.replace("_", " "))))
     verbs = {1: "raises", -1: "lowers", 0: "may raise or lower"}
     told = [
         f"{share.feature} {verbs[share.average.sign]} it" for share in study.attribution.features
     ]
     total = study.attribution.total
     whole = f"{100 * total.value:+.1f} %".replace("-", "−")
-    return f"{words.capitalize()} {whole} in all: averaged over orders, {', '.join(told)}"
+    words = in_words(study.metric).capitalize()
+    return f"{words} {whole} in all: averaged over orders, {', '.join(told)}"
 
 
 def _combinations(study: AttributionStudy) -> Table:
-    unit = METRICS[parse_metric(study.metric)[0]].unit
+    unit = metric_of(study.metric).unit
     table = common.plain_table(
         "taken from the treatment", "configuration", f"{study.metric}\n{unit}", "interval",
         "over seeds", left=2,

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -30,7 +31,12 @@ from pytest_dynamo_bench.errors import (
     ReportError,
     ResultsError,
 )
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import (
+    METRICS,
+    forget_metrics,
+    full_name,
+    register_metric,
+)
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
@@ -78,12 +84,10 @@ def check_metric(text: str) -> str:
     Raises:
         BenchmarkError: there isn't; the message says what would be right.
     """
-    choose("metric", text.partition(".")[0], list(METRICS))
     try:
-        parse_metric(text)
+        return full_name(text)
     except ValueError as error:
         raise BenchmarkError(f"--metric: {error}") from None
-    return text
 
 
 def load_benchmark(path: Path) -> Benchmark:
@@ -91,6 +95,42 @@ def load_benchmark(path: Path) -> Benchmark:
 
     Raises:
         BenchmarkError: it cannot be imported or has none; the message has file and line.
+    """
+    found = getattr(_imported(path), "benchmark", None)
+    if not isinstance(found, Benchmark):
+        got = "" if found is None else f" (it is a {type(found).__name__})"
+        raise BenchmarkError(f"{path}: has no Benchmark called 'benchmark'{got}")
+    return found
+
+
+@contextmanager
+def own_metrics(path: Path | None) -> Iterator[None]:
+    """Have the metrics of a file, such as a conftest.py with their hook, while a command runs.
+
+    Raises:
+        BenchmarkError: it cannot be imported, or has none; the message has file and line.
+    """
+    before = set(METRICS)
+    try:
+        if path is not None:
+            hook = getattr(_imported(path), "pytest_dynamo_bench_metrics", list)
+            for metric in hook():
+                register_metric(metric)
+            if before == set(METRICS):
+                raise BenchmarkError(
+                    f"--metrics: {path}: registers no metric; give the conftest.py that has "
+                    "pytest_dynamo_bench_metrics"
+                )
+        yield
+    finally:
+        forget_metrics(set(METRICS) - before)
+
+
+def _imported(path: Path) -> ModuleType:
+    """A module, given as a file.
+
+    Raises:
+        BenchmarkError: it cannot be imported; the message has file and line.
     """
     if not path.is_file():
         raise BenchmarkError(f"{path}: there is no such file")
@@ -114,11 +154,7 @@ def load_benchmark(path: Path) -> Benchmark:
         raise BenchmarkError(f"{_place(path, error)}: {_told(error)}") from None
     except SystemExit as error:
         raise BenchmarkError(f"{_place(path, error)}: ends the program") from None
-    found = getattr(module, "benchmark", None)
-    if not isinstance(found, Benchmark):
-        got = "" if found is None else f" (it is a {type(found).__name__})"
-        raise BenchmarkError(f"{path}: has no Benchmark called 'benchmark'{got}")
-    return found
+    return module
 
 
 def _place(path: Path, error: BaseException) -> str:

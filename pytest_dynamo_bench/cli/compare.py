@@ -20,7 +20,7 @@ from pytest_dynamo_bench.errors import (
     ResultsError,
 )
 from pytest_dynamo_bench.files import write_whole
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.differences import (
     Difference,
@@ -159,7 +159,7 @@ def _check(outcomes: Sequence[str], *, undecided_fails: bool) -> None:
 def _cells(regression: Regression) -> list[Text]:
     effect = regression.effect
     metric = regression.tolerance.metric
-    unit = METRICS[parse_metric(metric)[0]].unit
+    unit = metric_of(metric).unit
     interval = "-"
     if math.isfinite(effect.low) and math.isfinite(effect.high):
         interval = f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
@@ -212,7 +212,7 @@ def run_history(options: argparse.Namespace) -> None:
 
 
 def _row(history: History, point: Point) -> list[Text]:
-    unit = METRICS[parse_metric(history.tolerance.metric)[0]].unit
+    unit = metric_of(history.tolerance.metric).unit
     first = [Text(point.started_at), Text(point.directory.name), Text(quantity(point.value, unit))]
     if point.regression is not None:
         return [*first, *_cells(point.regression)[3:]]

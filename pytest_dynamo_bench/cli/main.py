@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from pytest_dynamo_bench.cli import (
     attribution,
     check_client,
     cleanup,
+    common,
     compare,
     install_vllm,
     report,
@@ -74,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument(
+        "--metrics", type=Path, metavar="FILE.py",
+        help="metrics of your own that results or benchmarks name: the conftest.py that registers "
+        "them; comes before COMMAND",
+    )  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep.add_arguments(commands)
     attribution.add_arguments(commands)
@@ -107,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        options.run(options)
+        with common.own_metrics(options.metrics):
+            options.run(options)
     except (DeploymentError, IncompleteError, LoadError, RegressionError) as error:
         errors.print(Text(f"error: {error}"))
         return EXIT_FAILED

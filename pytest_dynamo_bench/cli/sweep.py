@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import math
 import re
@@ -21,7 +20,7 @@ from rich.text import Text
 from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import METRICS, headings, in_words, metric_of
 from pytest_dynamo_bench.reports import figures
 from pytest_dynamo_bench.sweep import (
     METRICS_OF_A_POINT,
@@ -36,23 +35,17 @@ _USELESS = 0.05
 # Over five seeds, ties in the router alone move goodput by 1.3 % (docs/sensitivity.md).
 _CLOSE = 0.02
 _SPLIT = re.compile(r"(\d+)\+(\d+)")
+_SHOWN = headings("sweep")
+_AT_POINTS = dict(headings("point"))
 _COLUMNS = (
-    (UP, "tok/s\nper GPU"),
-    (ACROSS, "tok/s\nper user"),
-    ("time_to_first_token.mean", "TTFT\nmean, ms"),
-    ("time_to_first_token.p99", "TTFT\np99, ms"),
-    ("inter_token_latency.mean", "ITL\nmean, ms"),
-    ("inter_token_latency.p99", "ITL\np99, ms"),
-    ("kv_hit_rate", "KV\nhits, %"),
+    *((name, _AT_POINTS[name].short) for name in (UP, ACROSS)),
+    *(
+        (name, f"{heading.short}, {'%' if metric_of(name).is_share else metric_of(name).unit}")
+        for name, heading in _SHOWN
+    ),
 )
-
-_DISPENSABLE = (
-    "inter_token_latency.p99",
-    "time_to_first_token.p99",
-    "kv_hit_rate",
-    "inter_token_latency.mean",
-    "time_to_first_token.mean",
-)
+# In the order in which they are left out where there is little room.
+_DISPENSABLE = [name for name, _ in sorted(_SHOWN, key=lambda one: -one[1].priority)]
 
 
 def add_arguments(commands: Any) -> None:
@@ -152,11 +145,12 @@ def run(options: argparse.Namespace) -> None:
 def _metric(asked: str | None, benchmark: Benchmark) -> str:
     if asked is None:
         return "goodput" if benchmark.goodput else "time_to_first_token.mean"
-    if common.check_metric(asked).startswith("goodput") and benchmark.goodput is None:
+    metric = common.check_metric(asked)
+    if metric_of(metric).needs_limits and benchmark.goodput is None:
         raise BenchmarkError(
-            f"--metric: {asked} needs limits, and benchmark {benchmark.name!r} has none"
+            f"--metric: {metric} needs limits, and benchmark {benchmark.name!r} has none"
         )
-    return asked
+    return metric
 
 
 def _described(point: SweepPoint) -> str:
@@ -188,7 +182,7 @@ def _report(
     findings = []
     for axis in _axes(swept):
         lines = _lines(axis, swept, points, metric)
-        best = winners(lines, METRICS[parse_metric(metric)[0]].better)
+        best = winners(lines, metric_of(metric).better)
         sentence = _sentence(metric, axis, best)
         held = f" ({axis.held})" if axis.held else ""
         told = _sentence(metric, axis, best, leads=True)
@@ -299,7 +293,7 @@ def _table(
 ) -> Table:
     with_kv = any(point.variation.kv_scale != 1 for point in points)
     with_split = any(point.variation.split for point in points)
-    definition = METRICS[parse_metric(metric)[0]]
+    definition = metric_of(metric)
     columns = [(name, title) for name, title in _COLUMNS if name not in (metric, *dropped)]
     table = common.plain_table(
         "configuration", "load", *(["KV"] if with_kv else []),
@@ -325,7 +319,7 @@ def _table(
                 common.number(point.metrics[metric], definition.unit) + (" *" if won else "  "),
                 style="bold" if won else "",
             ),
-            *(common.number(point.metrics[name], METRICS[parse_metric(name)[0]].unit)
+            *(common.number(point.metrics[name], metric_of(name).unit)
               for name, _ in columns),
             "x" if point in front else "",
         )  # fmt: skip
@@ -371,13 +365,9 @@ def _load_words(swept: Sweep) -> str:
 def _subtitle(benchmark: Benchmark, metric: str, held: str) -> str:
     """The benchmark, what is held, and for goodput what counts as good."""
     parts = [common.title(benchmark), held]
-    if metric.startswith("goodput") and benchmark.goodput:
-        limits = dataclasses.asdict(benchmark.goodput)
-        parts += [
-            f"{name.removesuffix('_ms').replace('_', ' ')} within {value:g} ms"
-            for name, value in limits.items()
-            if value is not None
-        ]
+    if metric_of(metric).needs_limits and benchmark.goodput:
+        limits = benchmark.goodput.limits.items()
+        parts += [f"{METRICS[name].words} within {limit:g} ms" for name, limit in limits]
     return ", ".join(filter(None, parts))
 
 
@@ -478,9 +468,7 @@ def _sentence(
     """Who is best where, in words; with by how much, if asked."""
     if not best:
         return f"No configuration has a value of {metric}"
-    name, statistic = parse_metric(metric)
-    words = " ".join(filter(None, (statistic, name.replace("_", " "))))
-    most = "Highest" if METRICS[name].better == "higher" else "Lowest"
+    most = "Highest" if metric_of(metric).better == "higher" else "Lowest"
     word = {"speedup": "load", "kv_scale": "KV capacity", "split": "split"}[axis.name]
     texts = dict(_ticks(axis))
     told = []
@@ -499,4 +487,4 @@ def _sentence(
             low, high = f"{ahead[0]:.1f}", f"{ahead[-1]:.1f}"
             by = f" (by {low} %)" if low == high else f" (by {low} to {high} %)"
         told.append(f"{label} at {where}{by}")
-    return f"{most} {words} by {word}: {', '.join(told)}"
+    return f"{most} {in_words(metric)} by {word}: {', '.join(told)}"

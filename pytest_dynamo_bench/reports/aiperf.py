@@ -9,6 +9,7 @@ can know (its configuration and workers, HTTP timings, telemetry) is left out; `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -19,8 +20,10 @@ import numpy as np
 
 from pytest_dynamo_bench.aiperf_results import RECORDS_FILE, SUMMARY_FILE
 from pytest_dynamo_bench.benchmark import Goodput
+from pytest_dynamo_bench.columns import FloatArray
 from pytest_dynamo_bench.files import write_whole
-from pytest_dynamo_bench.metrics import Metrics, is_good, per_request
+from pytest_dynamo_bench.metric_definitions import METRICS
+from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
 
 _SCHEMA_VERSION = "1.4"
@@ -56,7 +59,10 @@ def _rows(run: Run, goodput: Goodput | None) -> Iterator[dict[str, Any]]:
         return None if time_ms is None else start_ns + round(time_ms * 1e6)
 
     sessions: dict[str, int] = {}
+    metrics = Metrics(run, goodput)
+    computed = iter(_computed(metrics))
     for record in sorted(run.records, key=lambda r: (r.scheduled_ms, r.request_id)):
+        counts = record.succeeded and record.chunk_ms
         number = sessions.setdefault(record.session_id, len(sessions))
         sent_ms = record.scheduled_ms if record.sent_ms is None else record.sent_ms
         row: dict[str, Any] = {
@@ -74,7 +80,9 @@ def _rows(run: Run, goodput: Goodput | None) -> Iterator[dict[str, Any]]:
                 "benchmark_phase": "profiling",
                 "was_cancelled": False,
             },
-            "metrics": _metrics(record, run.simulated, goodput),
+            "metrics": _metrics(record, run.simulated, next(computed))
+            if counts
+            else {"error_isl": {"value": record.input_tokens, "unit": "tokens"}},
         }
         if not record.succeeded:
             row["error"] = {"type": "RequestError", "message": record.error}
@@ -83,22 +91,35 @@ def _rows(run: Run, goodput: Goodput | None) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _metrics(record: RequestRecord, simulated: bool, goodput: Goodput | None) -> dict[str, Any]:
-    if not record.succeeded or not record.chunk_ms:
-        return {"error_isl": {"value": record.input_tokens, "unit": "tokens"}}
+def _computed(metrics: Metrics) -> Iterator[dict[str, tuple[Any, str]]]:
+    """For each request that counts, in order, the metrics that AIPerf has of single requests."""
+    columns = metrics.columns
+    wanted = {
+        metric.name: (columns.of(metric.name).tolist(), metric.aiperf_unit)
+        for metric in METRICS.values()
+        if metric.kind == "distribution" and metric.aiperf_unit
+    }
+    if columns.limits:
+        good = columns.of("goodput").astype(int).tolist()
+        wanted["good_request_count"] = good, "requests"
+    for index in range(len(columns)):
+        yield {
+            name: (values[index], unit)
+            for name, (values, unit) in wanted.items()
+            if not math.isnan(values[index])
+        }
+
+
+def _metrics(
+    record: RequestRecord, simulated: bool, computed: Mapping[str, tuple[Any, str]]
+) -> dict[str, Any]:
     found: dict[str, tuple[Any, str]] = {
         "input_sequence_length": (record.input_tokens, "tokens"),
         "usage_prompt_tokens": (record.prompt_tokens, "tokens"),
         "output_sequence_length": (record.completion_tokens, "tokens"),
         "usage_completion_tokens": (record.completion_tokens, "tokens"),
         "usage_prompt_cache_read_tokens": (record.cached_tokens, "tokens"),
-        "time_to_first_token": (per_request("time_to_first_token", record), "ms"),
-        "request_latency": (per_request("request_latency", record), "ms"),
-        "inter_token_latency": (per_request("inter_token_latency", record), "ms"),
-        "output_token_throughput_per_user": (
-            per_request("output_token_throughput_per_user", record),
-            "tokens/sec/user",
-        ),
+        **computed,
     }
     gaps = np.diff(record.chunk_ms).tolist()
     if gaps and not simulated:
@@ -107,8 +128,6 @@ def _metrics(record: RequestRecord, simulated: bool, goodput: Goodput | None) ->
     if record.completion_tokens and record.output_tokens:
         off = 100 * (record.completion_tokens - record.output_tokens) / record.output_tokens
         found["osl_mismatch_diff_pct"] = (off, "%")
-    if goodput is not None:
-        found["good_request_count"] = (int(is_good(record, goodput)), "requests")
     return {
         name: {"value": value, "unit": unit}
         for name, (value, unit) in found.items()
@@ -119,7 +138,7 @@ def _metrics(record: RequestRecord, simulated: bool, goodput: Goodput | None) ->
 def aiperf_summary(run: Run, goodput: Goodput | None = None) -> dict[str, Any]:
     """The aggregates of a run under AIPerf's names."""
     metrics = Metrics(run, goodput)
-    good = [record for record in run.records if record.succeeded and record.chunk_ms]
+    good = metrics.columns.records
     failed = len(run.records) - len(good)
     isl = [record.input_tokens for record in good]
     osl = [record.completion_tokens or 0 for record in good]
@@ -129,11 +148,9 @@ def aiperf_summary(run: Run, goodput: Goodput | None = None) -> dict[str, Any]:
         "written_by": f"{_WRITER} {metadata.version(_WRITER)}, in the format of AIPerf",
         "benchmark_id": f"{run.benchmark}/{run.configuration}/{run.target}",
         "simulated": run.simulated,
-        "request_throughput": _single("requests/sec", metrics.value("request_throughput")),
         "request_count": _single("requests", len(good)),
         "output_sequence_length": _distribution("tokens", osl),
         "input_sequence_length": _distribution("tokens", isl),
-        "output_token_throughput": _single("tokens/sec", metrics.value("output_token_throughput")),
         "total_output_tokens": _single("tokens", sum(osl)),
         "total_isl": _single("tokens", sum(isl)),
         "total_osl": _single("tokens", sum(osl)),
@@ -142,24 +159,21 @@ def aiperf_summary(run: Run, goodput: Goodput | None = None) -> dict[str, Any]:
         "error_summary": _errors(run.records),
         "was_cancelled": bool(run.problems),
         "is_complete": not run.problems,
-        "slos": _slos(goodput),
+        "slos": goodput.limits if goodput else {},
         "schedule": run.traffic.get("schedule"),
         "start_time": _local_time(run, 0.0),
         "end_time": _local_time(run, metrics.duration_seconds),
     }
-    for name, unit in (
-        ("time_to_first_token", "ms"),
-        ("inter_token_latency", "ms"),
-        ("inter_chunk_latency", "ms"),
-        ("request_latency", "ms"),
-        ("output_token_throughput_per_user", "tokens/sec/user"),
-    ):
-        values = metrics.sample(f"{name}.mean").values
-        if len(values):
-            summary[name] = _distribution(unit, values.tolist())
+    for name, metric in METRICS.items():
+        if not metric.aiperf_unit or (metric.needs_limits and goodput is None):
+            continue
+        if metric.distribution:
+            values = metrics.sample(f"{name}.mean").values
+            summary[name] = _distribution(metric.aiperf_unit, values)
+        else:
+            summary[name] = _single(metric.aiperf_unit, metrics.value(name))
     if goodput is not None:
-        count = sum(is_good(record, goodput) for record in good)
-        summary["goodput"] = _single("requests/sec", metrics.value("goodput"))
+        count = metrics.columns.of("goodput").sum()
         summary["good_request_count"] = _single("requests", count)
     return {name: value for name, value in summary.items() if value is not None}
 
@@ -168,8 +182,8 @@ def _single(unit: str, value: float) -> dict[str, Any] | None:
     return {"unit": unit, "avg": float(value)} if np.isfinite(value) else None
 
 
-def _distribution(unit: str, values: Sequence[float]) -> dict[str, Any] | None:
-    if not values:
+def _distribution(unit: str, values: Sequence[float] | FloatArray) -> dict[str, Any] | None:
+    if len(values) == 0:
         return None
     array = np.asarray(values, dtype=float)
     ranks = np.percentile(array, _PERCENTILES).tolist()
@@ -183,17 +197,6 @@ def _distribution(unit: str, values: Sequence[float]) -> dict[str, Any] | None:
         "count": len(array),
         "sum": float(array.sum()),
     }
-
-
-def _slos(goodput: Goodput | None) -> Mapping[str, float]:
-    if goodput is None:
-        return {}
-    limits = {
-        "time_to_first_token": goodput.time_to_first_token_ms,
-        "inter_token_latency": goodput.inter_token_latency_ms,
-        "request_latency": goodput.request_latency_ms,
-    }
-    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _errors(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dynamo_bench.benchmark import Goodput
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
-from pytest_dynamo_bench.metrics import Metrics, per_request
+from pytest_dynamo_bench.metric import Metric
+from pytest_dynamo_bench.metric_definitions import METRICS, find_metric
+from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS, ComparisonReport
 
 FloatArray = npt.NDArray[np.float64]
@@ -53,12 +53,11 @@ def charts(report: ComparisonReport) -> list[Chart]:
     measured = report.measured
     if not measured:
         return _effect_charts(report)
+    drawn = [metric for metric in METRICS.values() if metric.headline]
     found: list[Chart | None] = [
         *_effect_charts(report),
-        _distribution(report, "time_to_first_token", "TTFT"),
-        _distribution(report, "inter_token_latency", "ITL"),
-        _over_time(report, "time_to_first_token", "TTFT"),
-        _over_time(report, "inter_token_latency", "ITL"),
+        *(_distribution(report, metric) for metric in drawn),
+        *(_over_time(report, metric) for metric in drawn),
         _pareto(report),
         _goodput_curve(report),
         _hit_rate(report),
@@ -119,7 +118,8 @@ def _values(metrics: Metrics, name: str) -> FloatArray:
 # -- distributions ------------------------------------------------------------------------
 
 
-def _distribution(report: ComparisonReport, name: str, short: str) -> Chart | None:
+def _distribution(report: ComparisonReport, metric: Metric) -> Chart | None:
+    name, short = metric.name, metric.label
     data = []
     for index, item in enumerate(report.measured):
         values = np.concatenate([_values(run, name) for run in item.runs])
@@ -134,30 +134,26 @@ def _distribution(report: ComparisonReport, name: str, short: str) -> Chart | No
             {
                 "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
                 "x": _numbers(np.quantile(values, ranks)), "y": _numbers(100 * ranks),
-                "hovertemplate": "%{y:.2f} % of requests within %{x:,.4g} ms",
+                "hovertemplate": "%{y:.2f} % of requests within %{x:,.4g} " + metric.unit,
                 **_style(index),
             }
         )  # fmt: skip
     if not data:
         return None
-    limit = _limit(report.goodput, name)
+    limit = report.goodput.limits.get(name) if report.goodput else None
     return Chart(
         key=f"cdf-{name}",
         title=f"{short}: distribution over requests",
-        caption=f"Share of requests with at most this {METRICS[name].name.replace('_', ' ')}; "
+        caption=f"Share of requests with at most this {metric.words}; "
         "further left is better."
         + (f" The dotted line is the limit, {limit:g} ms." if limit else ""),
         data=data,
         layout={
-            "xaxis": _log_axis(f"{short}, ms (log)", _positive(data, "x")),
+            "xaxis": _log_axis(f"{short}, {metric.unit} (log)", _positive(data, "x")),
             "yaxis": _axis("requests, %", range=[0, 101]),
             "shapes": _line_at(limit),
         },
     )
-
-
-def _limit(goodput: Goodput | None, name: str) -> float | None:
-    return getattr(goodput, f"{name}_ms", None) if goodput else None
 
 
 def _line_at(x: float | None) -> list[dict[str, Any]]:
@@ -174,8 +170,9 @@ def _line_at(x: float | None) -> list[dict[str, Any]]:
 # -- over time ----------------------------------------------------------------------------
 
 
-def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
-    """Latency by the time at which requests were due; below it how many were due."""
+def _over_time(report: ComparisonReport, metric: Metric) -> Chart | None:
+    """A metric by the time at which requests were due; below it how many were due."""
+    name, short, unit = metric.name, metric.label, metric.unit
     data: list[dict[str, Any]] = []
     binned = False
     for index, item in enumerate(report.measured):
@@ -189,7 +186,7 @@ def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
                     "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
                     "x": _numbers(seconds), "y": _numbers(sample.values),
                     "marker": _marker(index, 6) | {"opacity": 0.75},
-                    "hovertemplate": f"due at %{{x:,.1f}} s: {short} %{{y:,.4g}} ms",
+                    "hovertemplate": f"due at %{{x:,.1f}} s: {short} %{{y:,.4g}} {unit}",
                 }
             )  # fmt: skip
             continue
@@ -208,7 +205,7 @@ def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
                         float(np.quantile(group, quantile)) if len(group) else math.nan
                         for group in groups
                     ),
-                    "hovertemplate": f"{label} %{{y:,.4g}} ms",
+                    "hovertemplate": f"{label} %{{y:,.4g}} {unit}",
                     **style,
                 }
             )  # fmt: skip
@@ -226,7 +223,7 @@ def _over_time(report: ComparisonReport, name: str, short: str) -> Chart | None:
         data=[*data, _schedule(report.measured[0].metrics)],
         layout={
             "xaxis": _axis("time since the start of the run, s", anchor="y2"),
-            "yaxis": _log_axis(f"{short}, ms (log)", _positive(data, "y"), domain=[0.3, 1]),
+            "yaxis": _log_axis(f"{short}, {unit} (log)", _positive(data, "y"), domain=[0.3, 1]),
             "yaxis2": _axis("req/s", domain=[0, 0.2], rangemode="tozero", nticks=3),
             "hovermode": "x unified" if binned else "closest",
         },
@@ -337,11 +334,7 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
     goodput = report.goodput
     if goodput is None:
         return None
-    limits = {
-        name: limit
-        for name in ("time_to_first_token", "inter_token_latency", "request_latency")
-        if (limit := _limit(goodput, name)) is not None
-    }
+    limits = goodput.limits
     data = []
     for index, item in enumerate(report.measured):
         metrics = item.metrics
@@ -359,7 +352,7 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
         )  # fmt: skip
     if not data:
         return None
-    told = ", ".join(f"{name.replace('_', ' ')} {limit:g} ms" for name, limit in limits.items())
+    told = ", ".join(f"{METRICS[name].words} {limit:g} ms" for name, limit in limits.items())
     return Chart(
         key="goodput",
         title="Goodput against the service-level objectives",
@@ -379,12 +372,11 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
 
 def _factors_needed(metrics: Metrics, limits: Mapping[str, float]) -> FloatArray:
     """For each successful request the factor at which it meets every limit."""
-    found = []
-    for record in metrics.run.records:
-        if record.succeeded and record.chunk_ms:
-            values = [(per_request(name, record), limit) for name, limit in limits.items()]
-            found.append(max((v / limit for v, limit in values if v is not None), default=0.0))
-    return np.array(found)
+    found = np.zeros(len(metrics.columns))
+    for name, limit in limits.items():
+        # A limit on what a request does not have holds.
+        found = np.fmax(found, metrics.columns.of(name) / limit)
+    return found
 
 
 # -- claims and attribution -----------------------------------------------------------------
@@ -498,8 +490,8 @@ def _attribution(report: ComparisonReport) -> Chart | None:
             }
         )  # fmt: skip
     metric = str(study.get("metric", ""))
-    name = parse_metric(metric)[0] if metric else ""
-    better = METRICS[name].better if name in METRICS else "higher"
+    definition = find_metric(metric.partition(".")[0])
+    better = definition.better if definition else "higher"
     return Chart(
         key="attribution",
         title=f"What each feature brings: {metric}",

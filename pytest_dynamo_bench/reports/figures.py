@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_dynamo_bench.benchmark import Bound
 from pytest_dynamo_bench.errors import ReportError
 from pytest_dynamo_bench.files import write_whole
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import in_words, metric_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +160,7 @@ def write_attribution(
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.16)
-        name, unit = _named(metric)
+        name, unit = in_words(metric), metric_of(metric).unit
         if relative:
             axes.set_xlabel(f"change of {name}, % of the baseline's")
         else:
@@ -198,13 +198,13 @@ def write_curves(
     """
     if not any(line.x for line in lines):
         raise ReportError("figure of a sweep: there are no points to show")
-    sign = 1 if METRICS[parse_metric(metric)[0]].better == "higher" else -1
+    sign = 1 if metric_of(metric).better == "higher" else -1
     best: dict[float, float] = {}
     for line in lines:
         for x, y in zip(line.x, line.y, strict=True):
             if math.isfinite(y):
                 best[x] = max(best.get(x, -math.inf), sign * y)
-    name, unit = _named(metric)
+    name, unit = in_words(metric), metric_of(metric).unit
     with _figure(path, 7.6, 4.6, title, subtitle, simulated) as (_, axes):
         styles = [_style_of(index) for index in range(len(lines))]
         for line, (colour, marker) in zip(lines, styles, strict=True):
@@ -564,13 +564,6 @@ def _darker(colour: str) -> str:
     """The colour as it can be read as text on white."""
     parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(0.8 * part):02x}" for part in parts)
-
-
-def _named(metric: str) -> tuple[str, str]:
-    """A metric's name in words, and its unit."""
-    name, statistic = parse_metric(metric)
-    words = name.replace("_", " ")
-    return (f"{statistic} {words}" if statistic else words), METRICS[name].unit
 
 
 def _shortened(text: str, longest: int = _LONGEST_NAME) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.reports.charts import OUTCOME_COLORS, Chart, plain_label
 from pytest_dynamo_bench.reports.differences import History
 from pytest_dynamo_bench.reports.html import render_page
@@ -42,7 +42,7 @@ def _outcome(point: Any) -> str:
 
 
 def _rows(history: History) -> list[dict[str, str]]:
-    unit = METRICS[parse_metric(history.tolerance.metric)[0]].unit
+    unit = metric_of(history.tolerance.metric).unit
     return [
         {
             "measured": point.started_at,
@@ -56,7 +56,7 @@ def _rows(history: History) -> list[dict[str, str]]:
 
 
 def _chart(history: History) -> Chart:
-    definition = METRICS[parse_metric(history.tolerance.metric)[0]]
+    definition = metric_of(history.tolerance.metric)
     factor, unit = (100, "%") if definition.is_share else (1, definition.unit)
     places = list(range(len(history.points)))
     values = [factor * point.value for point in history.points]
@@ -118,7 +118,7 @@ def _when(started_at: str) -> str:
 
 def _tolerated(history: History, index: int) -> float:
     """The worst value of a session that the gate would have let pass."""
-    definition = METRICS[parse_metric(history.tolerance.metric)[0]]
+    definition = metric_of(history.tolerance.metric)
     regression = history.points[index].regression
     assert regression is not None
     share = history.tolerance.share * (1 if definition.better == "lower" else -1)

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from pytest_dynamo_bench.metric_definitions import METRICS
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.charts import Chart, charts
 from pytest_dynamo_bench.reports.model import (
@@ -127,12 +128,8 @@ def _hardware(report: ComparisonReport) -> str:
 def _objectives(report: ComparisonReport) -> str:
     goodput = report.goodput
     assert goodput is not None
-    limits = {
-        "TTFT": goodput.time_to_first_token_ms,
-        "ITL": goodput.inter_token_latency_ms,
-        "request latency": goodput.request_latency_ms,
-    }
-    return ", ".join(f"{name} ≤ {limit:g} ms" for name, limit in limits.items() if limit)
+    limits = goodput.limits.items()
+    return ", ".join(f"{METRICS[name].label} ≤ {limit:g} ms" for name, limit in limits)
 
 
 def _gate_sentence(gate: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_dynamo_bench.metric_names import METRICS
+from pytest_dynamo_bench.metric_definitions import METRICS
 from pytest_dynamo_bench.plain_text import printable
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def verdict_properties(
     for configuration in (claim.treatment, claim.baseline):
         metrics = comparison[configuration]
         for name, definition in METRICS.items():
-            if name.startswith("goodput") and comparison.benchmark.goodput is None:
+            if definition.needs_limits and comparison.benchmark.goodput is None:
                 continue
             for statistic in (".mean", ".p50", ".p99") if definition.distribution else ("",):
                 value = metrics.value(name + statistic)

@@ -107,7 +107,7 @@ def _verdicts(report: ComparisonReport) -> str:
 
 
 def _results(report: ComparisonReport) -> str:
-    header = ["configuration", "GPUs", *(f"{c.title}, {c.unit}" for c in report.columns)]
+    header = ["configuration", "GPUs", *(f"{c.heading.title}, {c.unit}" for c in report.columns)]
     rows = [
         [
             _escaped(item.name, _LONGEST_NAME),

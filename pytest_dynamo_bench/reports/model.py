@@ -5,6 +5,7 @@ A report can be made again from its directory, so nothing of a session is used t
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,8 @@ from typing import Any, TypeVar
 
 from pytest_dynamo_bench.benchmark import Bound, Goodput
 from pytest_dynamo_bench.errors import ResultsError
-from pytest_dynamo_bench.metric_names import METRICS, MetricDefinition, parse_metric
+from pytest_dynamo_bench.metric import Heading, Metric, Table
+from pytest_dynamo_bench.metric_definitions import headings, metric_of
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.store import EndedTest, StoredResults, in_one_line
@@ -39,13 +41,12 @@ class Column:
     """A metric as tables show it."""
 
     metric: str
-    title: str
-    short: str
+    heading: Heading
 
     @property
-    def definition(self) -> MetricDefinition:
-        """The definition of the metric."""
-        return METRICS[parse_metric(self.metric)[0]]
+    def definition(self) -> Metric:
+        """What the metric is."""
+        return metric_of(self.metric)
 
     @property
     def unit(self) -> str:
@@ -62,23 +63,6 @@ class Column:
         if abs(value) >= 100:
             return f"{value:,.0f}"
         return f"{value:,.{1 if self.definition.unit == 'ms' else 2}f}"
-
-
-COLUMNS = (
-    Column("time_to_first_token.mean", "TTFT mean", "TTFT\nmean"),
-    Column("time_to_first_token.p50", "TTFT p50", "TTFT\np50"),
-    Column("time_to_first_token.p99", "TTFT p99", "TTFT\np99"),
-    Column("inter_token_latency.mean", "ITL mean", "ITL\nmean"),
-    Column("inter_token_latency.p99", "ITL p99", "ITL\np99"),
-    Column("request_latency.mean", "latency mean", "lat.\nmean"),
-    Column("output_token_throughput_per_gpu", "output per GPU", "tok/s\n/GPU"),
-    Column("goodput", "goodput", "good-\nput"),
-    Column("kv_hit_rate", "KV hit rate", "KV\nhits"),
-    Column("embedding_hit_rate", "embedding hit rate", "image\nhits"),
-    Column("encoder_time.mean", "encoder time", "en-\ncoder"),
-    Column("image_decode_time.mean", "image decoding in the worker", "de-\ncode"),
-    Column("image_transfer_time.mean", "image transfer", "trans-\nfer"),
-)
 
 
 @dataclass(frozen=True)
@@ -110,7 +94,7 @@ class VerdictReport:
     @property
     def is_share(self) -> bool:
         """Whether the change is in points instead of percent."""
-        return METRICS[parse_metric(self.metric)[0]].is_share
+        return metric_of(self.metric).is_share
 
     @property
     def failed_gates(self) -> tuple[Mapping[str, Any], ...]:
@@ -286,11 +270,24 @@ class ComparisonReport:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """The metrics that at least one configuration has."""
+        """The metrics of reports that at least one configuration has."""
+        return self._columns("report")
+
+    @cached_property
+    def terminal_columns(self) -> list[Column]:
+        """Those of them that a terminal shows."""
+        return self._columns("terminal")
+
+    @cached_property
+    def changed_columns(self) -> list[Column]:
+        """Those whose changes it shows, the most important ones first."""
+        return sorted(self._columns("changes"), key=lambda column: column.heading.priority)
+
+    def _columns(self, table: Table) -> list[Column]:
         return [
             column
-            for column in COLUMNS
-            if (column.metric != "goodput" or self.goodput is not None)
+            for column in itertools.starmap(Column, headings(table))
+            if (self.goodput is not None or not column.definition.needs_limits)
             and any(math.isfinite(item.value(column.metric)) for item in self.measured)
         ]
 

@@ -19,7 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pytest_dynamo_bench.metrics import per_request
+from pytest_dynamo_bench.columns import Columns
+from pytest_dynamo_bench.metric_definitions import METRICS
 from pytest_dynamo_bench.records import RequestRecord
 
 _QUIET_SECONDS = 10.0
@@ -64,13 +65,15 @@ class _Latencies:
         if now < self._due:
             return
         self._due = now + 1 / _REFRESHES_PER_SECOND
-        good = [record for record in records if record.succeeded and record.chunk_ms]
+        columns = Columns([record for record in records if record.succeeded and record.chunk_ms])
         parts = []
-        for name, short in (("time_to_first_token", "TTFT"), ("inter_token_latency", "ITL")):
-            values = [value for r in good if (value := per_request(name, r)) is not None]
-            if values:
-                mean = sum(values) / len(values)
-                parts.append(f"{short} {mean:,.0f} ms" if mean >= 100 else f"{short} {mean:.1f} ms")
+        for metric in METRICS.values():
+            if metric.headline:
+                values = columns.of(metric.name)
+                values = values[columns.known(values)]
+                if len(values):
+                    number = f"{values.mean():,.{0 if values.mean() >= 100 else 1}f}"
+                    parts.append(f"{metric.label} {number} {metric.unit}")
         self.text = ", ".join(parts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pytest_dynamo_bench.benchmark import Direction
-from pytest_dynamo_bench.metric_names import parse_metric
+from pytest_dynamo_bench.metric_definitions import parse_metric
 from pytest_dynamo_bench.outside import Amount, Count, Finite
 
 Number = Finite | None
@@ -18,7 +18,13 @@ Number = Finite | None
 
 def _check_metric(name: str) -> None:
     """ValueError where there is no such metric."""
-    parse_metric(name)
+    try:
+        parse_metric(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; a metric of your own has to be registered: by the hook "
+            "pytest_dynamo_bench_metrics, or for a command with --metrics FILE.py"
+        ) from None
 
 
 class Claim(msgspec.Struct):

@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 _LONGEST_ERROR = 1500
 # Of a published table, what fits into 80 columns side by side.
 _PUBLISHED_COLUMNS = 6
-# What fits into 80 columns; the other reports have all of them.
-_SHOWN = (
-    "time_to_first_token.mean", "time_to_first_token.p50", "time_to_first_token.p99",
-    "inter_token_latency.mean", "inter_token_latency.p99", "goodput", "kv_hit_rate",
-    "embedding_hit_rate", "encoder_time.mean", "image_decode_time.mean",
-    "image_transfer_time.mean",
-)  # fmt: skip
-_CHANGES = (
-    "time_to_first_token.mean", "inter_token_latency.mean", "goodput", "request_latency.mean",
-    "kv_hit_rate", "time_to_first_token.p99", "inter_token_latency.p99",
-    "output_token_throughput_per_gpu",
-)  # fmt: skip
 _STATE_MARKS = {
     "failed": "bold red", "incomplete": "bold magenta", "undecided": "bold yellow",
     "passed": "bold green",
@@ -125,9 +113,7 @@ def _values(report: ComparisonReport, width: int) -> Table:
     shown = [*report.measured, *report.without_result]
     rows: list[list[Text]] = [[] for _ in shown]
     room = width - len("configuration") - len("GPUs") - 2
-    for column in report.columns:
-        if column.metric not in _SHOWN:
-            continue
+    for column in report.terminal_columns:
         cells = []
         for item in report.measured:
             best = report.best(column) is item
@@ -135,7 +121,7 @@ def _values(report: ComparisonReport, width: int) -> Table:
             cells.append(Text(f"{text}*" if best else text, style="bold" if best else ""))
         for index, item in enumerate(report.without_result, len(report.measured)):
             cells.append(Text("-") if rows[index] else Text(item.state, style="red"))
-        title = f"{column.short}\n{column.unit}"
+        title = f"{column.heading.short}\n{column.unit}"
         room -= max(map(len, (*title.splitlines(), *map(str, cells)))) + 2
         if room < 0:
             break
@@ -152,22 +138,18 @@ def _changes(report: ComparisonReport, width: int) -> Table | None:
     others = [item for item in report.measured if item is not report.baseline]
     if not others:
         return None
-    by_metric = {column.metric: column for column in report.columns}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", overflow="fold")
     room = width - max(len("configuration"), *(len(item.name) for item in others))
     shown: list[list[Text]] = []
-    for metric in _CHANGES:
-        column = by_metric.get(metric)
-        if column is None:
-            continue
-        cells = [_change(report.effect(item, metric), column) for item in others]
-        needed = max([len(column.title), *(cell.cell_len for cell in cells)]) + 2
+    for column in report.changed_columns:
+        cells = [_change(report.effect(item, column.metric), column) for item in others]
+        needed = max([len(column.heading.title), *(cell.cell_len for cell in cells)]) + 2
         if needed > room:
             break
         room -= needed
         unit = "points" if column.definition.is_share else "%"
-        table.add_column(f"{column.title}\n{unit}", justify="right", no_wrap=True)
+        table.add_column(f"{column.heading.title}\n{unit}", justify="right", no_wrap=True)
         shown.append(cells)
     for index, item in enumerate(others):
         table.add_row(printable(item.name), *(cells[index] for cells in shown))

@@ -50,7 +50,7 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
     FloatArray,
@@ -75,7 +75,6 @@ _NEGLIGIBLE = 1e-12
 _RULE_OF_THREE = 3.0
 _FEWEST_REQUESTS = 10
 _FEWEST_RUNS = 3
-_QUEUED = ("time_to_first_token", "goodput")
 
 
 @dataclass(frozen=True)
@@ -309,9 +308,9 @@ class _Comparison:
 
     def __init__(self, treatment: Sequence[Sample], baseline: Sequence[Sample]) -> None:
         self.arms = (tuple(treatment), tuple(baseline))
-        name, _ = parse_metric(treatment[0].metric)
-        self.queued = name.startswith(_QUEUED)
-        self.scale: Scale = "difference" if METRICS[name].is_share else "log ratio"
+        metric = metric_of(treatment[0].metric)
+        self.queued = metric.queued
+        self.scale: Scale = "difference" if metric.is_share else "log ratio"
         self.run_values = tuple(np.array([s.value for s in arm]) for arm in self.arms)
         self.values = tuple(float(np.mean(values)) for values in self.run_values)
         self.estimate = float(self._on_scale(np.array(self.values[0]), np.array(self.values[1])))
@@ -495,8 +494,7 @@ class _Comparison:
         share of 3/n at 95 %. Without it two runs with equal goodput would have an interval of
         no width at all.
         """
-        name, _ = parse_metric(self.arms[0][0].metric)
-        if not name.startswith("goodput"):
+        if not metric_of(self.arms[0][0].metric).needs_limits:
             return 0.0
         good = min(float(sample.values.sum()) for arm in self.arms for sample in arm)
         changed = 0.0

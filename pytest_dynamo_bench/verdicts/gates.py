@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from pytest_dynamo_bench.metric_names import parse_metric, percentile_of
+from pytest_dynamo_bench.metric_definitions import parse_metric, percentile_of
 from pytest_dynamo_bench.plain_text import one_line
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Concurrency, Schedule, Traffic

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import find_metric, full_name, metric_of
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.verdicts.effect import Effect, estimate_effect
@@ -19,14 +19,6 @@ from pytest_dynamo_bench.verdicts.verdict import change_in_words, interval_in_wo
 
 Change = Literal["regression", "improvement", "unchanged", "inconclusive"]
 
-SHORT_NAMES: Mapping[str, str] = {
-    "ttft": "time_to_first_token",
-    "itl": "inter_token_latency",
-    "latency": "request_latency",
-    "throughput": "output_token_throughput",
-    "goodput": "goodput",
-    "hit_rate": "kv_hit_rate",
-}
 DEFAULT_STATISTIC = "p50"
 _TOLERANCE = re.compile(r"\s*([\w.]+)\s*:\s*([0-9]*\.?[0-9]+)\s*(%?)\s*")
 # What differs between two runs of one configuration on one machine.
@@ -42,12 +34,15 @@ class Tolerance:
     """How much worse a metric may be.
 
     Attributes:
-        metric: full name.
+        metric: full name; a short one is taken for it.
         share: relative, 0.05 is 5 %; for shares such as ``kv_hit_rate`` a plain difference.
     """
 
     metric: str
     share: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", full_name(self.metric))
 
     def __str__(self) -> str:
         return f"{self.metric}:{100 * self.share:g}%"
@@ -78,8 +73,7 @@ class Regression:
 def parse_tolerances(text: str | Iterable[str]) -> tuple[Tolerance, ...]:
     """Read ``ttft:5%,itl.p99:10%,request_throughput:0.02``.
 
-    A metric is a full name or one of ``ttft``, ``itl``, ``latency``, ``throughput``,
-    ``goodput`` and ``hit_rate``; without a statistic a distribution is judged by its median.
+    Without a statistic a distribution is judged by its median.
 
     Args:
         text: items separated by commas, or several such texts.
@@ -108,19 +102,9 @@ def _parse_item(item: str) -> Tolerance:
             "negative, for example ttft:5% or ttft.p99:0.05"
         )
     name, number, percent = match.groups()
-    short, _, statistic = name.partition(".")
-    full = SHORT_NAMES.get(short, short)
-    definition = METRICS.get(full)
-    if definition is None:
-        raise ValueError(
-            f"tolerance {item.strip()!r}: {short!r} is not a metric; short names: "
-            f"{', '.join(SHORT_NAMES)}; metrics: {', '.join(METRICS)}"
-        )
-    if definition.distribution and not statistic:
-        statistic = DEFAULT_STATISTIC
-    metric = f"{full}.{statistic}" if statistic else full
+    metric = find_metric(name)
     try:
-        parse_metric(metric)
+        full = full_name(f"{name}.{DEFAULT_STATISTIC}" if metric and metric.distribution else name)
     except ValueError as error:
         raise ValueError(f"tolerance {item.strip()!r}: {error}") from None
     share = float(number) / (100 if percent else 1)
@@ -129,7 +113,7 @@ def _parse_item(item: str) -> Tolerance:
             f"tolerance {item.strip()!r}: {share:g} would be {100 * share:g} %; "
             f"write {name}:{share:g}%"
         )
-    return Tolerance(metric, share)
+    return Tolerance(full, share)
 
 
 def compare_with_stored(
@@ -161,7 +145,7 @@ def compare_with_stored(
     effect = estimate_effect(
         current, stored, confidence=confidence, resamples=resamples, seed=seed
     ).of_this_traffic()
-    definition = METRICS[parse_metric(tolerance.metric)[0]]
+    definition = metric_of(tolerance.metric)
     # From here on higher is worse.
     worse_low, worse_high = effect.low, effect.high
     if definition.better == "higher":

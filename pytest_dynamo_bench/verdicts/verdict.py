@@ -20,7 +20,7 @@ from typing import Literal
 from scipy import special
 
 from pytest_dynamo_bench.benchmark import Bound, Claim
-from pytest_dynamo_bench.metric_names import METRICS, parse_metric
+from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.verdicts.effect import Effect
 from pytest_dynamo_bench.verdicts.gates import GateResult
 
@@ -293,8 +293,7 @@ def interval_in_words(effect: Effect) -> str:
     level = f"{effect.confidence * 100:.4g} % interval"
     if math.isinf(effect.low) and math.isinf(effect.high):
         return f"no {level}: {effect.method.removeprefix('no interval: ')}"
-    name, _ = parse_metric(effect.metric)
-    unit = "points" if METRICS[name].is_share else "%"
+    unit = "points" if metric_of(effect.metric).is_share else "%"
     ends = [
         f"{end * 100:+.1f} {unit}" if math.isfinite(end) else "unlimited"
         for end in (effect.low, effect.high)
@@ -311,7 +310,7 @@ def _sentence(verdict: Verdict) -> str:
         return f"{claim.metric} cannot be judged, the measurement is invalid ({reasons})."
     if effect is None:
         return f"{claim.metric} cannot be judged: nothing was measured."
-    definition = METRICS[parse_metric(claim.metric)[0]]
+    definition = metric_of(claim.metric)
     text = (
         f"{claim.metric} was {quantity(effect.treatment_value, definition.unit)} with "
         f"{claim.treatment} against {quantity(effect.baseline_value, definition.unit)} with "

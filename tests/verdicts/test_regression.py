@@ -42,7 +42,7 @@ class TestTolerances:
             ("ttft", "a colon and a number"),
             ("ttft:-5%", "not negative"),
             ("ttft:five", "a colon and a number"),
-            ("tttf:5%", "'tttf' is not a metric; short names: ttft, itl"),
+            ("tttf:5%", r"'tttf' is not a metric; did you mean 'ttft'\? short names: ttft, itl"),
             ("ttft.p101:5%", "is a distribution"),
             ("goodput.p50:5%", "one number for the whole run"),
             ("ttft:5", "write ttft:5%"),
