@@ -136,11 +136,11 @@ class Sweep:
             names = [full_name(name) for name in self.metrics]
         except ValueError as error:
             raise BenchmarkError(f"Sweep: metrics: {error}") from None
-        for name in names:
+        for metric in map(metric_of, names):
             # Points are kept by the package's code, and computed by processes that have no other.
-            if metric_of(name).own:
+            if metric.own:
                 raise BenchmarkError(
-                    f"Sweep: metrics: {name} is a metric of your own, which a sweep cannot "
+                    f"Sweep: metrics: {metric.name} is a metric of your own, which a sweep cannot "
                     "compute; claims, attributions and comparisons can name it"
                 )
         limited = self.benchmark.goodput is not None

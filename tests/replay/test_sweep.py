@@ -44,7 +44,7 @@ def test_kv_capacity_is_scaled_from_what_is_given_or_computed():
         ({"speedups": (0,)}, "speedups"),
         ({"kv_scales": ()}, "kv_scales"),
         ({"splits": ((3,),)}, "splits"),
-        ({"metrics": ("ttft",)}, "'ttft' is not a metric"),
+        ({"metrics": ("tttf",)}, "'tttf' is not a metric"),
     ],
 )
 def test_wrong_ranges_are_errors_that_name_them(changes, message):
@@ -121,7 +121,7 @@ def test_other_code_of_the_target_is_not_answered_from_the_cache(tmp_path, monke
     shutil.copytree(sweep._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
     monkeypatch.setattr(sweep, "_PACKAGE", copy)
     assert found() == before
-    path = copy / "targets" / "replay.py"
+    path = copy / "targets" / "replay" / "target.py"
     code = path.read_text("utf-8")
     path.write_text(code.replace("_PREFILLS_AT_A_TIME = 1", "_PREFILLS_AT_A_TIME = 2"), "utf-8")
     assert found() != before
