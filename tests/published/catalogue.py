@@ -163,6 +163,7 @@ HOW: dict[str, Runs | CannotRun] = {
     "pytest benchmarks/qwen3_32b_kv_routing.py --dynamo-target=replay --dynamo-attribution "
     "--junitxml=…": _small(given={"…": "junit.xml"}),
     "pytest MODULE.py --dynamo-target=replay": _small(),
+    "pytest examples/own_metric --dynamo-target=replay": _small(),
     _SAVE: _small(_ONE),
     "pytest benchmarks --dynamo-target=replay --dynamo-repeats=5 --dynamo-baseline=baseline "
     "--dynamo-tolerance=ttft.mean:20%,latency.mean:5%,throughput:5% --junitxml=junit.xml": _small(
@@ -192,6 +193,9 @@ HOW: dict[str, Runs | CannotRun] = {
     # -- stored results ---------------------------------------------------------------------
     f"{_OWN} report {_SESSION}": Runs(),
     _EXPORT: Runs(),
+    f"{_OWN} --metrics conftest.py report DIR": Runs(
+        {"conftest.py": "examples/own_metric/conftest.py", "DIR": "reports/old"},
+    ),
     f"{_OWN} report DIR…": Runs({"DIR…": "reports/old"}),
     f"{_OWN} compare A B": Runs({"A B": "reports/new reports/old"}),
     f"{_OWN} compare reports/new reports/old --tolerance ttft:10%": Runs(),
@@ -259,6 +263,7 @@ HOW: dict[str, Runs | CannotRun] = {
     "pip install aiperf": _INSTALLS,
     "pip install 'pytest-dynamo-bench[kubernetes]'": _INSTALLS,
     "pip install 'pytest-dynamo-bench[figures]'": _INSTALLS,
+    "pip install 'pytest-dynamo-bench[pandas]'": _INSTALLS,
     "aiperf profile --input-file window.jsonl --custom-dataset-type single_turn …": _AIPERF,
     "aiperf profile … --artifact-dir artifacts/agg": _AIPERF,
     "aiperf profile … --artifact-dir artifacts/kv": _AIPERF,

@@ -30,7 +30,7 @@ class Workspace:
         self.seconds: dict[str, float] = {}
         self._catalogue = catalogue
         self._ran: dict[str, subprocess.CompletedProcess[str]] = {}
-        for name in ("benchmarks", "calibration", "docs", "reports/samples"):
+        for name in ("benchmarks", "calibration", "docs", "examples", "reports/samples"):
             shutil.copytree(PROJECT / name, directory / name)
         for name in ("README.md", "conftest.py", "pyproject.toml"):
             shutil.copy(PROJECT / name, directory)
