@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -194,20 +195,6 @@ class SpeculativeDecoding:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
                 _fail(owner, f"acceptance_rates: must be between 0 and 1, got {rate!r}")
 
-    @property
-    def tokens_per_step(self) -> float | None:
-        """Expected tokens of a decode step: one, plus every draft that is accepted.
-
-        ``1 + r1 + r1 r2 + …`` with conditional rates ``r``; None without rates.
-        """
-        if not self.acceptance_rates:
-            return None
-        expected, reached = 1.0, 1.0
-        for rate in self.acceptance_rates:
-            reached *= rate
-            expected += reached
-        return expected
-
 
 @dataclass(frozen=True)
 class KvOffload:
@@ -215,17 +202,26 @@ class KvOffload:
 
     Attributes:
         host_gib: host memory for them, GiB (2^30 bytes) per replica.
-        to_host_gb_per_second: bandwidth from GPU to host, 10^9 bytes per second.
-        to_gpu_gb_per_second: bandwidth from host to GPU, 10^9 bytes per second.
+        to_host_gb_per_second, to_gpu_gb_per_second: deprecated; they have no effect.
     """
 
     host_gib: float
-    to_host_gb_per_second: float | None = None
-    to_gpu_gb_per_second: float | None = None
+    to_host_gb_per_second: dataclasses.InitVar[float | None] = None
+    to_gpu_gb_per_second: dataclasses.InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            _check_positive("KvOffload", item.name, getattr(self, item.name))
+    def __post_init__(
+        self, to_host_gb_per_second: float | None, to_gpu_gb_per_second: float | None
+    ) -> None:
+        _check_positive("KvOffload", "host_gib", self.host_gib)
+        for name, given in (
+            ("to_host_gb_per_second", to_host_gb_per_second),
+            ("to_gpu_gb_per_second", to_gpu_gb_per_second),
+        ):
+            if given is not None:
+                warnings.warn(
+                    f"KvOffload: {name} has no effect on any target; leave it out",
+                    DeprecationWarning, stacklevel=3,
+                )  # fmt: skip
 
 
 @dataclass(frozen=True)

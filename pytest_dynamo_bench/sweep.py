@@ -345,42 +345,6 @@ def _loaded(
     return target, configuration, dataclasses.replace(traffic, schedule=schedule)
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """The best configuration changes somewhere between two points of an axis."""
-
-    metric: str
-    axis: str
-    after: float
-    before: float
-    from_configuration: str
-    to_configuration: str
-
-
-def winner_changes(
-    points: Iterable[SweepPoint], metric: str, axis: str = "speedup"
-) -> tuple[Crossing, ...]:
-    """Where along an axis another configuration becomes the best.
-
-    At each value of the axis a configuration counts with its best point.
-
-    Args:
-        axis: ``speedup`` or ``kv_scale``.
-    """
-    sign = 1 if metric_of(metric).better == "higher" else -1
-    best: dict[float, SweepPoint] = {}
-    for point in points:
-        value = sign * point.metrics[metric]
-        at = getattr(point.variation, axis)
-        if value == value and (at not in best or value > sign * best[at].metrics[metric]):
-            best[at] = point
-    return tuple(
-        Crossing(metric, axis, left, right, best[left].configuration, best[right].configuration)
-        for left, right in itertools.pairwise(sorted(best))
-        if best[left].configuration != best[right].configuration
-    )
-
-
 def pareto_front(
     points: Iterable[SweepPoint],
     across: str = "output_token_throughput_per_user.mean",

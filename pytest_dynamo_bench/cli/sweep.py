@@ -191,9 +191,7 @@ def _report(
                          "winners": best, "sentence": told})  # fmt: skip
         if len(axis.values) > 1:
             crossovers = [
-                figures.Crossover(
-                    one["x"], other["x"], one["label"], other["label"], other["lead"] < _CLOSE
-                )
+                figures.Crossover(one["x"], other["x"], other["label"], other["lead"] < _CLOSE)
                 for one, other in itertools.pairwise(best)
                 if one["label"] != other["label"] != "none"
             ]

@@ -7,7 +7,6 @@ from pytest_dynamo_bench.engines.profiles import (
     EngineProfile,
     ProfileTables,
     find_profile,
-    shipped_profiles,
 )
 
 __all__ = [
@@ -21,6 +20,5 @@ __all__ = [
     "kv_capacity_tokens",
     "model_dimensions",
     "price_prefills",
-    "shipped_profiles",
     "with_surcharge",
 ]

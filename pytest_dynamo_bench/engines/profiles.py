@@ -179,11 +179,6 @@ def key_of(provenance: Mapping[str, Any]) -> ProfileKey:
     )
 
 
-def shipped_profiles() -> tuple[EngineProfile, ...]:
-    """All profiles that come with this package."""
-    return _profiles(())
-
-
 def shipped_directory() -> Path:
     """Where the shipped profiles are."""
     with resources.as_file(resources.files("pytest_dynamo_bench.engines") / "data") as data:

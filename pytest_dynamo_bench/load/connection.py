@@ -207,7 +207,6 @@ class Connection:
         "_vain",
         "closed",
         "connected",
-        "deadline_ns",
         "ended",
         "fd",
         "job",
@@ -236,7 +235,6 @@ class Connection:
         self.was_idle = False
         self.wants_write = True
         self.job: Any = None
-        self.deadline_ns = 0
         self.response = Response()
         self._log = self.response.log
         self.ended = True

@@ -1,4 +1,8 @@
-"""Figures of results: attribution, sweeps, Pareto fronts, effects.
+"""Figures as files: what the commands ``attribution``, ``sweep`` and ``traffic`` draw.
+
+They are for documents and slides. What a session measured is drawn in its HTML report
+(:mod:`~pytest_dynamo_bench.reports.charts`), which can be zoomed and needs no Matplotlib; no
+session has figures of both kinds.
 
 Plain data in, SVG or PNG out; by the file's ending. Each figure is a card of its own with a
 light background, so that it can be read on light and dark pages alike, and says in its title
@@ -11,7 +15,6 @@ Matplotlib draws them. It is imported when the first figure is drawn, and comes 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import io
 import math
@@ -22,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_dynamo_bench.benchmark import Bound
 from pytest_dynamo_bench.errors import ReportError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_definitions import in_words, metric_of
@@ -36,12 +38,6 @@ FORMATS = (".svg", ".png")
 _BACKGROUND, _INK, _FAINT, _GRID = "#ffffff", "#1f2328", "#6b7280", "#e5e7eb"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d4b8c", "#7a5c00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_OUTCOMES = {
-    "holds": ("#009e73", "o"),
-    "fails": ("#d55e00", "v"),
-    "inconclusive": ("#b8860b", "D"),
-    "invalid": ("#8e8e93", "s"),
-}
 _LONGEST_NAME = 60
 _LABEL_GAP = 0.062  # of the height of the axes
 _STYLE: Mapping[str, Any] = {
@@ -78,7 +74,6 @@ class Crossover:
 
     after: float
     before: float
-    from_configuration: str
     to_configuration: str
     close: bool = False
 
@@ -109,19 +104,16 @@ def write_attribution(
     title: str,
     subtitle: str = "",
     metric: str = "goodput",
-    relative: bool = True,
-    simulated: bool = True,
 ) -> None:
     """What each feature brings alone, on top of the others, and averaged over orders.
 
     Args:
         path: an ``.svg`` or ``.png`` file, written in one step.
         rows: as :meth:`Attribution.as_rows <pytest_dynamo_bench.attribution.Attribution.as_rows>`
-            gives them; a row's interval is drawn where it has one.
+            gives them, as shares of the baseline's value (0.05 is 5 %); a row's interval is drawn
+            where it has one.
         title: what is shown; a sentence.
         metric: full name of the metric that is divided.
-        relative: whether values are shares of the baseline's (0.05 is 5 %).
-        simulated: whether the data is; said in the figure.
 
     Raises:
         ReportError: Matplotlib is missing, the file's ending is unknown, or there are no rows.
@@ -149,10 +141,9 @@ def write_attribution(
             entries.append((at, row["average"], _FAINT, ""))
             ticks.append((at, "all together"))
             at += 1.0
-    scale = 100.0 if relative else 1.0
-    with _figure(path, 7.6, 1.75 + 0.3 * at, title, subtitle, simulated) as (figure, axes):
+    with _figure(path, 7.6, 1.75 + 0.3 * at, title, subtitle) as (figure, axes):
         for y, estimate, colour, _ in entries:
-            _bar(axes, y, estimate, scale, colour, relative)
+            _bar(axes, y, estimate, colour)
         axes.axvline(0, color=_INK, linewidth=1)
         axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
         axes.invert_yaxis()
@@ -160,11 +151,7 @@ def write_attribution(
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.16)
-        name, unit = in_words(metric), metric_of(metric).unit
-        if relative:
-            axes.set_xlabel(f"change of {name}, % of the baseline's")
-        else:
-            axes.set_xlabel(f"change of {name}, {unit}")
+        axes.set_xlabel(f"change of {in_words(metric)}, % of the baseline's")
         handles = [_patch(colour, words) for _, _, colour, words in entries if words]
         _legend_below(figure, axes, handles)
 
@@ -179,7 +166,6 @@ def write_curves(
     metric: str = "goodput",
     crossovers: Iterable[Crossover] = (),
     x_ticks: Sequence[tuple[float, str]] = (),
-    simulated: bool = True,
 ) -> None:
     """A metric against load, KV capacity or split, one line per configuration.
 
@@ -191,7 +177,6 @@ def write_curves(
         x_label: name and unit of the horizontal axis.
         crossovers: where the winner changes.
         x_ticks: positions and texts, where the axis has no numbers of its own.
-        simulated: whether the data is; said in the figure.
 
     Raises:
         ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
@@ -205,7 +190,7 @@ def write_curves(
             if math.isfinite(y):
                 best[x] = max(best.get(x, -math.inf), sign * y)
     name, unit = in_words(metric), metric_of(metric).unit
-    with _figure(path, 7.6, 4.6, title, subtitle, simulated) as (_, axes):
+    with _figure(path, 7.6, 4.6, title, subtitle) as (_, axes):
         styles = [_style_of(index) for index in range(len(lines))]
         for line, (colour, marker) in zip(lines, styles, strict=True):
             axes.plot(line.x, line.y, color=colour, linewidth=1.8, zorder=3)
@@ -279,7 +264,7 @@ def write_traffic(
     """
     if not traffics or not all(one.input_tokens for one in traffics):
         raise ReportError("figure of a traffic: there are no requests to show")
-    with _figure(path, 10.5, 3.4, title, subtitle, False, columns=3) as (figure, _):
+    with _figure(path, 10.5, 3.4, title, subtitle, simulated=False, columns=3) as (figure, _):
         lengths, reuse, schedule = figure.axes
         for index, one in enumerate(traffics):
             colour = _style_of(index)[0]
@@ -323,7 +308,6 @@ def write_pareto(
     *,
     title: str,
     subtitle: str = "",
-    simulated: bool = True,
 ) -> None:
     """Output tokens/s per GPU against output tokens/s per user, one line per configuration.
 
@@ -332,7 +316,6 @@ def write_pareto(
     Args:
         path: an ``.svg`` or ``.png`` file, written in one step.
         lines: ``x`` is tokens/s/user, ``y`` tokens/s/GPU, ``notes`` the load of each point.
-        simulated: whether the data is; said in the figure.
 
     Raises:
         ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
@@ -340,7 +323,7 @@ def write_pareto(
     if not any(line.x for line in lines):
         raise ReportError("figure of a Pareto front: there are no points to show")
     notes: list[tuple[float, float, str]] = []
-    with _figure(path, 7.6, 5.2, title, subtitle, simulated) as (_, axes):
+    with _figure(path, 7.6, 5.2, title, subtitle) as (_, axes):
         styles = [_style_of(index) for index in range(len(lines))]
         for line, (colour, marker) in zip(lines, styles, strict=True):
             axes.plot(line.x, line.y, color=colour, linewidth=1.4, alpha=0.75, zorder=3)
@@ -377,119 +360,26 @@ def write_pareto(
         _label_lines(axes, lines)
 
 
-def write_effects(
-    path: Path,
-    verdicts: Iterable[Any],
-    *,
-    title: str,
-    subtitle: str = "",
-    simulated: bool = False,
-) -> None:
-    """The interval of every claim's change against the claim's threshold.
-
-    Args:
-        path: an ``.svg`` or ``.png`` file, written in one step.
-        verdicts: :class:`~pytest_dynamo_bench.verdicts.Verdict` objects, or the same as the
-            dictionaries of ``summary.json``.
-        simulated: whether the data is; said in the figure.
-
-    Raises:
-        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no
-            verdicts.
-    """
-    rows = [
-        dataclasses.asdict(verdict)
-        if dataclasses.is_dataclass(verdict) and not isinstance(verdict, type)
-        else verdict
-        for verdict in verdicts
-    ]
-    if not rows:
-        raise ReportError("figure of effects: there are no verdicts to show")
-    height = 1.7 + 0.78 * len(rows)
-    with _figure(path, 7.6, height, title, subtitle, simulated) as (_, axes):
-        ends = [0.0]
-        for row in rows:
-            effect = row.get("effect") or {}
-            ends += [
-                100 * float(value)
-                for value in (
-                    effect.get("low"), effect.get("high"), effect.get("change"),
-                    *Bound(**row["bound"]).limits,
-                )
-                if value is not None and math.isfinite(value)
-            ]  # fmt: skip
-        room = 0.12 * max(max(ends) - min(ends), 1.0)
-        left, right = min(ends) - room, max(ends) + room
-        axes.set_xlim(left, right)
-        for index, row in enumerate(rows):
-            _effect(axes, index, row, left, right)
-        axes.axvline(0, color=_INK, linewidth=1, zorder=1)
-        axes.set_yticks([])
-        axes.set_ylim(len(rows) - 0.45, -0.75)
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(
-            "change from baseline to treatment, % (points for shares); "
-            "shaded: where the claim holds"
-        )
-
-
 # ---------------------------------------------------------------------------------------
 # Parts
 # ---------------------------------------------------------------------------------------
 
 
-def _effect(axes: Axes, y: int, row: Mapping[str, Any], left: float, right: float) -> None:
-    outcome = str(row["outcome"])
-    colour, marker = _OUTCOMES.get(outcome, _OUTCOMES["invalid"])
-    bound, effect = Bound(**row["bound"]), row.get("effect") or {}
-    span = (max(left, 100 * bound.lowest), min(right, 100 * bound.highest))
-    axes.fill_between(span, y - 0.22, y + 0.28, color="#eef6f1", linewidth=0, zorder=0)
-    for limit in bound.limits:
-        axes.vlines(100 * limit, y - 0.22, y + 0.28, color=_INK, linewidth=2, zorder=2)
-    numbers = [effect.get(name) for name in ("low", "change", "high")]
-    low, change, high = (
-        100 * float(value) if value is not None and math.isfinite(value) else math.nan
-        for value in numbers
-    )
-    said = "no interval"
-    if math.isfinite(change):
-        ends = (low if math.isfinite(low) else left, high if math.isfinite(high) else right)
-        axes.plot(ends, [y, y], color=colour, linewidth=3, solid_capstyle="butt", zorder=3)
-        axes.plot([change], [y], marker=marker, color=colour, markersize=8, zorder=4)
-        for end, arrow, open_ended in ((left, "<", low), (right, ">", high)):
-            if not math.isfinite(open_ended):
-                axes.plot([end], [y], marker=arrow, color=colour, markersize=7, clip_on=False)
-        said = f"{_signed(change)} [{_signed(low, '−∞')}, {_signed(high, '∞')}]"
-    box = {"facecolor": _BACKGROUND, "edgecolor": "none", "pad": 1.5}
-    axes.annotate(
-        _shortened(str(row["claim"]["name"]), 58), (0, y - 0.42),
-        xycoords=("axes fraction", "data"), fontsize=9.5, va="center", bbox=box, zorder=6,
-    )  # fmt: skip
-    axes.annotate(
-        f"{outcome}: {said}", (1, y - 0.42), xycoords=("axes fraction", "data"), ha="right",
-        va="center", fontsize=9, color=_darker(colour), fontweight="bold", bbox=box, zorder=6,
-    )  # fmt: skip
-
-
-def _bar(
-    axes: Axes, y: float, estimate: Mapping[str, Any], scale: float, colour: str, relative: bool
-) -> None:
-    value = scale * float(estimate["value"])
+def _bar(axes: Axes, y: float, estimate: Mapping[str, Any], colour: str) -> None:
+    value = 100 * float(estimate["value"])
     axes.barh([y], [value], height=0.82, color=colour, alpha=0.8, zorder=2)
     low, high = (estimate.get(name) for name in ("low", "high"))
-    text = f"{_signed(value)} %" if relative else f"{value:+.3g}".replace("-", "−")
     tip = value
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
         axes.plot(
-            [scale * low, scale * high], [y, y], color=_INK, linewidth=1.4, marker="|",
+            [100 * low, 100 * high], [y, y], color=_INK, linewidth=1.4, marker="|",
             markersize=6, zorder=3,
         )  # fmt: skip
-        tip = max(value, scale * high) if value >= 0 else min(value, scale * low)
+        tip = max(value, 100 * high) if value >= 0 else min(value, 100 * low)
     side = 1 if value >= 0 else -1
     axes.annotate(
-        text, (tip, y), xytext=(6 * side, 0), textcoords="offset points", va="center",
-        ha="left" if side > 0 else "right", fontsize=9, zorder=4,
+        f"{_signed(value)} %", (tip, y), xytext=(6 * side, 0), textcoords="offset points",
+        va="center", ha="left" if side > 0 else "right", fontsize=9, zorder=4,
     )  # fmt: skip
 
 
@@ -549,9 +439,9 @@ def _legend_below(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:
     legend.set_in_layout(True)
 
 
-def _signed(value: float, otherwise: str = "") -> str:
+def _signed(value: float) -> str:
     """A change to one decimal, with its sign."""
-    return f"{value:+.1f}".replace("-", "−") if math.isfinite(value) else otherwise
+    return f"{value:+.1f}".replace("-", "−") if math.isfinite(value) else ""
 
 
 def _style_of(index: int) -> tuple[str, str]:
@@ -585,8 +475,8 @@ class _figure:  # noqa: N801
         height: float,
         title: str,
         subtitle: str,
-        simulated: bool,
         *,
+        simulated: bool = True,
         columns: int = 1,
     ) -> None:
         if path.suffix.lower() not in FORMATS:

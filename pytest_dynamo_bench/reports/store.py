@@ -26,7 +26,7 @@ import psutil
 
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import ReportError, ResultsError
+from pytest_dynamo_bench.errors import ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
@@ -167,21 +167,10 @@ class ResultStore:
         self._write_summary()
 
     def save_attribution(self, study: AttributionStudy) -> None:
-        """Write an attribution; with its figure, where the extra for figures is installed."""
-        from pytest_dynamo_bench.reports import figures
-
+        """Write an attribution."""
         directory = self.directory / study.benchmark
         _make(directory)
         write_json(directory / "attribution.json", study.as_dict())
-        # Without the extra for figures there is the table in the terminal and the JSON file.
-        with contextlib.suppress(ReportError):
-            figures.write_attribution(
-                directory / "attribution.svg",
-                study.attribution.as_rows(),
-                title=f"{study.metric}: {study.treatment} against {study.baseline}",
-                subtitle=study.benchmark,
-                metric=study.metric,
-            )
 
     def save_error(self, benchmark: Benchmark, configuration: str, error: str) -> None:
         """Add why a configuration has no result: it did not come up, or its run is invalid."""

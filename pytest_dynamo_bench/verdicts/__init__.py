@@ -1,11 +1,10 @@
 """From what was measured to what may be said: effect, validity, confounds, verdict."""
 
-from pytest_dynamo_bench.verdicts.confounds import Difference, confounds, is_confounded
+from pytest_dynamo_bench.verdicts.confounds import Difference, confounds
 from pytest_dynamo_bench.verdicts.effect import Effect, estimate_effect
 from pytest_dynamo_bench.verdicts.gates import (
     GateResult,
     GateThresholds,
-    all_passed,
     check_pair,
     check_run,
 )
@@ -36,14 +35,12 @@ __all__ = [
     "SequentialPlan",
     "Tolerance",
     "Verdict",
-    "all_passed",
     "check_pair",
     "check_run",
     "compare_with_stored",
     "confounds",
     "control_false_discoveries",
     "estimate_effect",
-    "is_confounded",
     "judge",
     "mismatches",
     "parse_tolerances",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,17 +91,6 @@ def confounds(
             )
         )
     return tuple(found)
-
-
-def is_confounded(differences: Sequence[Difference]) -> bool:
-    """Whether a gain cannot be credited to one feature.
-
-    True when more than one feature differs, or anything beside the feature does; also when
-    only other things differ in more than one way. A single difference is no confound.
-    """
-    features = [item for item in differences if item.kind == "feature"]
-    others = [item for item in differences if item.kind == "other"]
-    return len(features) + len(others) > 1
 
 
 def _difference(

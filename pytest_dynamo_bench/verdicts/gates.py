@@ -10,7 +10,7 @@ can be set, what it saw, and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -541,8 +541,3 @@ def queue_trend(due_ms: FloatArray, waits_ms: FloatArray) -> tuple[FloatArray, F
     parts = zip(np.array_split(due_ms, _SEGMENTS), np.array_split(waits_ms, _SEGMENTS), strict=True)
     table = np.array([(np.median(due), np.median(waits)) for due, waits in parts])
     return table[:, 0], table[:, 1]
-
-
-def all_passed(results: Iterable[GateResult]) -> bool:
-    """Whether every gate let the run pass."""
-    return all(result.passed for result in results)

@@ -15,7 +15,7 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.targets.local.scaling import survived
+from pytest_dynamo_bench.targets.local.scaling import in_words, survived
 from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from tests.test_benchmarks_published import benchmark_of
 
@@ -37,6 +37,11 @@ def at(scale, seconds=None):
     return LocalTarget(LocalOptions(scale=scale, seconds=seconds))
 
 
+def said(target, benchmark):
+    whole, part = benchmark.traffic.load(), target.traffic(benchmark)
+    return in_words(benchmark, benchmark.configurations[0], target.size(benchmark), whole, part)
+
+
 TRACE = make(MooncakeTrace("conversation"))
 LOOP = make(SyntheticTraffic(isl=1000, osl=10, requests=400, schedule=Concurrency(8)))
 
@@ -50,7 +55,7 @@ def test_a_fixed_schedule_has_10_or_35_seconds_or_all_of_it():
 def test_modelled_time_that_runs_faster_has_more_traffic_in_as_many_seconds():
     fast = make(TRACE.traffic, sizes={"smoke": Size(seconds=10, fast_forward=3)})
     assert at("smoke").traffic(fast).duration_seconds == pytest.approx(30, rel=0.05)
-    assert "3 times faster than the clock" in at("smoke").scaling(fast)
+    assert "3 times faster than the clock" in said(at("smoke"), fast)
     assert any("3 times faster" in text for text in at("smoke").limitations(fast, AGG))
 
 
@@ -73,8 +78,8 @@ def test_another_traffic_is_not_cut_and_says_so():
     benchmark = make(MooncakeTrace("conversation"), sizes={"standard": Size(traffic=smaller)})
     asked = at("standard", seconds=7)
     assert len(asked.traffic(benchmark).requests) == 5
-    assert "is not cut to 7 s" in asked.scaling(benchmark)
-    assert "is not cut" not in at("standard").scaling(benchmark)
+    assert "is not cut to 7 s" in said(asked, benchmark)
+    assert "is not cut" not in said(at("standard"), benchmark)
 
 
 def test_claims_about_configurations_that_are_not_brought_up_say_what_to_use():
@@ -91,8 +96,8 @@ def test_what_survives_is_said_with_numbers():
     assert part == pytest.approx(whole, rel=0.06)
     whole, part = found["reusable prompt blocks, %"]
     assert part == pytest.approx(whole, abs=2)
-    assert "published → sent, agg: requests 12,031 → " in at("standard").scaling(TRACE)
-    assert at("full").scaling(TRACE) == ""
+    assert "published → sent, agg: requests 12,031 → " in said(at("standard"), TRACE)
+    assert said(at("full"), TRACE) == ""
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from pytest_dynamo_bench import Configuration, KvOffload, SpeculativeDecoding, W
 from pytest_dynamo_bench.errors import BenchmarkError
 
 
-def test_expected_tokens_of_a_step_follow_from_conditional_rates():
-    speculative = SpeculativeDecoding(3, (0.8, 0.6, 0.4))
-    assert speculative.tokens_per_step == pytest.approx(1 + 0.8 + 0.8 * 0.6 + 0.8 * 0.6 * 0.4)
-    assert SpeculativeDecoding(3).tokens_per_step is None
+@pytest.mark.parametrize("name", ["to_host_gb_per_second", "to_gpu_gb_per_second"])
+def test_bandwidths_of_kv_offload_are_accepted_and_said_to_have_no_effect(name):
+    with pytest.warns(DeprecationWarning, match=f"{name} has no effect") as found:
+        assert KvOffload(100, **{name: 50.0}) == KvOffload(100)
+    assert found[0].filename == __file__
 
 
 def test_gpus_count_attention_ranks():

@@ -8,7 +8,7 @@ from replay_bench import AGGREGATED, SPLIT, make_benchmark, make_traffic
 
 from pytest_dynamo_bench import Concurrency, sweep
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
-from pytest_dynamo_bench.sweep import Sweep, SweepPoint, Variation, pareto_front, winner_changes
+from pytest_dynamo_bench.sweep import Sweep, SweepPoint, Variation, pareto_front
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
 UP, ACROSS = "output_token_throughput_per_gpu", "output_token_throughput_per_user.mean"
@@ -54,16 +54,6 @@ def test_wrong_ranges_are_errors_that_name_them(changes, message):
 
 def test_goodput_is_left_out_where_there_are_no_limits():
     assert "goodput" not in Sweep(make_benchmark(goodput=None)).metrics
-
-
-def test_the_winner_is_found_and_where_it_changes():
-    points = [
-        point("a", 1, 5), point("b", 1, 4), point("a", 2, 6), point("b", 2, 7), point("b", 3, 9),
-        point("a", 3, float("nan")),
-    ]  # fmt: skip
-    (crossing,) = winner_changes(points, "goodput")
-    assert (crossing.after, crossing.before) == (1, 2)
-    assert (crossing.from_configuration, crossing.to_configuration) == ("a", "b")
 
 
 def test_the_front_holds_what_nothing_beats():

@@ -1,18 +1,14 @@
 """Figures: what they show stays what was given, and files are whole."""
 
-import dataclasses
-import importlib
 import math
 import sys
 from xml.etree import ElementTree
 
 import pytest
 
-from pytest_dynamo_bench import Claim
 from pytest_dynamo_bench.attribution import attribute
 from pytest_dynamo_bench.errors import ReportError
 from pytest_dynamo_bench.reports import figures
-from pytest_dynamo_bench.verdicts import judge
 
 pytest.importorskip("matplotlib")
 
@@ -48,36 +44,26 @@ def lines(*labels):
     ]  # fmt: skip
 
 
-def verdict(name, low, change, high, limit=-0.05, outcome="holds"):
-    return {
-        "claim": {"name": name},
-        "outcome": outcome,
-        "bound": {"direction": "at most", "limit": limit},
-        "effect": {"low": low, "change": change, "high": high},
-    }
-
-
-def draw_all(directory, name="plain", ending="svg", **options):
-    """Every kind of figure, with a name in each place that takes one."""
-    drawn = [directory / f"{kind}.{ending}" for kind in ("shares", "curves", "pareto", "effects")]
+def draw_all(directory, name="plain", ending="svg"):
+    """Every kind of figure of a simulation, with a name in each place that takes one."""
+    drawn = [directory / f"{kind}.{ending}" for kind in ("shares", "curves", "pareto")]
     named = [row | {"feature": name} if row["feature"] != "total" else row for row in rows()]
-    figures.write_attribution(drawn[0], named, title=name, subtitle=name, **options)
+    figures.write_attribution(drawn[0], named, title=name, subtitle=name)
     figures.write_curves(
         drawn[1], lines(name, "other"), title=name, x_label="load", subtitle=name,
-        crossovers=[figures.Crossover(0.5, 1, "other", name)], **options,
+        crossovers=[figures.Crossover(0.5, 1, name)],
     )  # fmt: skip
-    figures.write_pareto(drawn[2], lines(name, "other"), title=name, subtitle=name, **options)
-    figures.write_effects(
-        drawn[3], [verdict(name, -0.3, -0.2, -0.1)], title=name, subtitle=name, **options
-    )
+    figures.write_pareto(drawn[2], lines(name, "other"), title=name, subtitle=name)
     return drawn
 
 
 def test_every_figure_says_where_simulated_data_is_simulated(tmp_path):
-    for path in draw_all(tmp_path, simulated=True):
+    for path in draw_all(tmp_path):
         assert any("Simulated" in text for text in texts(path)), path
-    for path in draw_all(tmp_path, simulated=False):
-        assert not any("imulated" in text for text in texts(path)), path
+    path = tmp_path / "traffic.svg"
+    one = figures.TrafficLines("t", (10, 20), (1, 2), (0.0, 0.5), "blocks", (), (2,))
+    figures.write_traffic(path, [one], title="t")
+    assert not any("imulated" in text for text in texts(path)), path
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -95,7 +81,7 @@ def test_figures_are_small_and_the_same_every_time(tmp_path, ending):
     again = [path.read_bytes() for path in draw_all(tmp_path, ending=ending)]
     assert first == again
     assert all(len(content) < 200_000 for content in first)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_nothing_is_fetched_from_elsewhere(tmp_path):
@@ -112,52 +98,17 @@ def test_units_and_values_are_in_the_attribution(tmp_path):
     found = texts(path)
     assert "change of goodput, % of the baseline's" in found
     assert "+3.1 %" in found and "−5.5 %" in found and "all together" in found
-    figures.write_attribution(
-        path, rows(), title="In the metric's own unit", relative=False,
-        metric="time_to_first_token.mean",
-    )  # fmt: skip
-    assert "change of mean time to first token, ms" in texts(path)
+    figures.write_attribution(path, rows(), title="t", metric="time_to_first_token.mean")
+    assert "change of mean time to first token, % of the baseline's" in texts(path)
 
 
 def test_winner_changes_are_marked_with_who_takes_over(tmp_path):
     path = tmp_path / "curves.svg"
     figures.write_curves(
         path, lines("agg", "pd"), title="t", x_label="load",
-        crossovers=[figures.Crossover(1, 2, "agg", "pd")],
+        crossovers=[figures.Crossover(1, 2, "pd")],
     )  # fmt: skip
     assert "takes over" in " ".join(texts(path))
-
-
-def test_effects_take_verdicts_and_their_dictionaries(tmp_path):
-    claim = Claim("KV routing lowers TTFT", "time_to_first_token.mean", "b", "a", lower_by=0.05)
-    invalid = judge(claim, "local", None)
-    path = tmp_path / "effects.svg"
-    figures.write_effects(path, [invalid], title="t")
-    from_object = path.read_bytes()
-    figures.write_effects(path, [dataclasses.asdict(invalid)], title="t")
-    assert path.read_bytes() == from_object
-    assert "invalid: no interval" in texts(path)
-
-
-@pytest.mark.parametrize(("bound", "marks"), [({"not_higher_by": 0.1}, 1), ({"within": 0.1}, 2)])
-def test_every_limit_of_a_claim_is_marked(tmp_path, bound, marks, monkeypatch):
-    claim = Claim("c", "time_to_first_token.mean", "b", "a", **bound)
-    drawn = []
-    axes = importlib.import_module("matplotlib.axes").Axes
-    monkeypatch.setattr(axes, "vlines", lambda self, x, *_, **__: drawn.append(x))
-    figures.write_effects(tmp_path / "effects.svg", [judge(claim, "local", None)], title="t")
-    assert drawn == pytest.approx([-10, 10][-marks:])
-
-
-def test_an_interval_without_an_end_and_null_numbers_are_drawn(tmp_path):
-    path = tmp_path / "effects.svg"
-    found = [
-        verdict("open", -0.1, 0.2, math.inf, outcome="inconclusive"),
-        verdict("null", None, None, None, outcome="invalid"),
-        verdict("nan", math.nan, 0.1, math.nan, outcome="fails"),
-    ]
-    figures.write_effects(path, found, title="t")
-    assert "inconclusive: +20.0 [−10.0, ∞]" in texts(path)
 
 
 def test_gaps_in_a_line_are_gaps(tmp_path):
@@ -168,9 +119,8 @@ def test_gaps_in_a_line_are_gaps(tmp_path):
 def test_errors_say_what_is_wrong_and_leave_nothing(tmp_path, monkeypatch):
     with pytest.raises(ReportError, match=r"\.svg or \.png"):
         figures.write_attribution(tmp_path / "figure.pdf", rows(), title="t")
-    for write in (figures.write_pareto, figures.write_effects):
-        with pytest.raises(ReportError, match="to show"):
-            write(tmp_path / "empty.svg", [], title="t")
+    with pytest.raises(ReportError, match="to show"):
+        figures.write_pareto(tmp_path / "empty.svg", [], title="t")
     with pytest.raises(ReportError, match="to show"):
         figures.write_attribution(tmp_path / "empty.svg", [], title="t")
     with pytest.raises(ReportError, match="to show"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -78,6 +79,15 @@ def test_every_figure_is_there_with_its_data(plain):
         "effects-percent", "effects-points", "pareto", "goodput", "hit-rate", "attribution",
     ):  # fmt: skip
         assert f'id="f1-{key}"' in page, key
+
+
+@pytest.mark.parametrize("limits", [(0.1,), (-0.1, 0.1)])
+def test_every_limit_of_a_claim_is_marked(plain, limits):
+    (report,) = session(plain).comparisons
+    verdicts = [dataclasses.replace(report.verdicts[0], limits=limits)]
+    (chart, *_) = charts(dataclasses.replace(report, verdicts=verdicts))
+    assert chart.key.startswith("effects-")
+    assert chart.data[-1]["x"] == pytest.approx([100 * limit for limit in limits])
 
 
 def test_a_page_does_not_grow_with_the_number_of_requests(plain, tmp_path, monkeypatch):

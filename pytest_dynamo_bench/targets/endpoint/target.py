@@ -93,7 +93,6 @@ class EndpointTarget:
                 "--dynamo-endpoint NAME=URL, or one URL and --dynamo-switch-command"
             )
         self._options = options
-        self._switched_to: tuple[str, str] | None = None
         self._secrets = options.access.secrets
         if any(url.startswith("https:") for url in options.urls.values()):
             options.access.tls.context()

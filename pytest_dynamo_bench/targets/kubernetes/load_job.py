@@ -23,7 +23,6 @@ from pytest_dynamo_bench.traffic import Traffic
 
 PORT = 8080
 INDEX = "batch.kubernetes.io/job-completion-index"
-JOB_LABEL = "batch.kubernetes.io/job-name"
 _OLD_JOB_LABEL = "job-name"
 # A ConfigMap may hold 1 MiB, and its bytes grow by a third on the way.
 _PIECE_BYTES = 600_000

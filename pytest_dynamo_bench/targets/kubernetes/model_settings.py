@@ -26,7 +26,6 @@ class ModelSettings:
     frontend: EngineSettings
     graph_env: Mapping[str, str]
     roles: Mapping[str, EngineSettings]
-    known: bool
 
     def for_role(self, role: str) -> EngineSettings:
         """What holds for a role: that of all, then of splits, then its own."""
@@ -70,7 +69,6 @@ def model_settings(model: str, engine: str) -> ModelSettings:
         frontend=_settings(entry.get("frontend", {})),
         graph_env=entry.get("graph_env", {}),
         roles={role: _settings(entry[role]) for role in _ROLES if role in entry},
-        known=bool(entry),
     )
 
 

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_dynamo_bench.errors import DeploymentError
-
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _LOG_LINES = 12
 _GRACE_SECONDS = 1.0
@@ -160,13 +158,3 @@ def _how(returncode: int) -> str:
         with contextlib.suppress(ValueError):
             return f"by signal {signal.Signals(-returncode).name}"
     return f"with exit status {returncode}"
-
-
-def raise_if_dead(processes: Processes, what: str) -> None:
-    """Raise when a process has ended by itself.
-
-    Raises:
-        DeploymentError: says what was going on, and which process ended how.
-    """
-    if processes.exits or processes.failure:
-        raise DeploymentError(f"{what}: {processes.obituary()}")

@@ -162,13 +162,6 @@ class LocalTarget:
         """
         return sized(benchmark, self._options.scale, self.size(benchmark), self._options.seed)
 
-    def scaling(self, benchmark: Benchmark) -> str:
-        """What was scaled, and that reuse, load and cache pressure survived; may be empty."""
-        return in_words(
-            benchmark, benchmark.configurations[0], self.size(benchmark),
-            benchmark.traffic.load(), self.traffic(benchmark),
-        )  # fmt: skip
-
     def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
         """Why claims about these configurations cannot be judged so; or empty."""
         if why := self._images.not_served(benchmark):
