@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pytest_dynamo_bench.benchmark import LABELS, Configuration, Worker
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.features import FEATURES, Feature
+from pytest_dynamo_bench.features import FEATURES, OPTION_FIELDS, Feature, with_options
 
 FloatArray = npt.NDArray[np.float64]
 Combination = frozenset[str]
@@ -53,7 +53,8 @@ def plan(
     Features are the rows of :data:`~pytest_dynamo_bench.features.FEATURES` whose fields differ,
     among them ``kv_routing`` (``router``, where neither side or both route by KV), ``pd_split``
     (how workers are laid out; ``workers``, where no split is involved) and ``load`` (a
-    configuration's own concurrency and number of requests).
+    configuration's own concurrency and number of requests), and each option and variable of
+    Dynamo, such as ``frontend.router-temperature``, ``engine.max-model-len`` or ``env.DYN_LOG``.
 
     Args:
         together: features that are not to be told apart, each group counting as one.
@@ -63,9 +64,10 @@ def plan(
             a combination of them cannot be.
     """
     owner = f"attribution of {treatment.name!r} against {baseline.name!r}"
+    rows = with_options(baseline, treatment)
     differing = {
         row.change(baseline, treatment): row
-        for row in FEATURES
+        for row in rows
         if _carried(row, baseline) != _carried(row, treatment)
     }
     if not differing:
@@ -85,9 +87,10 @@ def plan(
             elif size == len(groups):
                 arms[frozenset(names)] = treatment
             else:
-                arms[frozenset(names)] = _combine(baseline, treatment, taken, names)
+                arms[frozenset(names)] = _combine(rows, baseline, treatment, taken, names)
     everything = {row.id for row in differing.values()}
-    _check_complete(owner, _combine(baseline, treatment, everything, ()), treatment)
+    whole = _combine(rows, baseline, treatment, everything, ())
+    _check_complete(owner, rows, whole, treatment)
     return AttributionPlan(tuple(groups), arms)
 
 
@@ -111,7 +114,7 @@ def _grouped(
 
 def _carried(row: Feature, configuration: Configuration) -> list[Any]:
     """What a configuration has of a feature."""
-    found = [getattr(configuration, name) for name in row.fields]
+    found = [row.value(configuration, name) for name in row.fields]
     if row.worker_field:
         found.append(_choice(row, configuration))
     if row.layout:
@@ -120,64 +123,87 @@ def _carried(row: Feature, configuration: Configuration) -> list[Any]:
 
 
 def _choice(row: Feature, configuration: Configuration) -> Any:
-    """A configuration's choice of a worker's field, by the role that shows it."""
+    """A configuration's choice of what workers have, by the role that shows it.
+
+    An option of Dynamo may be given to any role, so that all of them show it.
+    """
     workers = configuration.workers
+    if row.entry:
+        given = [row.value(worker, row.worker_field) for worker in workers]
+        return given[0] if len(set(given)) == 1 else given
     showing = [worker for worker in workers if worker.mode in (row.shown_by, "aggregated")]
-    return getattr((showing or workers)[0], row.worker_field)
-
-
-def _worker_features(worker: Worker) -> list[Feature]:
-    """The features that are a choice for workers of this role."""
-    return [row for row in FEATURES if row.worker_field and worker.mode in row.roles]
+    return row.value((showing or workers)[0], row.worker_field)
 
 
 def _without_features(worker: Worker) -> Worker:
-    return dataclasses.replace(
-        worker, **{row.worker_field: row.off for row in _worker_features(worker)}
-    )
+    fields: dict[str, Any] = {name: {} for name in OPTION_FIELDS if hasattr(worker, name)}
+    for row in FEATURES:
+        if row.worker_field and not row.entry and worker.mode in row.roles:
+            fields[row.worker_field] = row.off
+    return dataclasses.replace(worker, **fields)
 
 
 def _combine(
-    baseline: Configuration, treatment: Configuration, taken: set[str], names: Sequence[str]
+    rows: Sequence[Feature],
+    baseline: Configuration,
+    treatment: Configuration,
+    taken: set[str],
+    names: Sequence[str],
 ) -> Configuration:
     """The baseline with some features of the treatment."""
-    source = {row.id: treatment if row.id in taken else baseline for row in FEATURES}
-    (layout,) = (source[row.id] for row in FEATURES if row.layout)
+    source = {row.id: treatment if row.id in taken else baseline for row in rows}
+    (layout,) = (source[row.id] for row in rows if row.layout)
+    fields: dict[str, Any] = {"frontend_args": {}, "env": {}}
+    for row in rows:
+        for name in row.fields:
+            _put(fields, row, name, row.value(source[row.id], name))
+    slug = ".".join(names).replace("+", ".").lower()
     return baseline.but(
-        name=f"{baseline.name}.with.{'.'.join(names).replace('+', '.') or 'all'}",
+        name=f"{baseline.name}.with.{slug or 'all'}",
         role="treatment",
-        workers=[
-            dataclasses.replace(
-                worker,
-                **{
-                    row.worker_field: _in_role(row, source[row.id], worker)
-                    for row in _worker_features(worker)
-                },
-            )
-            for worker in layout.workers
-        ],
+        workers=[_worker(rows, source, worker) for worker in layout.workers],
         published=False,
         note="made to attribute a difference to features",
-        **{name: getattr(source[row.id], name) for row in FEATURES for name in row.fields},
+        **fields,
     )
+
+
+def _worker(rows: Sequence[Feature], source: Mapping[str, Configuration], like: Worker) -> Worker:
+    fields: dict[str, Any] = {"engine_args": {}, "env": {}}
+    for row in rows:
+        if row.worker_field and like.mode in row.roles:
+            _put(fields, row, row.worker_field, _in_role(row, source[row.id], like))
+    return dataclasses.replace(like, **fields)
+
+
+def _put(fields: dict[str, Any], row: Feature, name: str, value: Any) -> None:
+    if not row.entry:
+        fields[name] = value
+    elif value is not None:
+        fields[name][row.entry] = value
 
 
 def _in_role(row: Feature, source: Configuration, like: Worker) -> Any:
     """What a configuration has of a feature for a worker of some role."""
     for worker in source.workers:
         if worker.mode == like.mode:
-            return getattr(worker, row.worker_field)
+            return row.value(worker, row.worker_field)
+    if row.entry:
+        given = (row.value(worker, row.worker_field) for worker in source.workers)
+        return next((value for value in given if value is not None), None)
     return _choice(row, source) if like.mode in ("aggregated", row.shown_by) else row.off
 
 
-def _check_complete(owner: str, combined: Configuration, treatment: Configuration) -> None:
+def _check_complete(
+    owner: str, rows: Iterable[Feature], combined: Configuration, treatment: Configuration
+) -> None:
     """All features together must be the treatment, or something would go unnoticed."""
     for item in dataclasses.fields(Configuration):
         if item.name in LABELS or item.name == "workers":
             continue
         if getattr(combined, item.name) != getattr(treatment, item.name):
             raise BenchmarkError(f"{owner}: cannot attribute the difference in {item.name}")
-    shown_by = {row.worker_field: row.shown_by for row in FEATURES}
+    shown_by = {row.worker_field: row.shown_by for row in rows if not row.entry}
     for one, other in zip(combined.workers, treatment.workers, strict=True):
         for item in dataclasses.fields(Worker):
             # The side of a split that does not show a feature has no say in it.

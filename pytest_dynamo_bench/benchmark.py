@@ -14,12 +14,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from pytest_dynamo_bench.dynamo_options import (
+    ENGINE_FIELDS,
+    FRONTEND_FIELDS,
+    checked_options,
+    checked_variables,
+    shown_variables,
+)
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.features import used_features
 from pytest_dynamo_bench.metric_definitions import full_name, metric_of
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource, beginning
 
-RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded", "kv"]
+RouterMode = Literal[
+    "round-robin", "random", "power-of-two", "least-loaded", "device-aware-weighted", "direct", "kv"
+]
 WorkerMode = Literal["aggregated", "prefill", "decode"]
 Role = Literal["baseline", "treatment", "winner"]
 ClaimKind = Literal["effect", "mechanism", "control"]
@@ -253,6 +262,9 @@ class Worker:
         frontend_decoding: images are decoded in the frontend, and workers get pixels.
         embedding_cache_gib: memory for the vision encoder's results, so that an image that
             comes again isn't encoded again, GiB (2^30 bytes) per replica; None for off.
+        engine_args: other options of the workers' program, by the names that it has for them:
+            ``{"max-model-len": 8192}``. See ``Configuration.frontend_args``.
+        env: environment variables of these workers, over those of the configuration.
     """
 
     replicas: int
@@ -271,6 +283,8 @@ class Worker:
     kv_offload: KvOffload | None = None
     frontend_decoding: bool = False
     embedding_cache_gib: float | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    env: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
         owner = f"Worker(mode={self.mode!r})"
@@ -283,6 +297,9 @@ class Worker:
             if value is not None and not isinstance(value, int):
                 _fail(owner, f"{name}: must be a whole number, got {value!r}")
             _check_positive(owner, name, value)
+        options = checked_options(owner, "engine_args", self.engine_args, ENGINE_FIELDS)
+        object.__setattr__(self, "engine_args", options)
+        object.__setattr__(self, "env", checked_variables(owner, self.env))
         _check_positive(owner, "memory_fraction", self.memory_fraction)
         _check_positive(owner, "embedding_cache_gib", self.embedding_cache_gib)
         if self.memory_fraction is not None and self.memory_fraction > 1:
@@ -330,6 +347,13 @@ class Configuration:
     the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests
     (of a smaller traffic to as large a part of it); :func:`traffic_for` applies both. They are
     named as confounds wherever they differ.
+
+    What Dynamo has an option or a variable for, and no field here stands for, is given by
+    Dynamo's own name: ``frontend_args`` are the frontend's and its router's options,
+    ``{"router-temperature": 0.5}``, ``env`` variables of frontend and workers. The value True is
+    an option without a value, False its ``--no-`` form, a list several values. Each differs by
+    its own name in reports and attributions. Values of variables that are named like secrets
+    are not shown.
     """
 
     name: str
@@ -342,10 +366,15 @@ class Configuration:
     nodes: int = 1
     concurrency: int | None = None
     requests: int | None = None
+    frontend_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    env: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_name("Configuration", self.name)
         owner = f"Configuration {self.name!r}"
+        options = checked_options(owner, "frontend_args", self.frontend_args, FRONTEND_FIELDS)
+        object.__setattr__(self, "frontend_args", options)
+        object.__setattr__(self, "env", checked_variables(owner, self.env))
         _check_choice(owner, "role", self.role, get_args(Role))
         _check_choice(owner, "router", self.router, get_args(RouterMode))
         _check_positive(owner, "block_size", self.block_size)
@@ -383,6 +412,20 @@ class Configuration:
                     f"has no field {name!r}; fields: {', '.join(known)}",
                 )
         return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields as plain data for reports, without the values of secrets."""
+        found = dataclasses.asdict(self)
+        for part in (found, *found["workers"]):
+            part["env"] = shown_variables(part["env"])
+        return found
+
+    @property
+    def gives_options(self) -> bool:
+        """Whether it has options or variables of Dynamo beside its fields."""
+        return bool(self.frontend_args or self.env) or any(
+            worker.engine_args or worker.env for worker in self.workers
+        )
 
     @property
     def disaggregated(self) -> bool:

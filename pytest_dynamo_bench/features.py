@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_dynamo_bench.benchmark import Benchmark, Configuration, WorkerMode
+    from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, WorkerMode
     from pytest_dynamo_bench.metrics import Metrics
     from pytest_dynamo_bench.records import Engines
 
@@ -83,6 +83,7 @@ class Feature:
         fields: fields of the configuration that carry it.
         worker_field: the field of a worker that carries it.
         off: the value of ``worker_field`` without the feature.
+        entry: of fields that have options or variables of Dynamo by name, the one that carries it.
         shown_by: in a split, the role whose field is the configuration's choice.
         roles: the roles in which ``worker_field`` is a choice; elsewhere it is the layout's.
         layout: it is carried by all that no other feature claims of the workers.
@@ -104,6 +105,7 @@ class Feature:
     fields: tuple[str, ...] = ()
     worker_field: str = ""
     off: Any = None
+    entry: str = ""
     shown_by: WorkerMode = "prefill"
     roles: tuple[WorkerMode, ...] = ("aggregated", "prefill", "decode")
     layout: bool = False
@@ -119,14 +121,52 @@ class Feature:
         """Whether a configuration has it switched on."""
         if self.used is not None:
             return self.used(configuration)
-        return bool(self.worker_field) and any(
-            getattr(worker, self.worker_field) != self.off for worker in configuration.workers
-        )
+        given = [self.value(configuration, name) for name in self.fields if self.entry]
+        if self.worker_field:
+            given += [self.value(worker, self.worker_field) for worker in configuration.workers]
+        return any(value != self.off for value in given)
+
+    def value(self, holder: Configuration | Worker, name: str) -> Any:
+        """What a configuration or a worker has in a field of the feature."""
+        found = getattr(holder, name)
+        return found.get(self.entry) if self.entry else found
 
     def change(self, baseline: Configuration, treatment: Configuration) -> str:
         """What its change from one configuration to another is called."""
         switched = self.is_used(baseline) != self.is_used(treatment)
         return self.id if switched or not self.otherwise else self.otherwise
+
+
+# Fields that have options or variables of Dynamo by name, and what one of those is called.
+OPTION_FIELDS: Mapping[str, str] = {
+    "frontend_args": "frontend --{}", "engine_args": "--{}", "env": "env {}",
+}  # fmt: skip
+
+
+def with_options(*configurations: Configuration) -> tuple[Feature, ...]:
+    """The table, with a row for every option and variable that any of the configurations gives."""
+    rows: dict[str, Feature] = {}
+    for configuration in configurations:
+        for name, entry in _options_of(configuration):
+            id_ = f"{name.removesuffix('_args')}.{entry}"
+            rows[id_] = Feature(id=id_, marked=False, fields=(name,), entry=entry)
+        for worker in configuration.workers:
+            for name, entry in _options_of(worker):
+                id_ = f"{'engine' if name == 'engine_args' else 'worker-env'}.{entry}"
+                rows[id_] = Feature(id=id_, marked=False, worker_field=name, entry=entry)
+    taken = {(row.fields, row.worker_field, row.entry) for row in FEATURES if row.entry}
+    return (
+        *FEATURES,
+        *(
+            row
+            for _, row in sorted(rows.items())
+            if (row.fields, row.worker_field, row.entry) not in taken
+        ),
+    )
+
+
+def _options_of(holder: Configuration | Worker) -> list[tuple[str, str]]:
+    return [(name, key) for name in OPTION_FIELDS for key in getattr(holder, name, ())]
 
 
 def used_features(configuration: Configuration) -> frozenset[str]:

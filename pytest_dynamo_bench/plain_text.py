@@ -19,6 +19,10 @@ _CONTROL = re.compile(
 )
 
 HIDDEN = "***"
+# Variables that are named so have values that nobody is to see.
+SECRET_NAME = re.compile(
+    r"TOKEN$|_TOKEN(?!S|IZER)|SECRET|PASSWORD|API_?KEY|_KEY$|CREDENTIAL", re.IGNORECASE
+)
 # So much of the beginning of a secret is taken for a part of it anywhere, or at the end of a text.
 _PART, _LAST_PART = 8, 4
 

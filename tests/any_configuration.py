@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench import (
@@ -13,6 +15,7 @@ from pytest_dynamo_bench import (
     SpeculativeDecoding,
     Worker,
 )
+from pytest_dynamo_bench.benchmark import RouterMode
 
 ENGINES = ("vllm", "trtllm", "sglang")
 counts = st.none() | st.integers(1, 100_000)
@@ -46,7 +49,7 @@ def configurations(draw):
     modes = draw(st.sampled_from([["aggregated"], ["prefill", "decode"]]))
     return Configuration(
         "any", "baseline", [worker(mode) for mode in modes],
-        router=draw(st.sampled_from(["round-robin", "kv"])),
+        router=draw(st.sampled_from(get_args(RouterMode))),
         block_size=draw(st.sampled_from([16, 32, 64])),
     )  # fmt: skip
 

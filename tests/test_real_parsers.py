@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -18,18 +19,25 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench import (
     Configuration,
+    KvOffload,
     PooledImages,
     SlidingWindowImages,
+    SpeculativeDecoding,
     Worker,
 )
+from pytest_dynamo_bench.benchmark import RouterMode
+from pytest_dynamo_bench.dynamo_options import ENGINE_FIELDS, FRONTEND_FIELDS
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import DynamoBenchError, TargetError
+from pytest_dynamo_bench.targets.kubernetes.engine_arguments import engine_command
 from pytest_dynamo_bench.targets.kubernetes.manifest import image_of, render
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
-from pytest_dynamo_bench.targets.local.commands import Ports, process_specs
+from pytest_dynamo_bench.targets.local.commands import Ports, check_options, process_specs
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.vllm.deployment import CachePlan, worker_command
 from pytest_dynamo_bench.targets.local.vllm.environment import VllmEnvironment, find_environment
+from pytest_dynamo_bench.targets.option_check import parse_command
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, engine_arguments
 from tests.any_configuration import ENGINES, benchmark_with, configurations
 from tests.dynamo_parsers import Parsers, problem
 from tests.kubernetes.test_manifests import CLUSTERS, benchmark_of
@@ -192,3 +200,115 @@ def test_a_flag_of_a_manifest_that_dynamo_refuses_is_seen():
     assert refused(commands) == {
         "Frontend": "Unknown arguments specified: ['--router-reset-states']"
     }
+
+
+# -- options that a configuration gives by Dynamo's own names --------------------------------------
+
+
+TUNED = Configuration(
+    "tuned", "treatment",
+    [Worker(2, tp=2, engine_args={"preemption-mode": "fifo", "startup-time": 1})],
+    router="kv", env={"DYN_ROUTER_TTL_SECS": "7"},
+    frontend_args={
+        "router-temperature": 0.5, "router-kv-overlap-score-credit": 2, "tokenizer": "fastokens",
+        "router-kv-events": False, "router-session-affinity-ttl-secs": 60,
+    },
+)  # fmt: skip
+
+
+def test_every_router_mode_of_dynamo_is_one_of_ours():
+    refusal = parse_command("dynamo.frontend", ["--router-mode", "none"], {}).problem
+    offered = re.findall(r"'([a-z-]+)'", refusal.partition("choose from")[2])
+    assert set(offered) == set(get_args(RouterMode))
+
+
+def test_every_option_that_we_render_is_known_to_be_a_fields():
+    features = {
+        "kv_blocks": 9, "max_num_seqs": 9, "max_num_batched_tokens": 9, "memory_fraction": 0.5,
+        "speculative": SpeculativeDecoding(1, (1.0,)), "kv_offload": KvOffload(1), "wideep": True,
+        "attention_dp": 2, "moe_ep": 2, "prefix_caching": False,
+    }  # fmt: skip
+    split = [Worker(1, mode="prefill", **features), Worker(1, mode="decode", **features)]
+    for engine in ENGINES:
+        for workers in (split, [Worker(1, **features)]):
+            plain = Configuration("plain", "baseline", workers, router="kv")
+            benchmark = benchmark_with(plain, engine)
+            words = {"frontend": [], "worker": []}
+            for name, argv, _ in local_commands(benchmark, plain, 2.0):
+                words["frontend" if name == "frontend" else "worker"] += argv
+            for worker in workers:
+                words["worker"] += engine_command(benchmark, plain, worker).args
+            for name, fields in (("frontend", FRONTEND_FIELDS), ("worker", ENGINE_FIELDS)):
+                options = {word for word in words[name] if word.startswith("--")}
+                named = {f"--{prefix}{field}" for field in fields for prefix in ("", "no-")}
+                assert options and options - named <= {"--trust-remote-code"}
+
+
+def test_dynamo_takes_the_options_that_a_configuration_gives():
+    benchmark = benchmark_with(TUNED, "vllm")
+    assert refused(local_commands(benchmark, TUNED)) == {}
+    check_options(benchmark, TUNED, images=False)
+    engines = TUNED.but(
+        workers=[Worker(2, engine_args={"max-model-len": 9, "enforce-eager": True})]
+    )
+    assert (
+        refused(containers(benchmark_with(engines, "vllm"), engines, ClusterSettings("ns"))) == {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"frontend_args": {"router-temperture": 1}}, "did you mean --router-temperature?"),
+        ({"frontend_args": {"router-temp": 1}}, "has no option --router-temp"),
+        ({"frontend_args": {"router-temperature": "hot"}}, "invalid float value: 'hot'"),
+        ({"frontend_args": {"router-temperature": False}}, "no option --no-router-temperature"),
+        ({"frontend_args": {"router-session-affinity-ttl-secs": 0}}, "must be between 1 and"),
+        ({"env": {"DYN_ROUTER_TTL_SECS": "long"}}, "could not convert string to float: 'long'"),
+        (
+            {"workers": [Worker(2, engine_args={"preemption-mod": "fifo"})]},
+            "mean --preemption-mode",
+        ),
+        ({"workers": [Worker(2, engine_args={"preemption-mode": "x"})]}, "invalid choice: 'x'"),
+    ],
+)
+def test_what_the_installed_dynamo_does_not_take_is_found_before_anything_is_brought_up(
+    changes, told
+):
+    changed = TUNED.but(**changes)
+    with pytest.raises(TargetError, match="configuration 'tuned': dynamo") as error:
+        check_options(benchmark_with(changed, "vllm"), changed, images=False)
+    assert told in str(error.value)
+
+
+def test_the_replay_gets_what_it_has_and_names_the_rest():
+    benchmark = benchmark_with(TUNED, "vllm")
+    target = ReplayTarget()
+    arguments = engine_arguments(target, benchmark, TUNED)
+    assert arguments["router_config"] == {
+        "router_temperature": 0.5, "overlap_score_credit": 2.0, "use_kv_events": False,
+    }  # fmt: skip
+    assert arguments["extra_engine_args"]["preemption_mode"] == "fifo"
+    limits = target.limitations(benchmark, TUNED)
+    without = {text for text in limits if text.endswith("has no effect in a simulation.")}
+    assert without == {
+        "The frontend's --tokenizer has no effect in a simulation.",
+        "The frontend's --router-session-affinity-ttl-secs has no effect in a simulation.",
+        "The variable DYN_ROUTER_TTL_SECS has no effect in a simulation.",
+    }
+    random = TUNED.but(
+        router="round-robin", workers=[Worker(2, tp=2, engine_args={"max-loras": 3})]
+    )
+    assert "router_config" not in engine_arguments(target, benchmark, random)
+    limits = target.limitations(benchmark, random)
+    assert "The frontend's --router-temperature has no effect in a simulation." in limits
+    assert "--max-loras of the aggregated workers has no effect in a simulation." in limits
+    with pytest.raises(TargetError, match="did you mean --router-temperature"):
+        engine_arguments(target, benchmark, TUNED.but(frontend_args={"router-temperatur": 1}))
+
+
+@pytest.mark.parametrize("router", sorted(set(get_args(RouterMode)) - {"kv", "round-robin"}))
+def test_the_replay_says_which_routers_it_does_not_have(router):
+    benchmark = benchmark_with(TUNED, "vllm")
+    with pytest.raises(TargetError, match=f"router '{router}' cannot be simulated"):
+        engine_arguments(ReplayTarget(), benchmark, TUNED.but(router=router))

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName
 from pytest_dynamo_bench.cli import common
+from pytest_dynamo_bench.dynamo_options import shown_variables
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.targets.local.commands import Ports, environment, process_specs
 from pytest_dynamo_bench.targets.local.scaling import sized
@@ -93,11 +94,19 @@ def describe_local(benchmark: Benchmark, configuration: Configuration) -> str:
     if traffic.images is not None:
         images = VisionWorkers().serving(benchmark, configuration, traffic, _SCRATCH)
     variables = environment(_SCRATCH, _PORTS) | dict(images.variables if images else {})
+    variables |= shown_variables(configuration.env)
     lines += [f"export {name}={_quoted(value)}" for name, value in variables.items()]
     for spec in process_specs(
         benchmark, configuration, _SCRATCH, _LOGS, _PORTS, size.fast_forward, images
     ):
-        command = " ".join(_quoted(part) for part in ["python", *spec.argv[1:]])
+        own = {
+            name: shown_variables(worker.env)
+            for worker in configuration.workers
+            for name in (images.commands if images is not None else (worker.mode,))
+        }
+        words = [f"{name}={value}" for name, value in own.get(spec.name, {}).items()]
+        words += ["python", *spec.argv[1:]]
+        command = " ".join(_quoted(part) for part in words)
         lines += [f"# {spec.name}", command]
     return "\n".join(lines)
 

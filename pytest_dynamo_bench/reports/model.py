@@ -591,6 +591,11 @@ def deployment_in_words(deployment: Mapping[str, Any]) -> str:
     parts = [_worker_in_words(worker) for worker in deployment.get("workers", ())]
     if router := deployment.get("router"):
         parts.append(f"{router} router")
+    for called, name in (("frontend --{}", "frontend_args"), ("{}", "env")):
+        parts += [
+            f"{called.format(option)} {value}"
+            for option, value in (deployment.get(name) or {}).items()
+        ]
     if deployment.get("concurrency"):
         parts.append(f"concurrency {deployment['concurrency']}")
     return "; ".join(parts)
@@ -611,6 +616,7 @@ def _worker_in_words(worker: Mapping[str, Any]) -> str:
         extras.append(f"{speculative.get('method', 'speculative decoding')}")
     if worker.get("kv_offload"):
         extras.append("KV offload")
+    extras += [f"--{option} {value}" for option, value in (worker.get("engine_args") or {}).items()]
     if (worker.get("nodes") or 1) > 1:
         extras.append(f"{worker['nodes']} nodes each")
     return told + (f" ({', '.join(extras)})" if extras else "")

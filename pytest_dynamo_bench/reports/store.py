@@ -121,7 +121,7 @@ class ResultStore:
         details = {
             "version": SUMMARY_VERSION,
             "benchmark": run.benchmark,
-            "configuration": dataclasses.asdict(benchmark.configuration(run.configuration)),
+            "configuration": benchmark.configuration(run.configuration).as_dict(),
             "target": run.target,
             "simulated": run.simulated,
             "stand_in_engines": run.stand_in_engines,
@@ -232,7 +232,7 @@ class ResultStore:
                         "role": item.role,
                         "gpus": item.gpus,
                         "features": sorted(item.features),
-                        "deployment": dataclasses.asdict(item),
+                        "deployment": item.as_dict(),
                     }
                     for item in benchmark.configurations
                 },

@@ -125,6 +125,7 @@ class Worker(msgspec.Struct):
     moe_ep: Count | None = None
     nodes: Count | None = None
     speculative: Speculative | None = None
+    engine_args: dict[str, Any] = {}
 
 
 class Deployment(msgspec.Struct):
@@ -135,6 +136,8 @@ class Deployment(msgspec.Struct):
     workers: list[Worker] = []
     router: str | None = None
     concurrency: Count | None = None
+    frontend_args: dict[str, Any] = {}
+    env: dict[str, Any] = {}
 
 
 class Configuration(msgspec.Struct):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_dynamo_bench.benchmark import LABELS, Configuration, Worker
-from pytest_dynamo_bench.features import FEATURES
+from pytest_dynamo_bench.dynamo_options import shown_value
+from pytest_dynamo_bench.features import FEATURES, OPTION_FIELDS
 from pytest_dynamo_bench.traffic import Concurrency, Schedule
+
+Kind = Literal["feature", "part of a feature", "other"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Difference:
     what: str
     treatment: str
     baseline: str
-    kind: Literal["feature", "part of a feature", "other"] = "other"
+    kind: Kind = "other"
 
     def __str__(self) -> str:
         if self.kind == "feature":
@@ -60,21 +64,17 @@ def confounds(
         Difference(row.name, _text(row.is_used(treatment)), _text(row.is_used(baseline)), "feature")
         for row in switched
     ]
-    parts = {name for row in switched for name in row.fields}
+    parts = {
+        OPTION_FIELDS[name].format(row.entry) if row.entry else name
+        for row in switched
+        for name in row.fields
+    }
     if treatment.gpus != baseline.gpus:
         found.append(Difference("GPUs", str(treatment.gpus), str(baseline.gpus)))
     if treatment.replicas != baseline.replicas:
         found.append(Difference("workers", str(treatment.replicas), str(baseline.replicas)))
     found += _worker_differences(treatment, baseline)
-    for item in dataclasses.fields(Configuration):
-        if item.name in LABELS or item.name == "workers":
-            continue
-        found += _difference(
-            item.name,
-            getattr(treatment, item.name),
-            getattr(baseline, item.name),
-            "part of a feature" if item.name in parts else "other",
-        )
+    found += _differences("", _choices(treatment), _choices(baseline), parts)
     if (
         treatment_schedule is not None
         and baseline_schedule is not None
@@ -93,50 +93,76 @@ def confounds(
     return tuple(found)
 
 
-def _difference(
-    what: str, treatment: Any, baseline: Any, kind: Literal["part of a feature", "other"] = "other"
+_NOT_GIVEN = object()
+
+
+def _choices(item: Configuration | Worker) -> dict[str, Any]:
+    """What was chosen: fields by their names, options and variables of Dynamo by theirs."""
+    found: dict[str, Any] = {}
+    for name in (part.name for part in dataclasses.fields(item)):
+        value = getattr(item, name)
+        if name in OPTION_FIELDS:
+            found |= {OPTION_FIELDS[name].format(key): each for key, each in value.items()}
+        elif name not in (*LABELS, "workers", "mode"):
+            found[name] = value
+    return found
+
+
+def _differences(
+    whose: str,
+    treatment: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    parts: Collection[str] = (),
 ) -> list[Difference]:
-    if treatment == baseline:
-        return []
-    return [Difference(what, _text(treatment), _text(baseline), kind)]
+    found = []
+    for name in dict.fromkeys((*treatment, *baseline)):
+        new, old = (side.get(name, _NOT_GIVEN) for side in (treatment, baseline))
+        if new != old:
+            kind: Kind = "part of a feature" if name in parts else "other"
+            found.append(Difference(whose + name, _text(new, name), _text(old, name), kind))
+    return found
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, name: str = "") -> str:
+    if value is _NOT_GIVEN:
+        return "not given"
     if value is None:
         return "engine's default"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value)
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return str(shown_value(name, value))
 
 
 def _worker_differences(treatment: Configuration, baseline: Configuration) -> list[Difference]:
-    names = [item.name for item in dataclasses.fields(Worker) if item.name != "mode"]
     if treatment.disaggregated == baseline.disaggregated:
         found = []
-        others = {worker.mode: worker for worker in baseline.workers}
+        others = {worker.mode: _choices(worker) for worker in baseline.workers}
         for worker in treatment.workers:
             role = "workers" if worker.mode == "aggregated" else f"{worker.mode} workers"
-            for name in names:
-                # The number of all workers is named already where there is only one role.
-                if name == "replicas" and len(treatment.workers) == 1:
-                    continue
-                other = others[worker.mode]
-                found += _difference(f"{role}: {name}", getattr(worker, name), getattr(other, name))
+            sides = [_choices(worker), others[worker.mode]]
+            # The number of all workers is named already where there is only one role.
+            if len(treatment.workers) == 1:
+                sides = [{**side, "replicas": 0} for side in sides]
+            found += _differences(f"{role}: ", *sides)
         return found
     # A split has other roles than an aggregated graph; each field is compared over all workers.
     # That workers are divided over two roles is the feature itself.
+    sides_by_role = [
+        {worker.mode: {**_choices(worker), "replicas": 0} for worker in configuration.workers}
+        for configuration in (treatment, baseline)
+    ]
     found = []
-    for name in names:
-        if name == "replicas":
-            continue
-        sides = [
-            {getattr(worker, name) for worker in configuration.workers}
-            for configuration in (treatment, baseline)
-        ]
-        if sides[0] != sides[1]:
-            texts = [
-                ", ".join(f"{_text(getattr(w, name))} ({w.mode})" for w in configuration.workers)
-                for configuration in (treatment, baseline)
-            ]
-            found.append(Difference(f"workers: {name}", texts[0], texts[1]))
+    for name in dict.fromkeys(n for side in sides_by_role for own in side.values() for n in own):
+        values = [[own.get(name, _NOT_GIVEN) for own in side.values()] for side in sides_by_role]
+        if set(values[0]) != set(values[1]):
+            new, old = (
+                ", ".join(
+                    f"{_text(own.get(name, _NOT_GIVEN), name)} ({mode})"
+                    for mode, own in side.items()
+                )
+                for side in sides_by_role
+            )
+            found.append(Difference(f"workers: {name}", new, old))
     return found

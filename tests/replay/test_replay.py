@@ -278,6 +278,19 @@ def test_limitations_name_what_is_not_expressed():
         assert part in text, part
 
 
+def test_the_routers_options_change_what_is_simulated(tmp_path, progress):
+    """A router without credit for overlap finds less in the caches."""
+    found = {}
+    for credit in (1, 0):
+        configuration = KV.but(
+            name=f"credit-{credit}", frontend_args={"router-kv-overlap-score-credit": credit}
+        )
+        run = measure(configuration, make_traffic(), tmp_path / configuration.name, progress)
+        assert run.deployed["router_config"] == {"overlap_score_credit": float(credit)}
+        found[credit] = sum(record.cached_tokens for record in run.records)
+    assert found[0] < found[1]
+
+
 def test_caveats_attach_where_they_apply():
     target = ReplayTarget()
 

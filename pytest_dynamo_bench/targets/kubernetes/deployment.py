@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.errors import DeploymentError
-from pytest_dynamo_bench.plain_text import Secrets
+from pytest_dynamo_bench.plain_text import SECRET_NAME, Secrets
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import (
     ApiError,
@@ -31,7 +31,7 @@ from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
     progress_text,
 )
 from pytest_dynamo_bench.targets.kubernetes.manifest import KIND, PLURAL, RUN_LABEL
-from pytest_dynamo_bench.targets.kubernetes.settings import SECRET_NAME, Limits
+from pytest_dynamo_bench.targets.kubernetes.settings import Limits
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
 
 RESOURCES = {KIND: PLURAL, "ConfigMap": "configmaps", "Job": "jobs"}

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo_options import OptionValue, option_arguments
 from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.plain_text import SECRET_NAME
 from pytest_dynamo_bench.targets.kubernetes.engine_arguments import (
     EngineCommand,
     engine_command,
@@ -92,7 +94,7 @@ def render(
         service = _worker(benchmark, configuration, worker, settings, known, name, files)
         services[SERVICE_NAMES[worker.mode]] = service
     spec: dict[str, Any] = {"backendFramework": benchmark.engine}
-    graph_env = {**known.graph_env, **settings.env}
+    graph_env = {**known.graph_env, **settings.env, **_own_env(configuration.env, configuration)}
     if graph_env:
         spec["envs"] = _env(graph_env)
     volumes = [v for v in (settings.model_cache, settings.compilation_cache) if v is not None]
@@ -144,7 +146,7 @@ def _frontend(
         "image": image_of(benchmark, settings),
         "workingDir": "/workspace",
         "command": ["python3", "-m", "dynamo.frontend"],
-        "args": _argv(args),
+        "args": _with_options(args, configuration.frontend_args),
         "env": _env(env),
     }
     service: dict[str, Any] = {
@@ -180,14 +182,14 @@ def _worker(
     config = _engine_file(engine, own, worker)
     if config:
         files[f"{worker.mode}.yaml"] = dump(config)
-    env = {**engine.env, **own.env}
+    env = {**engine.env, **own.env, **_own_env(worker.env, configuration)}
     if settings.model_cache is not None:
         env = {"HF_HOME": settings.model_cache.path, **env}
     container: dict[str, Any] = {
         "image": image_of(benchmark, settings),
         "workingDir": "/workspace",
         "command": list(engine.command),
-        "args": _argv({**engine.args, **own.args}),
+        "args": _with_options({**engine.args, **own.args}, worker.engine_args),
         "env": _env(env),
     }
     if settings.run_as_root:
@@ -293,6 +295,24 @@ def _argv(args: Mapping[str, Any]) -> list[str]:
         if value is not None:
             found.append(str(value))
     return found
+
+
+def _with_options(args: Mapping[str, Any], options: Mapping[str, OptionValue]) -> list[str]:
+    """Arguments of ours, in which an option that the configuration gives is its own."""
+    given = {f"--{prefix}{name}" for name in options for prefix in ("", "no-")}
+    kept = {flag: value for flag, value in args.items() if flag not in given}
+    return [*_argv(kept), *option_arguments(options)]
+
+
+def _own_env(variables: Mapping[str, str], configuration: Configuration) -> Mapping[str, str]:
+    for name in variables:
+        if SECRET_NAME.search(name):
+            raise TargetError(
+                f"configuration {configuration.name!r}: env: {name} looks like a secret, and "
+                "manifests are printed and kept; put it into a Secret of the cluster and name that "
+                "as token_secret in its settings"
+            )
+    return variables
 
 
 def _env(variables: Mapping[str, str]) -> list[dict[str, str]]:

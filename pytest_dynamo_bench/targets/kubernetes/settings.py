@@ -14,9 +14,9 @@ from typing import Any
 
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.plain_text import SECRET_NAME
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents
 
-SECRET_NAME = re.compile(r"TOKEN$|_TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.I)
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 

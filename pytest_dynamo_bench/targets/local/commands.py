@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.engines import (
     device_blocks,
     find_profile,
@@ -19,6 +20,7 @@ from pytest_dynamo_bench.engines import (
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.processes import ProcessSpec
+from pytest_dynamo_bench.targets.option_check import parse_command, refuse_unknown
 
 LOOPBACK = "127.0.0.1"
 
@@ -107,6 +109,7 @@ def process_specs(
         sys.executable if images is None else images.python, "-m", "dynamo.frontend",
         "--http-host", LOOPBACK, "--http-port", str(ports.frontend),
         "--router-mode", configuration.router, "--discovery-backend", "file",
+        *option_arguments(configuration.frontend_args),
     ]  # fmt: skip
     commands: dict[str, Sequence[str]] = {"event-tap": tap, "frontend": frontend}
     if images is not None:
@@ -116,11 +119,40 @@ def process_specs(
             commands[worker.mode] = mocker_command(
                 benchmark, configuration, worker, directory, fast_forward
             )
-    own = {"frontend": own_home(directory, variables)}
+    own: dict[str, Mapping[str, str]] = dict.fromkeys(commands, configuration.env)
+    own["event-tap"] = {}
+    own["frontend"] = {**configuration.env, **own_home(directory, variables)}
+    for worker in configuration.workers:
+        # With images there is one role, of one process or several.
+        for name in images.commands if images is not None else (worker.mode,):
+            own[name] = {**configuration.env, **worker.env}
     return [
-        ProcessSpec(name, argv, {**variables, **own.get(name, {})}, logs / f"{name}.log")
+        ProcessSpec(name, argv, {**variables, **own[name]}, logs / f"{name}.log")
         for name, argv in commands.items()
     ]
+
+
+def check_options(benchmark: Benchmark, configuration: Configuration, *, images: bool) -> None:
+    """Have the installed Dynamo look at the options and variables that a configuration gives.
+
+    Raises:
+        TargetError: it has no such option, or does not take the value.
+    """
+    given = {"frontend": configuration.frontend_args}
+    if not images:
+        given |= {worker.mode: worker.engine_args for worker in configuration.workers}
+    nowhere = Path("/nowhere")
+    serving = ImageServing({}, sys.executable) if images else None
+    for spec in process_specs(
+        benchmark, configuration, nowhere, nowhere, Ports(0, 0, 0), images=serving
+    ):
+        if spec.name in given:
+            _, _, program, *arguments = spec.argv
+            steering = {k: v for k, v in spec.environment.items() if k.startswith("DYN_")}
+            refuse_unknown(
+                f"configuration {configuration.name!r}", program, given[spec.name],
+                parse_command(program, arguments, steering),
+            )  # fmt: skip
 
 
 def kv_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int | None:
@@ -186,4 +218,4 @@ def mocker_command(
     for option, value in optional.items():
         if value is not None:
             command += [option, str(value)]
-    return command
+    return command + option_arguments(worker.engine_args)

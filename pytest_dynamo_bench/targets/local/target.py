@@ -30,7 +30,6 @@ from pytest_dynamo_bench.benchmark import (
     Configuration,
     ScaleName,
     Size,
-    Worker,
 )
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
@@ -49,6 +48,7 @@ from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, wit
 from pytest_dynamo_bench.targets.local.commands import (
     LOOPBACK,
     Ports,
+    check_options,
     kv_blocks,
     process_specs,
 )
@@ -149,6 +149,10 @@ class LocalTarget:
                 f"port {port} of {LOOPBACK} is in use by another process; give another one with "
                 "--dynamo-frontend-port, or leave the option out and a free one is chosen"
             )
+        for configuration in benchmark.configurations:
+            if configuration.gives_options:
+                images = benchmark.traffic.load().images is not None
+                check_options(benchmark, configuration, images=images)
 
     def size(self, benchmark: Benchmark) -> Size:
         """How much of the benchmark's traffic is sent, after all options."""
@@ -311,6 +315,8 @@ class _Measurement:
                         self._progress.stage(f"ready after {ready_seconds:.1f} s")
                         run = await self._measure(processes, frontend, ports, model, scratch, after)
                     self._progress.stage("taking down")
+            # As it reads back from JSON.
+            told = json.loads(json.dumps(self._configuration.as_dict()))
             deployed = {
                 "model": self._benchmark.model,
                 "engine": self._images.name if self._images else "mocker",
@@ -320,7 +326,9 @@ class _Measurement:
                 # by this: what was asked of the workers.
                 "block_size": self._configuration.block_size,
                 "fast_forward": self._fast_forward,
-                "engines": {item.mode: _plain(item) for item in self._configuration.workers},
+                "engines": {item["mode"]: item for item in told["workers"]},
+                "frontend_args": told["frontend_args"],
+                "env": told["env"],
                 "processes": {
                     spec.name: [_portable(part, scratch) for part in spec.argv[1:]]
                     for spec in specs
@@ -627,12 +635,6 @@ def _machine() -> str:
         names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text("utf-8"), re.M)
         processor = names[0] if names else processor
     return f"{processor}, {psutil.cpu_count()} cores"
-
-
-def _plain(worker: Worker) -> dict[str, Any]:
-    """A worker as it reads back from JSON."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(worker)))
-    return plain
 
 
 class _Model(msgspec.Struct):

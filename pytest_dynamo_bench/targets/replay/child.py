@@ -193,6 +193,9 @@ def main(job_path: str, parent: str | None = None) -> None:
     for name in ("extra_engine_args", "prefill_engine_args", "decode_engine_args"):
         if arguments.get(name) is not None:
             arguments[name] = MockEngineArgs.from_json(json.dumps(arguments[name]))
+    if arguments.get("router_config") is not None:
+        routing = json.dumps(arguments["router_config"])
+        arguments["router_config"] = _core.KvRouterConfig.from_json(routing)
     seeding = "not asked for"
     if job["seed"] is not None:
         seeding = make_reproducible(_core.__file__, job["seed"])

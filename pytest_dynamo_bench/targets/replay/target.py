@@ -32,6 +32,7 @@ from typing import Any, Literal
 import msgspec
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker, traffic_for
+from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.dynamo_release import REQUIREMENT
 from pytest_dynamo_bench.engines import (
     EngineProfile,
@@ -48,6 +49,7 @@ from pytest_dynamo_bench.parallel import cores
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Unwatched
+from pytest_dynamo_bench.targets.option_check import ParsedCommand, parse_command, refuse_unknown
 from pytest_dynamo_bench.targets.replay import child
 from pytest_dynamo_bench.targets.replay.caveats import NO_VISION, caveats
 from pytest_dynamo_bench.traffic import (
@@ -291,6 +293,7 @@ class ReplayTarget:
                 },
                 "workers": {key: arguments[key] for key in arguments if key.endswith("_workers")},
                 "router_mode": arguments["router_mode"],
+                "router_config": arguments.get("router_config", {}),
                 "profiles": [p.name for p in self.profiles(benchmark, configuration)],
                 "prefix_pricing": self.prefix_pricing,
                 "command": _bare_command(arguments),
@@ -633,6 +636,9 @@ def engine_arguments(
     if _routing_targets(configuration) < 2:
         router = "round_robin"
     arguments: dict[str, Any] = {"router_mode": router, "replay_mode": "offline"}
+    routing = _frontend(configuration).effect(configuration.frontend_args)
+    if routing and router == ROUTERS["kv"]:
+        arguments["router_config"] = routing
     profiles = target.profiles(benchmark, configuration)
     for worker, profile in zip(configuration.workers, profiles, strict=True):
         engine = _engine(benchmark, configuration, worker, profile)
@@ -700,7 +706,44 @@ def _engine(
             )
         engine["aic_nextn"] = worker.speculative.draft_tokens
         engine["aic_nextn_accept_rates"] = ",".join(f"{rate:g}" for rate in rates)
-    return engine
+    return engine | _mocker(configuration, worker).effect(worker.engine_args)
+
+
+def _frontend(configuration: Configuration) -> ParsedCommand:
+    """What Dynamo makes of the frontend's options."""
+    given = configuration.frontend_args
+    if not given:
+        return ParsedCommand()
+    program = "dynamo.frontend"
+    arguments = ["--router-mode", configuration.router, *option_arguments(given)]
+    parsed = parse_command(program, arguments, {})
+    refuse_unknown(f"configuration {configuration.name!r}", program, given, parsed)
+    return parsed
+
+
+def _mocker(configuration: Configuration, worker: Worker) -> ParsedCommand:
+    """What the mocker makes of those options of a worker that it has; others are an engine's."""
+    if not worker.engine_args:
+        return ParsedCommand()
+    program = "dynamo.mocker"
+    known = parse_command(program, [], {}).known(worker.engine_args)
+    parsed = parse_command(program, option_arguments(known), {})
+    refuse_unknown(f"configuration {configuration.name!r}", program, known, parsed)
+    return parsed
+
+
+def _options_without_effect(configuration: Configuration) -> Iterator[str]:
+    """The options and variables that a simulation knows nothing of, a sentence each."""
+    given, variables = configuration.frontend_args, dict(configuration.env)
+    routed = configuration.router == "kv" and _routing_targets(configuration) > 1
+    for name in _frontend(configuration).without_effect(given) if routed else given:
+        yield f"The frontend's --{name} has no effect in a simulation."
+    for worker in configuration.workers:
+        for name in _mocker(configuration, worker).without_effect(worker.engine_args):
+            yield f"--{name} of the {worker.mode} workers has no effect in a simulation."
+        variables |= worker.env
+    for name in variables:
+        yield f"The variable {name} has no effect in a simulation."
 
 
 def _engine_type(benchmark: Benchmark) -> str:
@@ -735,6 +778,7 @@ def _not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterab
                 continue
             if getattr(worker, name) is None:
                 yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
+    yield from _options_without_effect(configuration)
     yield from features_lacking(configuration)
     yield from feature_limits(configuration, "simulated")
 

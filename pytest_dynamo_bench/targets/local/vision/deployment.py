@@ -148,6 +148,11 @@ def check_vision(benchmark: Benchmark, configuration: Configuration) -> None:
     if configuration.disaggregated:
         raise TargetError(f"{owner}: images are served by aggregated workers only on 'local'")
     (worker,) = configuration.workers
+    if worker.engine_args:
+        raise TargetError(
+            f"{owner}: engine_args: the vision worker on 'local' is no engine of Dynamo's, and has "
+            "no such options; --dynamo-engine=vllm brings up one"
+        )
     if find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker) is None:
         raise TargetError(
             f"{owner}: there is no engine profile of {benchmark.model} on {benchmark.hardware.gpu}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.errors import TargetError, UnavailableError
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing, Measures
@@ -210,7 +211,7 @@ def worker_command(
             },
         }
         command += ["--ec-transfer-config", json.dumps(transfer)]
-    return command
+    return command + option_arguments(worker.engine_args)
 
 
 def variables_of(
