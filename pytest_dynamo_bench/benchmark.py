@@ -33,7 +33,6 @@ WorkerMode = Literal["aggregated", "prefill", "decode"]
 Role = Literal["baseline", "treatment", "winner"]
 ClaimKind = Literal["effect", "mechanism", "control"]
 Engine = Literal["vllm", "sglang", "trtllm"]
-TARGET_NAMES = ("local", "replay", "kubernetes", "endpoint")
 ScaleName = Literal["smoke", "standard", "full"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 
@@ -481,6 +480,11 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
     return beginning(traffic, max(1, round(configuration.requests * traffic.share)))
 
 
+def claimed_as(target: str) -> str:
+    """The name of a target as claims write it, where it may be the name of an argument."""
+    return target.replace("-", "_")
+
+
 Direction = Literal["at most", "at least", "within"]
 
 
@@ -529,10 +533,10 @@ class Claim:
 
     Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by``, ``not_lower_by`` and
     ``within`` (neither higher nor lower by more) is given, as one number for every target or as
-    ``{"local": 0.1, "replay": 0.05}``; on a target that is not named the claim is not made,
-    except that what is claimed on ``kubernetes`` is claimed on ``endpoint`` too: both are real
-    deployments. Numbers are relative (0.2 is 20 %), for shares such as ``kv_hit_rate`` plain
-    differences (0.1 is 10 points).
+    ``{"local": 0.1, "replay": 0.05}``; on a target that is not named the claim is not made, unless
+    that says which one it is like, as ``endpoint`` is like ``kubernetes``: both are real
+    deployments. In the name of a target ``_`` stands for ``-``. Numbers are relative (0.2 is
+    20 %), for shares such as ``kv_hit_rate`` plain differences (0.1 is 10 points).
 
     ``kind`` is ``effect`` (what is promised), ``mechanism`` (why it happens) or ``control``
     (where it must be absent). ``evidence`` says where the threshold comes from.
@@ -568,13 +572,9 @@ class Claim:
         thresholds = getattr(self, given[0])
         if isinstance(thresholds, Mapping):
             # Its own copy: a claim that has been judged must not become another one.
-            thresholds = dict(thresholds)
+            thresholds = self._by_name(owner, given[0], thresholds)
             object.__setattr__(self, given[0], thresholds)
-        by_target = thresholds if isinstance(thresholds, dict) else {"local": thresholds}
-        if not by_target:
-            _fail(owner, f"{given[0]}: name at least one target: {', '.join(TARGET_NAMES)}")
-        for target, value in by_target.items():
-            _check_choice(owner, f"{given[0]} target", target, TARGET_NAMES)
+        for value in thresholds.values() if isinstance(thresholds, dict) else [thresholds]:
             self._check_threshold(given[0], value)
         if self.treatment == self.baseline:
             _fail(owner, f"treatment and baseline are the same configuration: {self.baseline!r}")
@@ -582,6 +582,26 @@ class Claim:
     def __hash__(self) -> int:
         """A hash that agrees with equality, also where thresholds are given by target."""
         return hash((self.name, self.metric, self.treatment, self.baseline, self.kind))
+
+    @staticmethod
+    def _by_name(owner: str, bound: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        if not thresholds:
+            _fail(owner, f"{bound}: name at least one target, such as local")
+        found: dict[str, float] = {}
+        for target, value in thresholds.items():
+            if not isinstance(target, str) or not (name := claimed_as(target)).isidentifier():
+                _fail(owner, f"{bound}: {target!r} cannot be the name of a target")
+            if name in found:
+                _fail(owner, f"{bound}: {name!r} is named twice")
+            found[name] = value
+        return found
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets that it names, as claims write them; none for one number for all."""
+        found = (getattr(self, name) for name in _BOUND_FIELDS)
+        thresholds = next(value for value in found if value is not None)
+        return tuple(thresholds) if isinstance(thresholds, Mapping) else ()
 
     def _check_threshold(self, bound: str, value: object) -> None:
         owner = f"Claim {self.name!r}"
@@ -689,26 +709,34 @@ class Claim:
             name, metric, treatment.name, baseline.name, kind=kind, evidence=evidence, **limits
         )
 
-    def bound(self, target: str) -> Bound | None:
-        """What is claimed on ``target``, or None where the claim is not made."""
+    def bound(self, *targets: str) -> Bound | None:
+        """What is claimed on a target, or None where the claim is not made.
+
+        Args:
+            targets: the target's name, then those of targets that it is like; the first one that
+                the claim names decides.
+        """
         for name, (direction, sign) in _BOUND_FIELDS.items():
             thresholds = getattr(self, name)
             if thresholds is None:
                 continue
             if isinstance(thresholds, Mapping):
-                if target == "endpoint" and target not in thresholds:
-                    target = "kubernetes"
-                if target not in thresholds:
+                named = [name for name in map(claimed_as, targets) if name in thresholds]
+                if not named:
                     return None
-                thresholds = thresholds[target]
+                thresholds = thresholds[named[0]]
             return Bound(direction, sign * float(thresholds))
         raise AssertionError("a claim without a bound cannot be constructed")
 
-    def statement(self, target: str) -> str:
-        """The claim in words, for example ``time_to_first_token.mean lower by at least 20 %``."""
-        bound = self.bound(target)
+    def statement(self, *targets: str) -> str:
+        """The claim in words, for example ``time_to_first_token.mean lower by at least 20 %``.
+
+        Args:
+            targets: as for :meth:`bound`.
+        """
+        bound = self.bound(*targets)
         if bound is None:
-            return f"not claimed on {target}"
+            return f"not claimed on {targets[0]}"
         size = abs(bound.limit) * 100
         unit = "points" if metric_of(self.metric).is_share else "%"
         words = {

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pytest_dynamo_bench.benchmark import Benchmark, Claim, traffic_for
+from pytest_dynamo_bench.benchmark import Benchmark, Bound, Claim, traffic_for
 from pytest_dynamo_bench.errors import (
     BenchmarkError,
     DynamoBenchError,
@@ -95,6 +95,7 @@ class Comparison:
         claims: the claims that will be asked about. They are measured and judged together,
             since judging several claims one by one finds too many. Any other claim is judged
             alone when it is asked about, and :attr:`how_judged` says so.
+        like: the targets that ``target`` is like, whose claims are made on it too.
     """
 
     def __init__(
@@ -106,12 +107,14 @@ class Comparison:
         *,
         claims: Sequence[Claim] = (),
         plan: MeasuringPlan | None = None,
+        like: Sequence[str] = (),
     ) -> None:
         self.benchmark = benchmark
         self.target = target
         self.store = store
         self.plan = plan or MeasuringPlan()
-        made = [claim for claim in claims if claim.bound(target.name) is not None]
+        self._like = tuple(like)
+        made = [claim for claim in claims if self.bound(claim) is not None]
         self._family = list(dict.fromkeys(made))
         self._show = show
         self._traffic: Traffic | None = None
@@ -197,6 +200,10 @@ class Comparison:
         ]
         self._rounds(missing, range(self.plan.repeats))
 
+    def bound(self, claim: Claim) -> Bound | None:
+        """What a claim says on this target; None where it is not made."""
+        return claim.bound(self.target.name, *self._like)
+
     def verdict(self, claim: Claim) -> Verdict:
         """What the measurement says of a claim; measures what it and its family need.
 
@@ -204,7 +211,7 @@ class Comparison:
             DeploymentError, InvalidRunError: as for item access.
             ValueError: the claim is not made on this target.
         """
-        if claim.bound(self.target.name) is None:
+        if self.bound(claim) is None:
             raise ValueError(f"claim {claim.name!r} is not made on {self.target.name}")
         if claim not in self._verdicts:
             self._judge(self._family if claim in self._family else [claim])
@@ -426,6 +433,7 @@ class Comparison:
             effect or self._effect(claim),
             gates,
             [str(item) for item in differences],
+            self._like,
         )
 
     def _look_until_decided(
@@ -458,7 +466,7 @@ class Comparison:
             evidence = {
                 claim: (self._effect(claim), bound)
                 for claim in self._possible(claims)
-                if (bound := claim.bound(self.target.name)) is not None
+                if (bound := self.bound(claim)) is not None
             }
             looks = looks.look(repeats, evidence)
             if looks.done:

@@ -1,4 +1,4 @@
-"""The options of the plugin, and what may be written for them.
+"""The options that are no target's own, and what may be written for them.
 
 Only argparse is known here; every value is checked while the command line is read.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-from pytest_dynamo_bench.server_options import add_server_options
+from pytest_dynamo_bench.targets.options import OptionGroup, count, option
+from pytest_dynamo_bench.targets.registry import OURS
 
-_SCALES = ("smoke", "standard", "full")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _GATES = (
     "failed_share, rejected_share, token_mismatch_share, token_tolerance, schedule_delay_ms, "
@@ -20,134 +19,6 @@ _GATES = (
     "processor_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
-
-
-def add_options(add: Callable[..., object]) -> None:
-    """Add every option by a function with the arguments of argparse's ``add_argument``."""
-    add(
-        "--dynamo-target", metavar="TARGET", default=None,
-        help="where configurations are brought up: "
-        "'local' is the real Dynamo with mocker engines on this machine (default), 'replay' its "
-        "discrete-event simulation of the full traffic, 'kubernetes' a cluster with Dynamo's "
-        "operator, 'endpoint' servers that are already up",
-    )  # fmt: skip
-    add(
-        "--dynamo-traffic", metavar="FILE", default=None,
-        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
-        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
-    )  # fmt: skip
-    add(
-        "--dynamo-aiperf-results", metavar="CONFIGURATION=DIR", type=_named_directory,
-        action="append", default=[],
-        help="check the claims on what `aiperf profile` measured: for each configuration the "
-        "directory that it wrote; given again for a configuration it is another repeat. Nothing "
-        "is brought up; --dynamo-target says on what it was measured (default here: endpoint)",
-    )  # fmt: skip
-    add(
-        "--dynamo-reports", metavar="DIR", default=None,
-        help="directory that a directory of results is made in (default: reports)",
-    )  # fmt: skip
-    add(
-        "--dynamo-scale", choices=_SCALES, default="standard",
-        help="local: how much of each benchmark's traffic is sent: 'smoke' is all comparisons in "
-        "minutes, where claims that so little cannot decide are skipped; 'standard' (default) is "
-        "enough for the claims; 'full' is the published traffic, which takes hours",
-    )  # fmt: skip
-    add(
-        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
-        help="another length of each configuration's traffic, by the clock: local, than that of "
-        "the scale; a real deployment, than all of it; longer runs give narrower intervals",
-    )  # fmt: skip
-    add(
-        "--dynamo-cut-seed", metavar="N", type=int, default=0,
-        help="choose another, equally representative cut (default: %(default)s)",
-    )  # fmt: skip
-    add(
-        "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
-        help="local: port of Dynamo's frontend on 127.0.0.1 (default: a free one)",
-    )  # fmt: skip
-    add(
-        "--dynamo-engine", choices=("mocker", "vllm"), default="mocker",
-        help="local: 'mocker' is Dynamo's, with a vision worker of this plugin for images "
-        "(default); 'vllm' is Dynamo's real vLLM backend with a toy model on the processor, for "
-        "benchmarks with images: docs/images-and-caches.md",
-    )  # fmt: skip
-    add(
-        "--dynamo-load", choices=("own", "aiperf"), default="own",
-        help="the load generator: the own one (default), or the program aiperf with the same "
-        "traffic, for a second opinion; docs/load-generator.md compares them",
-    )  # fmt: skip
-    add(
-        "--dynamo-load-processes", metavar="N", type=_count, default=1,
-        help="processes of the load generator, for rates that one core cannot send "
-        "(default: %(default)s); check-client says what one can do",
-    )  # fmt: skip
-    add(
-        "--dynamo-replay-processes", metavar="N", type=_count, default=None,
-        help="replay: simulations at a time (default: as many as there are cores); each takes up "
-        "to 600 MB",
-    )  # fmt: skip
-    add(
-        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
-        help="outcome of a claim that the measurement neither confirms nor refutes "
-        "(default: fail; at --dynamo-scale=smoke skip)",
-    )  # fmt: skip
-    add(
-        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
-        help="outcome where a run is invalid, so that nothing can be concluded from it "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    add(
-        "--dynamo-attribution", action="store_true",
-        help="replay: simulate all combinations of the features in which the winner differs from "
-        "the baseline, and say what each of them brings",
-    )  # fmt: skip
-    add(
-        "--dynamo-repeats", metavar="N", type=_count, default=1,
-        help="runs of each configuration, in interleaved order; their differences widen or "
-        "narrow the intervals as they should (default: %(default)s)",
-    )  # fmt: skip
-    add(
-        "--dynamo-budget", metavar="DURATION", type=_duration_seconds, default=None,
-        help="instead of a fixed number of repeats, add some until every claim is decided, for "
-        "so long at most for each benchmark, such as 90s, 10m or 2h",
-    )  # fmt: skip
-    add(
-        "--dynamo-false-discovery-rate", metavar="SHARE", type=_share, default=0.05,
-        help="share of wrong verdicts among the decided claims of a benchmark "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    add(
-        "--dynamo-gate", metavar="NAME=VALUE", type=_gate, action="append", default=[],
-        help="another threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md "
-        "lists them; can be given several times",
-    )  # fmt: skip
-    add(
-        "--dynamo-baseline", metavar="DIR", default=None,
-        help="results of an earlier session; every configuration gets tests that fail when a "
-        "metric got worse by more than is tolerated, or has nothing to be compared with",
-    )  # fmt: skip
-    add(
-        "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
-        help="with --dynamo-baseline: how much worse a metric may be, such as ttft:5%% or "
-        "itl.p99:0.1; several separated by commas (default: 5%% for the medians of TTFT and ITL, "
-        "and for throughput)",
-    )  # fmt: skip
-    add(
-        "--dynamo-baseline-any", action="store_true",
-        help="with --dynamo-baseline: compare although environment, configuration or traffic "
-        "differ",
-    )  # fmt: skip
-    add(
-        "--dynamo-allow-missing", action="store_true",
-        help="with --dynamo-baseline: skip what cannot be compared, since one side has no usable "
-        "result of it; when that is everything, the session fails all the same",
-    )  # fmt: skip
-    add(
-        "--dynamo-save-baseline", metavar="DIR", default=None,
-        help="copy the results to a directory that --dynamo-baseline can name later",
-    )  # fmt: skip
-    add_server_options(add)
 
 
 def _positive_seconds(text: str) -> float:
@@ -167,12 +38,6 @@ def _named_directory(text: str) -> tuple[str, Path]:
             f"must be CONFIGURATION=DIR, such as agg-kv-router=artifacts/kv; got {text!r}"
         )
     return name, Path(directory)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000, got {text!r}")
-    return int(text)
 
 
 def _share(text: str) -> float:
@@ -200,3 +65,106 @@ def _gate(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{name}: must be a number, got {value!r}") from None
+
+
+_RUNS = OptionGroup("runs", (
+    option(
+        "--dynamo-target", metavar="TARGET", default=None,
+        help="where configurations are brought up: "
+        + ", ".join(f"{target.name!r} is {target.summary}" for target in OURS)
+        + " (default: the ini option dynamo_target, else 'local')",
+    ),
+    option(
+        "--dynamo-traffic", metavar="FILE", default=None,
+        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
+        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
+    ),
+    option(
+        "--dynamo-aiperf-results", metavar="CONFIGURATION=DIR", type=_named_directory,
+        action="append", default=[],
+        help="check the claims on what `aiperf profile` measured: for each configuration the "
+        "directory that it wrote; given again for a configuration it is another repeat. Nothing "
+        "is brought up; --dynamo-target says on what it was measured (default here: endpoint)",
+    ),
+    option(
+        "--dynamo-dry-run", action="store_true",
+        help="look whether everything is there (kubernetes: let the API server check the "
+        "manifests), but create and measure nothing",
+    ),
+    option(
+        "--dynamo-reports", metavar="DIR", default=None,
+        help="directory that a directory of results is made in (default: reports)",
+    ),
+    option(
+        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
+        help="another length of each configuration's traffic, by the clock: local, than that of "
+        "the scale; a real deployment, than all of it; longer runs give narrower intervals",
+    ),
+    option(
+        "--dynamo-cut-seed", metavar="N", type=int, default=0,
+        help="choose another, equally representative cut (default: %(default)s)",
+    ),
+    option(
+        "--dynamo-load-processes", metavar="N", type=count, default=1,
+        help="processes of the load generator, for rates that one core cannot send "
+        "(default: %(default)s); check-client says what one can do",
+    ),
+    option(
+        "--dynamo-repeats", metavar="N", type=count, default=1,
+        help="runs of each configuration, in interleaved order; their differences widen or "
+        "narrow the intervals as they should (default: %(default)s)",
+    ),
+    option(
+        "--dynamo-budget", metavar="DURATION", type=_duration_seconds, default=None,
+        help="instead of a fixed number of repeats, add some until every claim is decided, for "
+        "so long at most for each benchmark, such as 90s, 10m or 2h",
+    ),
+))  # fmt: skip
+_VERDICTS = OptionGroup("verdicts", (
+    option(
+        "--dynamo-gate", metavar="NAME=VALUE", type=_gate, action="append", default=[],
+        help="another threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md "
+        "lists them; can be given several times",
+    ),
+    option(
+        "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
+        help="outcome of a claim that the measurement neither confirms nor refutes "
+        "(default: fail; at --dynamo-scale=smoke skip)",
+    ),
+    option(
+        "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
+        help="outcome where a run is invalid, so that nothing can be concluded from it "
+        "(default: %(default)s)",
+    ),
+    option(
+        "--dynamo-false-discovery-rate", metavar="SHARE", type=_share, default=0.05,
+        help="share of wrong verdicts among the decided claims of a benchmark "
+        "(default: %(default)s)",
+    ),
+    option(
+        "--dynamo-baseline", metavar="DIR", default=None,
+        help="results of an earlier session; every configuration gets tests that fail when a "
+        "metric got worse by more than is tolerated, or has nothing to be compared with",
+    ),
+    option(
+        "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
+        help="with --dynamo-baseline: how much worse a metric may be, such as ttft:5%% or "
+        "itl.p99:0.1; several separated by commas (default: 5%% for the medians of TTFT and ITL, "
+        "and for throughput)",
+    ),
+    option(
+        "--dynamo-baseline-any", action="store_true",
+        help="with --dynamo-baseline: compare although environment, configuration or traffic "
+        "differ",
+    ),
+    option(
+        "--dynamo-allow-missing", action="store_true",
+        help="with --dynamo-baseline: skip what cannot be compared, since one side has no usable "
+        "result of it; when that is everything, the session fails all the same",
+    ),
+    option(
+        "--dynamo-save-baseline", metavar="DIR", default=None,
+        help="copy the results to a directory that --dynamo-baseline can name later",
+    ),
+))  # fmt: skip
+OPTIONS = (_RUNS, _VERDICTS)

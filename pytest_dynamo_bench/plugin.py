@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,15 +29,13 @@ from pytest_dynamo_bench.errors import (
 )
 from pytest_dynamo_bench.features import feature_markers, markers_of
 from pytest_dynamo_bench.metric_definitions import forget_metrics, register_metric
-from pytest_dynamo_bench.options import add_options
+from pytest_dynamo_bench.options import OPTIONS
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports import junit
-from pytest_dynamo_bench.server_options import (
-    endpoint_target,
-    kubernetes_target,
-    without_secrets,
-)
 from pytest_dynamo_bench.session import BenchSession
+from pytest_dynamo_bench.targets.endpoint import ENDPOINT
+from pytest_dynamo_bench.targets.options import OptionGroup, without_secrets
+from pytest_dynamo_bench.targets.registry import OURS, TargetRegistry, listed
 from pytest_dynamo_bench.termination import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -50,8 +48,9 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.verdicts.regression import Tolerance
 
 _FIXTURES = "dynamo_bench_fixtures"
+_GROUP = "NVIDIA Dynamo benchmarks"
 _SLUG = re.compile(r"[^a-z0-9]+")
-_TARGETS = ("local", "replay", "kubernetes", "endpoint")
+_TARGETS = "dynamo_bench_targets"
 _LONGEST_MESSAGE = 20_000
 _LONGEST_REASON = 1000
 
@@ -63,10 +62,31 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspec)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """All options of the plugin, in one group."""
-    group = parser.getgroup("dynamo", "NVIDIA Dynamo benchmarks")
-    add_options(group.addoption)
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The options of the plugin and of all targets, in groups.
+
+    A target that a conftest.py or another plugin registers brings its own when that is loaded,
+    which for an initial conftest.py is before the command line is read for good.
+    """
+    targets = TargetRegistry(OPTIONS)
+
+    def declare(groups: Iterable[OptionGroup]) -> None:
+        for each in groups:
+            group = parser.getgroup(f"dynamo: {each.title}", f"{_GROUP}: {each.title}")
+            for option in each.options:
+                group.addoption(option.flag, **option.settings)
+
+    def register(found: object) -> None:
+        try:
+            for definition in listed(found):
+                declare(targets.add(definition))
+        except DynamoBenchError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    declare(OPTIONS)
+    register(OURS)
+    pluginmanager.register(targets, _TARGETS)
+    pluginmanager.hook.pytest_dynamo_bench_targets.call_historic(result_callback=register)
     parser.addini("dynamo_target", "default of --dynamo-target", default="local")
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
     parser.addini(
@@ -125,27 +145,29 @@ class _Display:
 
 def _new_session(config: pytest.Config) -> BenchSession:
     recorded = config.getoption("dynamo_aiperf_results")
-    default = "endpoint" if recorded else config.getini("dynamo_target")
+    default = ENDPOINT.name if recorded else config.getini("dynamo_target")
     name = config.getoption("dynamo_target") or default
+    targets: Any = config.pluginmanager.get_plugin(_TARGETS)
 
     def make_target() -> Target:
         if recorded:
             return _recorded_target(name, recorded)
-        target: Target | None = config.hook.pytest_dynamo_bench_make_target(
-            config=config, name=name
-        )
-        if target is None:
-            raise pytest.UsageError(
-                f"--dynamo-target: {name!r} is not a target; targets: {', '.join(_TARGETS)}"
-            )
+        own: Target | None = config.hook.pytest_dynamo_bench_make_target(config=config, name=name)
+        try:
+            target = targets.make(name, config.getoption) if own is None else own
+            targets.claimed_on(target.name)
+        except DynamoBenchError as error:
+            raise pytest.UsageError(str(error)) from None
         return target
 
+    arguments = map(str, config.invocation_params.args)
     return BenchSession(
         target_name=name,
+        targets=targets,
         make_target=make_target,
         reports=config.rootpath
         / (config.getoption("dynamo_reports") or config.getini("dynamo_reports")),
-        command=["pytest", *without_secrets(list(map(str, config.invocation_params.args)))],
+        command=["pytest", *without_secrets(arguments, targets.options.values())],
         option=config.getoption,
         show=_Display(config),
     )
@@ -178,53 +200,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.hook.pytest_dynamo_bench_metrics.call_historic(register)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target | None:
-    """The targets that come with the plugin."""
-    if config.getoption("dynamo_load") != "own" and name in _TARGETS and name != "local":
-        raise pytest.UsageError(
-            f"--dynamo-load={config.getoption('dynamo_load')} is for --dynamo-target=local only, "
-            f"not for {name}; leave it out, or judge AIPerf's own results of a server with "
-            "--dynamo-aiperf-results"
-        )
-    if config.getoption("dynamo_engine") != "mocker" and name in _TARGETS and name != "local":
-        raise pytest.UsageError(
-            f"--dynamo-engine={config.getoption('dynamo_engine')} is for --dynamo-target=local "
-            f"only, not for {name}; leave it out"
-        )
-    if config.getoption("dynamo_engine") != "mocker" and config.getoption("dynamo_load") != "own":
-        raise pytest.UsageError(
-            f"--dynamo-engine={config.getoption('dynamo_engine')} needs the own load generator, "
-            "since AIPerf does not say what the server called a request; leave --dynamo-load out"
-        )
-    from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
-
-    if name == "local":
-        return LocalTarget(
-            LocalOptions(
-                scale=config.getoption("dynamo_scale"),
-                seconds=config.getoption("dynamo_seconds"),
-                frontend_port=config.getoption("dynamo_frontend_port"),
-                seed=config.getoption("dynamo_cut_seed"),
-                load=config.getoption("dynamo_load"),
-                load_processes=config.getoption("dynamo_load_processes"),
-                engine=config.getoption("dynamo_engine"),
-            )
-        )
-    if name == "replay":
-        from pytest_dynamo_bench.targets.replay.target import ReplayTarget
-
-        return ReplayTarget(processes=config.getoption("dynamo_replay_processes"))
-    try:
-        if name == "endpoint":
-            return endpoint_target(config.getoption)
-        if name == "kubernetes":
-            return kubernetes_target(config.getoption)
-    except DynamoBenchError as error:
-        raise pytest.UsageError(str(error)) from None
-    return None
-
-
 # ---------------------------------------------------------------------------------------
 # Collection: claims become test items, features become markers, mistakes become messages.
 # ---------------------------------------------------------------------------------------
@@ -239,10 +214,14 @@ def _benchmark_of(module: object) -> Benchmark | None:
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> None:
     """Register markers and fixtures when the first module with a benchmark is collected.
 
-    Without one their names are everybody else's.
+    Without one their names are everybody else's. Claims about targets that nobody registered,
+    which would never be made, are found here.
     """
     manager = collector.config.pluginmanager
-    has_one = issubclass(type(obj), Benchmark) or _benchmark_of(collector.module) is not None
+    benchmark = _benchmark_of(collector.module)
+    if benchmark is not None and obj is benchmark:
+        collector.config.stash[_SESSION].targets.check_claims(benchmark)
+    has_one = issubclass(type(obj), Benchmark) or benchmark is not None
     if not has_one or manager.has_plugin(_FIXTURES):
         return
     for marker in feature_markers():
@@ -264,6 +243,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Those of a claim are what its two configurations use, those of any other test what all do.
     """
+    if any(map(_measures, items)):
+        dynamo = config.stash[_SESSION]
+        try:
+            dynamo.targets.check_options(dynamo.target_name, config.getoption)
+        except DynamoBenchError as error:
+            raise pytest.UsageError(str(error)) from None
     items.extend([*_regression_items(config, items), *_attribution_items(config, items)])
     for item in items:
         benchmark = _benchmark_of(getattr(item, "module", None))
@@ -435,11 +420,6 @@ def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[
     """A test for every benchmark whose winner differs from its baseline in several features."""
     if not config.getoption("dynamo_attribution"):
         return []
-    if config.stash[_SESSION].target_name != "replay":
-        raise pytest.UsageError(
-            "--dynamo-attribution needs --dynamo-target=replay: it takes all combinations of the "
-            "features, many times over"
-        )
     from pytest_dynamo_bench.attribution import plan
 
     found: list[pytest.Item] = []
@@ -691,9 +671,8 @@ class MeasuredComparison:
             The verdict, when the claim holds.
         """
         __tracebackhide__ = True
-        target = self._comparison.target.name
-        if claim.bound(target) is None:
-            pytest.skip(f"not claimed on {target}")
+        if self._comparison.bound(claim) is None:
+            pytest.skip(f"not claimed on {self._comparison.target.name}")
         self._request.node.stash[_CHECKED] = True
         try:
             verdict = self._comparison.verdict(claim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.reports.model import SessionReport
     from pytest_dynamo_bench.reports.store import EndedTest, ResultStore, StoredResults
     from pytest_dynamo_bench.targets.base import Progress, Target
+    from pytest_dynamo_bench.targets.registry import TargetRegistry
 
 
 _MANY_REQUESTS = 10_000
@@ -40,6 +41,7 @@ class BenchSession:
 
     Args:
         target_name: as in ``--dynamo-target``.
+        targets: those that are registered.
         make_target: called once, when the target is first needed.
         reports: the directory that the session's directory of results is made in.
         command: how the session was started, for reports.
@@ -51,6 +53,7 @@ class BenchSession:
         self,
         *,
         target_name: str,
+        targets: TargetRegistry,
         make_target: Callable[[], Target],
         reports: Path,
         command: list[str],
@@ -58,6 +61,7 @@ class BenchSession:
         show: ShowAnyProgress,
     ) -> None:
         self.target_name = target_name
+        self.targets = targets
         self.show = show
         self.comparisons: dict[str, Comparison] = {}
         self.claims: dict[str, list[Claim]] = {}
@@ -82,6 +86,15 @@ class BenchSession:
         if self._target is None:
             self._target = self._make_target()
         return self._target
+
+    @property
+    def like(self) -> Sequence[str]:
+        """The targets that the target is like, whose claims are made on it too.
+
+        Raises:
+            TargetError: one of them is not registered.
+        """
+        return self.targets.claimed_on(self.target.name)[1:]
 
     @property
     def store(self) -> ResultStore:
@@ -114,7 +127,7 @@ class BenchSession:
 
     def why_not_judged(self, benchmark: Benchmark, claim: Claim) -> str:
         """Why a claim is neither measured nor judged in this session; empty when it is."""
-        if claim.bound(self.target.name) is None:
+        if claim.bound(self.target.name, *self.like) is None:
             why = getattr(self.target, "why_not_claimed", None)
             reason = why(benchmark) if why is not None else ""
             return f"not claimed on {self.target.name}" + (f": {reason}" if reason else "")
@@ -133,12 +146,8 @@ class BenchSession:
     @property
     def little(self) -> str:
         """Why too little is measured to decide what is claimed; empty where it is enough."""
-        return self.trial or ("at scale smoke" if self.smoke else "")
-
-    @property
-    def smoke(self) -> bool:
-        """Whether so little is measured that what it cannot decide is no failure."""
-        return self.target_name == "local" and self._option("dynamo_scale") == "smoke"
+        definition = self.targets.get(self.target_name)
+        return self.trial or (definition.too_little(self._option) if definition else "")
 
     def comparison(self, benchmark: Benchmark) -> Comparison:
         """The comparison of a benchmark; always the same one.
@@ -157,6 +166,7 @@ class BenchSession:
                 self.show,
                 claims=self.claims.get(benchmark.name, ()),
                 plan=self._plan(),
+                like=self.like,
             )
         if self._benchmarks.setdefault(benchmark.name, benchmark) != benchmark:
             raise BenchmarkError(f"two benchmarks are called {benchmark.name!r}")

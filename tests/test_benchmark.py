@@ -21,6 +21,7 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.benchmark import Size
+from pytest_dynamo_bench.cli.modules import known_targets
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 
 AGG = Configuration("agg", "baseline", [Worker(8, tp=2)])
@@ -86,8 +87,8 @@ def test_gpus_and_replicas_are_counted_over_roles():
             "give exactly one of",
         ),
         (
-            lambda: Claim("c", "kv_hit_rate", "kv", "agg", higher_by={"lokal": 0.1}),
-            "'lokal' is not one of 'local'",
+            lambda: Claim("c", "kv_hit_rate", "kv", "agg", higher_by={"my cluster": 0.1}),
+            "higher_by: 'my cluster' cannot be the name of a target",
         ),
         (
             lambda: Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by=20),
@@ -199,8 +200,12 @@ def test_a_claim_by_target_is_the_claim_written_out():
     assert (unchanged.kind, unchanged.within) == ("control", {"local": 0.1})
     with pytest.raises(BenchmarkError, match="local: must be a threshold with its evidence"):
         Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, local=0.1)
-    with pytest.raises(BenchmarkError, match="'nowhere' is not one of"):
-        Claim.lower("KV is faster", "time_to_first_token.mean", kv, agg, nowhere=(0, "?"))
+    elsewhere = Claim.lower("KV", "time_to_first_token.mean", kv, agg, my_cluster=(0.1, "?"))
+    assert elsewhere.targets == ("my_cluster",)
+    with pytest.raises(BenchmarkError, match="'nowhere' is not a target; targets: local, replay"):
+        known_targets([]).check_claims(
+            benchmark(claims=[dataclasses.replace(elsewhere, lower_by={"nowhere": 0})])
+        )
 
 
 def test_with_some_of_its_configurations_a_benchmark_has_sizes_of_those():

@@ -27,12 +27,14 @@ def test_claim(claim, comparison):
     comparison.check(claim)
 """
 CONFTEST = f"""
-import sys
+import dataclasses, sys
 sys.path.insert(0, {str(PROJECT)!r})
+from pytest_dynamo_bench.targets.local import LOCAL
 from tests.reports.making import TextTarget
 
-def pytest_dynamo_bench_make_target(config, name):
-    return TextTarget("", factors={{"kv": 0.5, "split": 0.5}})
+def pytest_dynamo_bench_targets():
+    target = TextTarget("", factors={{"kv": 0.5, "split": 0.5}})
+    return dataclasses.replace(LOCAL, make=lambda option: target)
 """
 FACTORS = {"kv": 0.5, "split": 0.5}
 

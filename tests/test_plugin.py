@@ -38,13 +38,14 @@ def test_claim(claim, comparison):
 """
 
 CONFTEST = """
-import sys
+import dataclasses, sys
 sys.path.insert(0, {project!r})
+from pytest_dynamo_bench.targets.local import LOCAL
 from tests.fake_target import FakeTarget
 target = FakeTarget(**{{"factors": {{"kv": 0.5}}, **{settings!r}}})
 
-def pytest_dynamo_bench_make_target(config, name):
-    return target if name == "local" else None
+def pytest_dynamo_bench_targets():
+    return [dataclasses.replace(LOCAL, make=lambda option: target)]
 """
 
 
@@ -409,9 +410,25 @@ def test_progress_is_shown_line_by_line_when_not_at_a_terminal(project):
     )
 
 
-def test_the_help_lists_the_options_in_a_group_of_their_own(pytester):
+def test_the_help_lists_the_options_in_groups(pytester):
     result = pytester.runpytest("--help")
-    result.stdout.fnmatch_lines(["NVIDIA Dynamo benchmarks:", "  --dynamo-target=TARGET*"])
+    result.stdout.fnmatch_lines(
+        [
+            "NVIDIA Dynamo benchmarks: runs:",
+            "  --dynamo-target=TARGET*",
+            "NVIDIA Dynamo benchmarks: verdicts:",
+            "  --dynamo-gate=NAME=VALUE*",
+            "NVIDIA Dynamo benchmarks: local and replay:",
+            "  --dynamo-scale=*",
+            "  --dynamo-replay-processes=N*",
+            "NVIDIA Dynamo benchmarks: kubernetes:",
+            "  --dynamo-cluster=FILE*",
+            "NVIDIA Dynamo benchmarks: keys and TLS:",
+            "  --dynamo-api-key-env=VARIABLE*",
+            "NVIDIA Dynamo benchmarks: endpoint:",
+            "  --dynamo-endpoint=NAME=URL*",
+        ]
+    )
 
 
 def test_without_benchmarks_nothing_is_written_and_nothing_is_shown(pytester):

@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
-import importlib.util
 import io
 import math
 import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -24,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_dynamo_bench.benchmark import Benchmark, traffic_for
+from pytest_dynamo_bench.cli.modules import known_targets, load_module
 from pytest_dynamo_bench.errors import (
     BenchmarkError,
-    DynamoBenchError,
     IncompleteError,
     ReportError,
     ResultsError,
@@ -94,12 +90,18 @@ def load_benchmark(path: Path) -> Benchmark:
     """The ``benchmark`` of a module, given as a file.
 
     Raises:
-        BenchmarkError: it cannot be imported or has none; the message has file and line.
+        BenchmarkError: it cannot be imported or has none, with file and line; or one of its
+            claims names a target that is not registered.
     """
-    found = getattr(_imported(path), "benchmark", None)
+    module = load_module(path)
+    found = getattr(module, "benchmark", None)
     if not isinstance(found, Benchmark):
         got = "" if found is None else f" (it is a {type(found).__name__})"
         raise BenchmarkError(f"{path}: has no Benchmark called 'benchmark'{got}")
+    try:
+        known_targets([path]).check_claims(found)
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{path}: {error}") from None
     return found
 
 
@@ -113,7 +115,7 @@ def own_metrics(path: Path | None) -> Iterator[None]:
     before = set(METRICS)
     try:
         if path is not None:
-            hook = getattr(_imported(path), "pytest_dynamo_bench_metrics", list)
+            hook = getattr(load_module(path), "pytest_dynamo_bench_metrics", list)
             for metric in hook():
                 register_metric(metric)
             if before == set(METRICS):
@@ -124,48 +126,6 @@ def own_metrics(path: Path | None) -> Iterator[None]:
         yield
     finally:
         forget_metrics(set(METRICS) - before)
-
-
-def _imported(path: Path) -> ModuleType:
-    """A module, given as a file.
-
-    Raises:
-        BenchmarkError: it cannot be imported; the message has file and line.
-    """
-    if not path.is_file():
-        raise BenchmarkError(f"{path}: there is no such file")
-    name = path.stem
-    if name in sys.modules or name in sys.stdlib_module_names:
-        name = f"benchmark_{name}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BenchmarkError(f"{path}: is not a Python module; give the .py file of a benchmark")
-    module = importlib.util.module_from_spec(spec)
-    # As pytest does, so that a module finds its neighbours; simulating processes inherit it.
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        where = Path(error.filename) if error.filename else path
-        shown = path if where == path.resolve() else where
-        raise BenchmarkError(f"{shown}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        raise BenchmarkError(f"{_place(path, error)}: {_told(error)}") from None
-    except SystemExit as error:
-        raise BenchmarkError(f"{_place(path, error)}: ends the program") from None
-    return module
-
-
-def _place(path: Path, error: BaseException) -> str:
-    """File and line, in the module itself if the error passed through it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename) in (path, path.resolve())]
-    return f"{path}, line {own[-1].lineno}" if own else str(path)
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, DynamoBenchError) else f"{type(error).__name__}: {error}"
 
 
 def numbers(text: str) -> tuple[float, ...]:

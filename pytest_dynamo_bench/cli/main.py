@@ -30,6 +30,7 @@ from pytest_dynamo_bench.cli import (
     sweep,
     traffic,
 )
+from pytest_dynamo_bench.cli.modules import known_targets
 from pytest_dynamo_bench.errors import (
     DeploymentError,
     DynamoBenchError,
@@ -37,6 +38,7 @@ from pytest_dynamo_bench.errors import (
     LoadError,
     RegressionError,
 )
+from pytest_dynamo_bench.targets.registry import TargetRegistry
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -68,8 +70,12 @@ _COMMANDS = (
 )  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+def parser(targets: TargetRegistry) -> argparse.ArgumentParser:
+    """All commands with their options.
+
+    Args:
+        targets: that ``show`` can show.
+    """
     top = argparse.ArgumentParser(
         prog="python -m pytest_dynamo_bench",
         description=_DESCRIPTION,
@@ -85,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_arguments(commands)
     attribution.add_arguments(commands)
     traffic.add_arguments(commands)
-    show.add_arguments(commands)
+    show.add_arguments(commands, targets)
     cleanup.add_arguments(commands)
     report.add_arguments(commands)
     compare.add_arguments(commands)
@@ -104,13 +110,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    top = parser()
+    errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    try:
+        top = parser(known_targets(Path(text) for text in given if text.endswith(".py")))
+    except DynamoBenchError as error:
+        errors.print(Text(f"error: {error}"))
+        return EXIT_USAGE
     if given and not given[0].startswith("-") and given[0] not in _COMMANDS:
         close = difflib.get_close_matches(given[0], _COMMANDS, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
         top.error(f"there is no command {given[0]!r}; {meant}commands: {', '.join(_COMMANDS)}")
     options = top.parse_args(given)
-    errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:

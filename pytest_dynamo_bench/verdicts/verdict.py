@@ -68,6 +68,7 @@ def judge(
     effect: Effect | None,
     gates: Sequence[GateResult] = (),
     confounds: Sequence[str] = (),
+    like: Sequence[str] = (),
 ) -> Verdict:
     """Decide a claim.
 
@@ -77,33 +78,36 @@ def judge(
         effect: of the claim's metric; None when there is nothing to estimate it from.
         gates: results of all validity gates; one that did not pass makes the verdict invalid.
         confounds: what differs between the configurations beside the feature.
+        like: the targets that ``target`` is like, whose claims are made on it too.
 
     Raises:
         ValueError: the claim is not made on this target, or the effect is of another metric.
     """
-    bound = claim.bound(target)
+    bound = claim.bound(target, *like)
     if bound is None:
         raise ValueError(f"claim {claim.name!r} is not made on {target}")
     if effect is not None and effect.metric != claim.metric:
         raise ValueError(f"claim {claim.name!r} is about {claim.metric}, not {effect.metric}")
-    failed = [gate for gate in gates if not gate.passed]
-    outcome: Outcome
-    outcome = "invalid" if failed or effect is None else decide(bound, effect.low, effect.high)
+    statement = claim.statement(target, *like)
+    verdict = Verdict(claim, target, "invalid", None, bound, statement, "")
+    verdict = dataclasses.replace(verdict, gates=tuple(gates), confounds=tuple(confounds))
+    return _judged_by(effect, verdict)
+
+
+def _judged_by(effect: Effect | None, verdict: Verdict) -> Verdict:
+    """A verdict with another effect, and what follows from it."""
+    outcome: Outcome = "invalid"
     more_requests = more_repeats = None
-    if outcome == "inconclusive" and effect is not None:
-        more_requests, more_repeats = _more_needed(effect, bound)
-    verdict = Verdict(
-        claim=claim,
-        target=target,
+    if effect is not None and all(gate.passed for gate in verdict.gates):
+        outcome = decide(verdict.bound, effect.low, effect.high)
+        if outcome == "inconclusive":
+            more_requests, more_repeats = _more_needed(effect, verdict.bound)
+    verdict = dataclasses.replace(
+        verdict,
         outcome=outcome,
         effect=effect,
-        bound=bound,
-        statement=claim.statement(target),
-        sentence="",
         more_requests=more_requests,
         more_repeats=more_repeats,
-        gates=tuple(gates),
-        confounds=tuple(confounds),
     )
     return dataclasses.replace(verdict, sentence=_sentence(verdict))
 
@@ -160,9 +164,7 @@ def control_false_discoveries(verdicts: Sequence[Verdict], level: float = 0.05) 
         confidence = 1 - max(selected, 1) * level / count
         low, high = verdict.effect.interval(confidence)
         effect = dataclasses.replace(verdict.effect, low=low, high=high, confidence=confidence)
-        result.append(
-            judge(verdict.claim, verdict.target, effect, verdict.gates, verdict.confounds)
-        )
+        result.append(_judged_by(effect, verdict))
     return result
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 import yaml
 
-from pytest_dynamo_bench.options import add_options
+from pytest_dynamo_bench.options import OPTIONS
+from pytest_dynamo_bench.targets.registry import OURS
 from tests.published.commands import PROJECT, blocks, documents
 
 # What a reader puts in, and what a block builds on.
@@ -40,8 +41,8 @@ def test_yaml_is_yaml_and_who_comments_on_a_pull_request_may(document, content):
 
 
 def test_every_option_of_pytest_that_a_page_names_exists():
-    known = set()
-    add_options(lambda name, **_: known.add(name))
+    groups = [*OPTIONS, *(group for target in OURS for group in target.options)]
+    known = {option.flag for group in groups for option in group.options}
     for path in documents():
         for name in re.findall(r"(?<![\w-])--dynamo-[a-z-]*[a-z]", path.read_text("utf-8")):
             assert name in known, f"{path.relative_to(PROJECT)}: {name}"

@@ -39,11 +39,13 @@ def test_prompts_are_reused(comparison):
     assert comparison["split"].kv_hit_rate > 0.1
 """
 CONFTEST = """
-import os
+import dataclasses, os
+from pytest_dynamo_bench.targets.replay import REPLAY
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
-def pytest_dynamo_bench_make_target(config, name):
-    return ReplayTarget(seed=int(os.environ["REPLAY_SEED"]))
+def pytest_dynamo_bench_targets():
+    seed = int(os.environ["REPLAY_SEED"])
+    return [dataclasses.replace(REPLAY, make=lambda option: ReplayTarget(seed=seed))]
 """
 TOLERANCES = "ttft.mean:20%,latency.mean:5%,throughput:5%"
 METRICS = ("time_to_first_token.mean", "request_latency.mean", "output_token_throughput")
