@@ -105,6 +105,8 @@ benchmark = Benchmark(
         note="one run each",
     ),
     notes=[
+        "On local the cache is Dynamo's own class, the image encoder and the engine that asks it "
+        "are ours: which images are found is Dynamo's doing, how much time that saves is not.",
         "On local frontend decoding shows where images are decoded, and no gain: the machine has "
         "two cores for everything, and reading pixels takes longer than decoding did.",
         "dynamo-ec is ours: in the published steps the cache always comes with frontend decoding.",

@@ -2,5 +2,6 @@
 
 Dynamo's mocker has no vision encoder. This worker serves the real frontend in its place: it
 decodes images or reads the pixels that the frontend decoded, encodes them with real
-arithmetic, keeps the results in a cache, and times its language part by an engine profile.
+arithmetic, keeps the results in Dynamo's own cache, and times its language part by an engine
+profile. docs/images-and-caches.md says why so, and what of it is Dynamo's.
 """

@@ -253,11 +253,12 @@ def vision_limitations(
     (worker,) = configuration.workers
     profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
     found = [
-        "Dynamo's own: frontend, router, request path, and where it is on, frontend decoding with "
-        "its transfer over NIXL",
+        "Dynamo's own: frontend, router, request path, the cache of embeddings, and where it is "
+        "on, frontend decoding with its transfer over NIXL",
         "ours, since Dynamo's mocker has no vision encoder: the worker, with a real but small "
-        "image encoder on one core of this machine, an LRU cache of its embeddings as large as "
-        "the model's, and a batching engine; on a GPU the encoder takes another share of the time",
+        "image encoder on one core of this machine, whose embeddings are as large as the model's, "
+        "and a batching engine, which asks the cache; on a GPU the encoder takes another share of "
+        "the time, so that how much time the cache saves is ours as well",
         "modelled: the time of prefill and decode steps, by the engine profile "
         f"{profile.name if profile else 'of nothing'}; no KV prefix cache, since these prompts "
         "share no prefix",

@@ -12,13 +12,10 @@ import argparse
 import asyncio
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import signal
-import sys
 import time
-import types
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dynamo_bench.engines.profiles import ProfileTables
-from pytest_dynamo_bench.targets.local.vision.embedding_cache import EmbeddingCache
+from pytest_dynamo_bench.targets.local.vision.embedding_cache import (
+    EmbeddingCache,
+    stand_in_for_torch,
+)
 from pytest_dynamo_bench.targets.local.vision.encoder import VisionEncoder, image_tokens
 from pytest_dynamo_bench.targets.local.vision.engine import Engine, Limits, Request
 
@@ -65,7 +65,7 @@ class FrontendPixels:
     """Reads pixels that the frontend has decoded, through Dynamo's NIXL connector."""
 
     def __init__(self) -> None:
-        _stand_in_for_torch()
+        stand_in_for_torch()
         from dynamo import nixl_connect
 
         self._nixl = nixl_connect
@@ -86,20 +86,6 @@ class FrontendPixels:
         reading = await self._connector.begin_read(remote, self._nixl.Descriptor((pixels, "cpu")))
         await reading.wait_for_completion()
         return pixels[..., :3]
-
-
-def _stand_in_for_torch() -> None:
-    """Let NIXL's Python package load without PyTorch.
-
-    It asks whether what it is given is a tensor, and for the version of CUDA. Here it is given
-    arrays in main memory, for which gigabytes of PyTorch are not needed.
-    """
-    if importlib.util.find_spec("torch") is not None:
-        return
-    torch, version = types.ModuleType("torch"), types.ModuleType("torch.version")
-    vars(torch).update(Tensor=type("Tensor", (), {}), version=version)
-    vars(version).update(cuda="13.0")
-    sys.modules |= {"torch": torch, "torch.version": version}
 
 
 def decode(url: str) -> Pixels:
@@ -180,7 +166,7 @@ class VisionWorker:
 
     async def _encode(self, pixels: Pixels, measures: Measures) -> None:
         """Look an image up, and encode it where it isn't there."""
-        key = b""
+        key = ""
         if self._cache.capacity_bytes:
             key = await asyncio.to_thread(_digest, pixels)
             if self._cache.get(key) is not None:
@@ -202,11 +188,11 @@ def _timed_decode(url: str) -> tuple[Pixels, float]:
     return decode(url), (time.perf_counter() - started) * 1000
 
 
-def _digest(pixels: Pixels) -> bytes:
+def _digest(pixels: Pixels) -> str:
     """What an image is known by: its pixels, as in vLLM."""
     found = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
     found.update(str(pixels.shape).encode())
-    return found.digest()
+    return found.hexdigest()
 
 
 async def serve(options: argparse.Namespace) -> None:
