@@ -22,7 +22,7 @@ from pytest_dynamo_bench.dynamo_options import (
     shown_variables,
 )
 from pytest_dynamo_bench.errors import BenchmarkError
-from pytest_dynamo_bench.features import used_features
+from pytest_dynamo_bench.features import session_header, used_features
 from pytest_dynamo_bench.metric_definitions import full_name, metric_of
 from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficSource, beginning
 
@@ -453,7 +453,8 @@ class Configuration:
 
 
 def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
-    """The traffic as it is sent to one configuration: its own concurrency and length.
+    """The traffic as it is sent to one configuration: its own concurrency and length, and with
+    the names of sessions where it routes by them.
 
     Every target sends this, and every check of a run compares with this. Applying it twice
     changes nothing more.
@@ -473,8 +474,9 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
                 f"{schedule.description}",
             )
         schedule = Concurrency(configuration.concurrency)
-    if schedule != traffic.schedule:
-        traffic = dataclasses.replace(traffic, schedule=schedule)
+    header = session_header(configuration)
+    if (schedule, header) != (traffic.schedule, traffic.session_header):
+        traffic = dataclasses.replace(traffic, schedule=schedule, session_header=header)
     if configuration.requests is None:
         return traffic
     return beginning(traffic, max(1, round(configuration.requests * traffic.share)))

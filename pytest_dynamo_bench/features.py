@@ -88,6 +88,7 @@ class Feature:
         roles: the roles in which ``worker_field`` is a choice; elsewhere it is the layout's.
         layout: it is carried by all that no other feature claims of the workers.
         otherwise: what a change is called with which the feature is neither switched on nor off.
+        session_header: a header that requests have to name their session in.
         lacks: what the feature would need to do anything in a configuration; or empty.
         seen: what was measured of its mechanism in a run, with units.
         modelled: by what the engines of a run are, what of the feature is a model there and
@@ -110,6 +111,7 @@ class Feature:
     roles: tuple[WorkerMode, ...] = ("aggregated", "prefill", "decode")
     layout: bool = False
     otherwise: str = ""
+    session_header: str = ""
     lacks: Callable[[Configuration], str] | None = None
     seen: Callable[[Observation], str] | None = None
     modelled: Mapping[Engines, Callable[[Observation], str]] = field(default_factory=dict)
@@ -185,6 +187,12 @@ def markers_of(configuration: Configuration) -> set[str]:
     return {marker for marker, row in feature_markers().items() if row.id in used}
 
 
+def session_header(configuration: Configuration) -> str:
+    """The header in which a configuration is told of sessions; empty where it is not."""
+    used = (row.session_header for row in FEATURES if row.is_used(configuration))
+    return next(filter(None, used), "")
+
+
 def feature_limits(configuration: Configuration, engines: Engines) -> Iterator[str]:
     """What such engines do not have of the features of a configuration, a sentence each."""
     for row in FEATURES:
@@ -241,6 +249,11 @@ def _one_worker(configuration: Configuration) -> str:
     most = max(worker.replicas * worker.attention_dp for worker in configuration.workers)
     alone = "There is one worker, so that KV routing has nothing to choose from."
     return alone if most < 2 else ""
+
+
+def _sessions(seen: Observation) -> str:
+    same = seen.metrics.value("same_worker_share")
+    return _known(same, f"{100 * same:.1f} % of later turns went to the worker of the turn before")
 
 
 def _split(seen: Observation) -> str:
@@ -431,6 +444,11 @@ _SIMULATED_TIES = Caveat(
     "Another seed moves the results slightly; see what several seeds give before relying on a "
     "small effect.",
 )
+_NO_AFFINITY = Caveat(
+    "session-affinity-absent",
+    "Dynamo's replay has no session affinity: each turn goes where the router sends it by itself.",
+    "Nothing can be claimed of session affinity here.",
+)
 _TRANSFER_FREE = Caveat(
     "kv-transfer-free",
     "The split moves its KV cache in no time, because the hardware's kv_transfer_gb_per_second "
@@ -504,6 +522,15 @@ FEATURES: tuple[Feature, ...] = (
         lacks=_one_worker,
         seen=_routing,
         caveats=lambda simulation: (_SIMULATED_TIES,),
+    ),
+    Feature(
+        id="session_affinity",
+        name="session affinity",
+        fields=("frontend_args",),
+        entry="router-session-affinity-ttl-secs",
+        session_header="x-dynamo-session-id",
+        seen=_sessions,
+        absent=_NO_AFFINITY,
     ),
     Feature(
         id="pd_split",

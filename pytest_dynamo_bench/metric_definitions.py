@@ -8,6 +8,7 @@ schedule, the per-GPU forms and the metrics of images are ours.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -74,6 +75,16 @@ def _images(c: Columns) -> Any:
 def _split(c: Columns) -> Any:
     both = c.known(c.prefill_worker) & c.known(c.decode_worker)
     return c.only(c.prefill_worker != c.decode_worker, both), 1
+
+
+def _same_worker(c: Columns) -> Any:
+    worker = {(r.session_id, r.turn): r.prefill_worker for r in c.records}
+    before = [worker.get((r.session_id, r.turn - 1)) for r in c.records]
+    both = [
+        math.nan if None in (r.prefill_worker, last) else float(r.prefill_worker == last)
+        for r, last in zip(c.records, before, strict=True)
+    ]
+    return both, 1
 
 
 def _tokens_per_step(c: Columns) -> Any:
@@ -320,6 +331,15 @@ _BUILT_IN = (
         "ratio",
         "requests whose prompt was processed by another worker than generated the tokens",
         _split,
+        is_share=True,
+    ),
+    Metric(
+        "same_worker_share",
+        "share",
+        "higher",
+        "ratio",
+        "turns after the first whose prompt the worker of the turn before processed / such turns",
+        _same_worker,
         is_share=True,
     ),
     Metric(

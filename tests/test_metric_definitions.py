@@ -85,6 +85,8 @@ RATIOS = {
         if None in (r.prefill_worker, r.decode_worker)
         else (r.prefill_worker != r.decode_worker, 1)
     ),
+    # All of these are first turns; of later ones see below.
+    "same_worker_share": lambda r: None,
     "tokens_per_step": lambda r: (
         None if r.decode_steps is None else share(r.completion_tokens or None, r.decode_steps + 1)
     ),
@@ -167,6 +169,20 @@ def test_what_a_simulation_does_not_know_it_does_not_have():
         if "every chunk" in metric.needs:
             assert Metrics(run).distribution(name).count == 0
     assert Metrics(run).inter_token_latency.count == 1
+
+
+def test_a_later_turn_is_compared_with_the_turn_before_it():
+    served = [("s", 0, "a"), ("s", 1, "a"), ("s", 2, "b"), ("t", 0, "b"), ("t", 1, None),
+              ("t", 2, "b"), ("u", 1, "a"), ("s", 3, "b")]  # fmt: skip
+    records = [
+        RequestRecord(
+            str(i), session, turn, float(i), float(i), (i + 1.0,), i + 2.0, 1, 1,
+            prefill_worker=worker,
+        )
+        for i, (session, turn, worker) in enumerate(served)
+    ]  # fmt: skip
+    run = Run("b", "c", "local", 1, records, "2026-01-01T00:00:00Z")
+    assert Metrics(run).same_worker_share == pytest.approx(2 / 3)
 
 
 def test_token_counts_that_do_not_fit_the_chunks_are_not_known():

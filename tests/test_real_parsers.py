@@ -300,6 +300,7 @@ def test_the_replay_gets_what_it_has_and_names_the_rest():
         router="round-robin", workers=[Worker(2, tp=2, engine_args={"max-loras": 3})]
     )
     assert "router_config" not in engine_arguments(target, benchmark, random)
+    assert "session-affinity-absent" in {item.id for item in target.caveats(benchmark, TUNED)}
     limits = target.limitations(benchmark, random)
     assert "The frontend's --router-temperature has no effect in a simulation." in limits
     assert "--max-loras of the aggregated workers has no effect in a simulation." in limits

@@ -46,6 +46,14 @@ def test_concurrency_is_replaced_and_requests_keep_their_ids():
     assert traffic.requests == SOURCE.load().requests
 
 
+def test_sessions_are_named_to_a_configuration_that_routes_by_them():
+    sticky = PLAIN.but(frontend_args={"router-session-affinity-ttl-secs": 60})
+    traffic = traffic_for(SOURCE.load(), sticky)
+    assert traffic.session_header == "x-dynamo-session-id"
+    assert traffic_for(traffic, sticky) is traffic
+    assert traffic_for(traffic, PLAIN).session_header == ""
+
+
 def test_shortened_traffic_has_ids_of_its_own_and_is_shortened_once():
     shorter = PLAIN.but(requests=5)
     traffic = traffic_for(SOURCE.load(), shorter)

@@ -53,7 +53,16 @@ def find_aiperf() -> Path:
 
 
 def dataset_lines(traffic: Traffic) -> Iterator[str]:
-    """The traffic as AIPerf's dataset, with the prompts and lengths that the own client sends."""
+    """The traffic as AIPerf's dataset, with the prompts and lengths that the own client sends.
+
+    Raises:
+        LoadError: it has images, or sessions that the server is to be told of.
+    """
+    if traffic.session_header:
+        raise LoadError(
+            "--dynamo-load=aiperf does not name sessions to the server, which session affinity "
+            "needs; use the own load generator"
+        )
     rows = aiperf_rows(traffic, _no_image, text_of=prompt_text, name_sessions=True)
     for row in rows:
         row["extra"] = {"min_tokens": row["output_length"], "ignore_eos": True}

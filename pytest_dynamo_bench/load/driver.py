@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import heapq
 import select
 import socket
@@ -67,6 +68,8 @@ class Job:
         connections: opened ahead of time.
         fast_forward: modelled time runs so many times faster than the clock.
         count_tokens: how many tokens each text of a list has; None: the server alone says.
+        session_header: a header that names the session of a request; empty for none.
+        session_salt: makes the names of one run's sessions unlike those of another's.
         ramp_seconds: of a closed loop, modelled time over which its places start one by one.
     """
 
@@ -79,6 +82,15 @@ class Job:
     fast_forward: float = 1.0
     count_tokens: Callable[[list[str]], list[int]] | None = None
     ramp_seconds: float = 0.0
+    session_header: str = ""
+    session_salt: str = ""
+
+    def session_line(self, request: TrafficRequest) -> bytes:
+        """The header that names a request's session; a trace's own name may be anything."""
+        if not self.session_header:
+            return b""
+        name = hashlib.sha256(f"{self.session_salt}/{request.session_id}".encode()).hexdigest()
+        return f"\r\n{self.session_header}: {name[:32]}".encode("latin-1")
 
 
 class Mailbox(Protocol):
@@ -425,7 +437,8 @@ class Driver:
                     self._sent_early.add(sending.request.request_id)
         else:
             self._body_bytes -= len(body)
-        connection.load(self._head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        head = self._head + self._job.session_line(sending.request)
+        connection.load(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body), body)
         sending.connection = connection
 
     def _fire(self, sending: _Sending, connection: Connection, first_sent_ns: int = 0) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import os
+import secrets
 import sys
 import threading
 import time
@@ -176,6 +177,8 @@ class LoadGenerator:
             images=traffic.images,
             dialect=self._dialect,
         )
+        # A server that is there for longer than a run may still know the sessions of another.
+        salt = secrets.token_hex(4)
         return [
             Job(
                 server=self._server,
@@ -187,6 +190,8 @@ class LoadGenerator:
                 fast_forward=self._fast_forward,
                 count_tokens=self._count_tokens,
                 ramp_seconds=self._ramp_seconds,
+                session_header=traffic.session_header,
+                session_salt=salt,
             )
             for index in range(count)
         ]

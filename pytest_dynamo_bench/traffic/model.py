@@ -75,7 +75,8 @@ class Traffic:
     ``requests`` are in the order of their timestamps. ``history`` says, one sentence a step,
     what the stream was made from and what was done to it. ``images`` has those that requests
     name by number; None for text alone. ``share`` is how large a part of the requests of its
-    source it has.
+    source it has. ``session_header`` is a header that names each request's session to the server;
+    empty for none.
     """
 
     requests: Sequence[TrafficRequest]
@@ -84,6 +85,7 @@ class Traffic:
     history: tuple[str, ...]
     images: Images | None = None
     share: float = 1.0
+    session_header: str = ""
 
     @property
     def duration_seconds(self) -> float:

@@ -148,12 +148,15 @@ def test_orders_and_results_survive_the_way(ids, closed):
     requests = [
         dataclasses.replace(request, hash_ids=tuple(ids)) for request in traffic(3).requests
     ]
-    whole = Traffic(requests, schedule, 64, ("made up",))
+    whole = Traffic(requests, schedule, 64, ("made up",), session_header="x-session")
     service = Service(Address("http://h:1"), "m", Dialect(template_tokens=3), True)
     found_service, found, rest = unpack_order(pack_order(service, whole, {"token": "x"}))
     assert (found_service, rest) == (service, {"token": "x"})
     assert list(found.requests) == list(whole.requests)
     assert (found.schedule, found.block_tokens, found.history) == (schedule, 64, ("made up",))
+    assert found.session_header == "x-session"
+    if len({request.session_id for request in requests}) > 1 and schedule == FixedSchedule():
+        assert {part.session_header for part in split(whole, 2)} == {"x-session"}
     records = [record(request) for request in requests]
     data = pack_result(records, 5.5, {"a": 1}, {"f": "text"})
     result = unpack_result(data, 1, Clock(0, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 
@@ -134,6 +135,12 @@ async def test_nothing_is_left_when_sending_is_given_up(program, tmp_path):
         await sending
     assert not sleeper.is_running() or sleeper.status() == "zombie"
     assert generator.records() == []
+
+
+def test_sessions_that_the_server_must_be_told_of_are_refused():
+    told = dataclasses.replace(traffic([request(1)]), session_header="x-session")
+    with pytest.raises(LoadError, match="does not name sessions"):
+        list(aiperf.dataset_lines(told))
 
 
 def test_it_says_how_to_get_aiperf(monkeypatch, tmp_path):

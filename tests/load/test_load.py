@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import statistics
 
@@ -40,6 +41,32 @@ async def send(script, requests, schedule=None, timeout=5.0, processes=0):
         records = {record.request_id: record for record in generator.records()}
         assert len(ended) == len(requests)
         return [records[item.request_id] for item in requests], server
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+async def test_sessions_are_named_where_the_traffic_says_so(processes):
+    requests = [
+        request(i, session=name, turn=turn)
+        for i, (name, turn) in enumerate([("a\r\nb: c", 0), ("a\r\nb: c", 1), ("d", 0)])
+    ]
+    told = dataclasses.replace(traffic(requests), session_header="x-session")
+    runs = []
+    async with reference_server(Script()) as server:
+        for _ in range(2):
+            generator = LoadGenerator(Server(server.url), "m", processes=processes)
+            await generator.send(told, id)
+            assert all(record.error is None for record in generator.records())
+            names = [seen.headers["x-session"] for seen in server.seen]
+            server.seen.clear()
+            assert sorted(map(names.count, set(names))) == [1, 2]
+            assert not any("b" in seen.headers for seen in server.seen)
+            runs.append(set(names))
+    assert not runs[0] & runs[1], "a server could take a session for that of the run before"
+
+
+async def test_no_session_is_named_otherwise():
+    _, server = await send(Script(), [request(1)])
+    assert not any("session" in name for name in server.seen[0].headers)
 
 
 async def test_times_and_tokens_are_those_of_the_server():

@@ -25,6 +25,7 @@ from pytest_dynamo_bench import (
     SpeculativeDecoding,
     Worker,
 )
+from pytest_dynamo_bench.benchmark import traffic_for
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.features import features_at_work
@@ -231,6 +232,27 @@ def test_drafts_ranks_and_the_split_are_seen_at_work(tmp_path):
     seen = {item.feature: str(item) for item in features_at_work(kimi, split, metrics)}
     assert set(seen) == {"kv_routing", "pd_split", "spec_decode", "attention_dp"}
     assert "of 4 prefill ranks served requests" in seen["attention_dp"]
+
+
+def test_session_affinity_keeps_every_turn_on_the_worker_of_the_first(tmp_path):
+    """No two sessions and no two turns share a prompt, so that nothing else draws them there."""
+    turns = [
+        TrafficRequest(f"{session}{turn}", f"session {session}", turn, 40.0 * session, 0.0, 1000, 4,
+                       (100 * session + 10 * turn, 100 * session + 10 * turn + 1))
+        for turn in range(4) for session in range(3)
+    ]  # fmt: skip
+    traffic = Traffic(turns, FixedSchedule(), 512, ("three sessions",))
+    found = {}
+    for router in ("round-robin", "kv"):
+        for options in ({}, {"router-session-affinity-ttl-secs": 60}):
+            name = f"{router}-{len(options)}"
+            configuration = AGG.but(name=name, router=router, frontend_args=options)
+            sent = traffic_for(traffic, configuration)
+            run = measure(configuration, tmp_path / name, sent)
+            assert all(record.succeeded for record in run.records) and not run.problems
+            found[name] = Metrics(run).same_worker_share
+    assert found["round-robin-1"] == found["kv-1"] == 1, found
+    assert found["round-robin-0"] < 1, found
 
 
 def test_a_closed_loop_works_too(tmp_path):

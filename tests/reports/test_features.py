@@ -74,6 +74,18 @@ def test_every_feature_says_what_it_did_and_what_of_that_is_modelled():
     assert "workers over 2 nodes; decode workers span 2 nodes" in found["multi_node"]
 
 
+def test_session_affinity_says_where_later_turns_went():
+    sticky = PLAIN.but(frontend_args={"router-session-affinity-ttl-secs": 60})
+    assert sticky.features == {"session_affinity"}
+    records = [
+        dataclasses.replace(record(i), session_id="s", turn=i, prefill_worker=worker)
+        for i, worker in enumerate("aabb")
+    ]
+    metrics = Metrics(Run("b", "plain", "local", 8, records, "", stand_in_engines=True))
+    (found,) = features_at_work(BENCHMARK, sticky, metrics)
+    assert str(found) == "66.7 % of later turns went to the worker of the turn before"
+
+
 def test_on_a_cluster_nothing_is_called_modelled():
     assert not any("modelled" in told for told in seen(STACK, target="kubernetes").values())
 

@@ -128,7 +128,8 @@ def split(traffic: Traffic, count: int) -> list[Traffic]:
             share, rest = divmod(schedule.sessions, count)
             own = Concurrency(share + (index < rest))
         history = (*traffic.history, f"shard {index + 1} of {count}")
-        shards.append(Traffic(tuple(requests), own, traffic.block_tokens, history, traffic.images))
+        part = dataclasses.replace(traffic, requests=tuple(requests), schedule=own, history=history)
+        shards.append(part)
     return shards
 
 
@@ -208,6 +209,7 @@ def pack_order(service: Service, traffic: Traffic, settings: dict[str, Any]) -> 
         "is_dynamo": service.is_dynamo,
         "concurrency": schedule.sessions if isinstance(schedule, Concurrency) else None,
         "block_tokens": traffic.block_tokens,
+        "session_header": traffic.session_header,
         "history": list(traffic.history),
         "images": dataclasses.asdict(images) if images is not None else None,
         "requests": [
@@ -260,6 +262,7 @@ def unpack_order(data: bytes) -> tuple[Service, Traffic, dict[str, Any]]:
     traffic = Traffic(
         requests, schedule, order.pop("block_tokens"), tuple(order.pop("history")),
         NoiseImages(**images) if images is not None else None,
+        session_header=order.pop("session_header", ""),
     )  # fmt: skip
     return service, traffic, order
 
