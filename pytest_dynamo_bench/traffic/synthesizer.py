@@ -19,7 +19,6 @@ prefix and suffix are drawn independently of each other.
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import random
 from collections import Counter
@@ -29,12 +28,11 @@ from math import ceil
 
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 from pytest_dynamo_bench.traffic.fields import check_number, check_whole
+from pytest_dynamo_bench.traffic.generated import GeneratedTraffic
 from pytest_dynamo_bench.traffic.model import (
     FixedSchedule,
     Schedule,
-    Traffic,
     TrafficRequest,
-    TrafficSource,
 )
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS, MooncakeTrace
 
@@ -43,7 +41,7 @@ _TO_SUFFIX, _END = -1, -2
 
 
 @dataclass(frozen=True)
-class SynthesizedMooncake(TrafficSource):
+class SynthesizedMooncake(GeneratedTraffic):
     """Requests synthesized from a Mooncake trace; options as of ``datagen synthesize``.
 
     Against the published data set of DeepSeek-V3.2 (prefix x16, prompt x10, at most 110,000
@@ -104,10 +102,6 @@ class SynthesizedMooncake(TrafficSource):
                 raise BenchmarkError(f"{owner}: {low}: {least} is greater than {high}: {most}")
 
     @property
-    def description(self) -> str:
-        return f"{self._source}, {self.schedule.description}"
-
-    @property
     def _source(self) -> str:
         limit = f", at most {self.max_isl:,} tokens" if self.max_isl is not None else ""
         return (
@@ -116,9 +110,6 @@ class SynthesizedMooncake(TrafficSource):
             f"{limit}, seed {self.seed})"
         )
 
-    def load(self) -> Traffic:
-        return _load(self)
-
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one; only the tree is held in memory.
 
@@ -126,11 +117,6 @@ class SynthesizedMooncake(TrafficSource):
             TrafficError: the trace cannot be read, or hardly any request is within the limits.
         """
         return synthesize(MooncakeTrace(self.trace).load().requests, self)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(source: SynthesizedMooncake) -> Traffic:
-    return Traffic(tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,))
 
 
 def synthesize(
