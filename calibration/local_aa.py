@@ -35,7 +35,7 @@ from calibration.study import (
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.metrics import Metrics, Sample
 from pytest_dynamo_bench.records import Run
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress
 from pytest_dynamo_bench.targets.local.target import LocalTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts import check_pair, check_run, estimate_effect
@@ -145,7 +145,7 @@ def measure_local(
             progress.stage(f"run {number + 1} of {2 * pairs}")
             with tempfile.TemporaryDirectory(prefix="local-aa-") as directory:
                 run = target.measure(
-                    BENCHMARK, configuration, traffic, Path(directory), progress, repeat=number
+                    PlannedRun(BENCHMARK, configuration, traffic, Path(directory), number), progress
                 )
             if run.problems:
                 raise DeploymentError("; ".join(run.problems))

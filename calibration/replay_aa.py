@@ -36,7 +36,7 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Goodput, Har
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.metrics import Metrics, Sample
 from pytest_dynamo_bench.records import Run
-from pytest_dynamo_bench.targets.base import Unwatched
+from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import MooncakeTrace, Traffic
 from pytest_dynamo_bench.verdicts import check_pair, check_run, estimate_effect
@@ -218,7 +218,7 @@ def _simulate(
     if run is None:
         with tempfile.TemporaryDirectory(prefix="replay-aa-") as directory:
             run = ReplayTarget(seed=seed).measure(
-                BENCHMARK, configuration, traffic, Path(directory), Unwatched()
+                PlannedRun(BENCHMARK, configuration, traffic, Path(directory)), Unwatched()
             )
         if run.problems:
             raise DeploymentError("; ".join(run.problems))

@@ -26,7 +26,7 @@ from pathlib import Path
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
 from pytest_dynamo_bench.cli.common import load_benchmark
 from pytest_dynamo_bench.errors import DynamoBenchError
-from pytest_dynamo_bench.targets.base import Unwatched
+from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched
 from pytest_dynamo_bench.targets.replay.child import peak_memory_mb
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget, write_trace
 from pytest_dynamo_bench.traffic import Traffic
@@ -58,7 +58,9 @@ def time_arm(benchmark: Benchmark, configuration: Configuration, traffic: Traffi
     """Time one arm, then the bare replay of it."""
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-performance-") as scratch:
         directory = Path(scratch)
-        run = ReplayTarget().measure(benchmark, configuration, traffic, directory, Unwatched())
+        run = ReplayTarget().measure(
+            PlannedRun(benchmark, configuration, traffic, directory), Unwatched()
+        )
         trace = directory / "trace.jsonl"
         write_trace(traffic_for(traffic, configuration).requests, trace)
         words = shlex.split(run.deployed["command"])

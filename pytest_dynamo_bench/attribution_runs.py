@@ -38,7 +38,7 @@ from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
 from pytest_dynamo_bench.parallel import compute_all
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.sweep import fingerprint
-from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
+from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched, sent_traffic
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
@@ -259,7 +259,8 @@ def _simulate(
 ) -> _Timings:
     seeded = dataclasses.replace(target, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-attribution-") as directory:
-        run = seeded.measure(benchmark, configuration, traffic, Path(directory), Unwatched())
+        planned = PlannedRun(benchmark, configuration, traffic, Path(directory))
+        run = seeded.measure(planned, Unwatched())
     failed = sum(not record.succeeded for record in run.records)
     if failed:
         raise DeploymentError(

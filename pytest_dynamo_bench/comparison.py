@@ -301,7 +301,7 @@ class Comparison:
                         planned.append(self._planned(name, repeat))
                     except Exception as error:
                         yield (name, repeat), self._foreseen(error, name, repeat)
-                for run, outcome in target.measure_all(self.benchmark, planned, progress):
+                for run, outcome in target.measure_all(planned, progress):
                     yield (run.configuration.name, run.repeat), outcome
             return
         for name, repeat in order:
@@ -312,15 +312,7 @@ class Comparison:
 
     def _outcome(self, name: str, repeat: int, progress: Progress) -> Run | DynamoBenchError:
         try:
-            planned = self._planned(name, repeat)
-            return self.target.measure(
-                self.benchmark,
-                planned.configuration,
-                planned.traffic,
-                planned.directory,
-                progress,
-                repeat=repeat,
-            )
+            return self.target.measure(self._planned(name, repeat), progress)
         except Exception as error:
             return self._foreseen(error, name, repeat)
 
@@ -333,7 +325,7 @@ class Comparison:
         configuration = self.benchmark.configuration(name)
         traffic = traffic_for(self.traffic, configuration)
         directory = self.store.run_directory(self.benchmark.name, name, repeat)
-        return PlannedRun(configuration, traffic, directory, repeat)
+        return PlannedRun(self.benchmark, configuration, traffic, directory, repeat)
 
     def _kept(self, name: str, repeat: int, run: Run) -> Metrics | DynamoBenchError:
         try:

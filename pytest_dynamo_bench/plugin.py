@@ -152,10 +152,13 @@ def _new_session(config: pytest.Config) -> BenchSession:
     def make_target() -> Target:
         if recorded:
             return _recorded_target(name, recorded)
+        from pytest_dynamo_bench.targets.base import check_target
+
         own: Target | None = config.hook.pytest_dynamo_bench_make_target(config=config, name=name)
         try:
             target = targets.make(name, config.getoption) if own is None else own
             targets.claimed_on(target.name)
+            check_target(target)
         except DynamoBenchError as error:
             raise pytest.UsageError(str(error)) from None
         return target

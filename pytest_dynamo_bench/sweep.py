@@ -25,7 +25,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import full_name, headings, metric_of
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.parallel import compute_all
-from pytest_dynamo_bench.targets.base import Unwatched, sent_traffic
+from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched, sent_traffic
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
@@ -317,7 +317,8 @@ def _simulate(
 ) -> SweepPoint:
     at_point, configuration, traffic = _loaded(target, configuration, traffic, variation.speedup)
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-sweep-") as directory:
-        run = at_point.measure(benchmark, configuration, traffic, Path(directory), Unwatched())
+        planned = PlannedRun(benchmark, configuration, traffic, Path(directory))
+        run = at_point.measure(planned, Unwatched())
     metrics = Metrics(run, benchmark.goodput)
     failed = sum(not record.succeeded for record in run.records)
     values = {name: float(metrics.value(name)) for name in names}

@@ -44,7 +44,8 @@ class FakeTarget:
     def limitations(self, benchmark, configuration):
         return ("everything is made up",)
 
-    def measure(self, benchmark, configuration, traffic, directory, progress, *, repeat=0):
+    def measure(self, planned, progress):
+        configuration, traffic, repeat = planned.configuration, planned.traffic, planned.repeat
         self.measured.append(configuration.name)
         print(f"MEASURED {configuration.name}")  # noqa: T201
         progress.stage("bringing up")
@@ -70,6 +71,6 @@ class FakeTarget:
             )  # fmt: skip
             progress.requests(index + 1, 0, REQUESTS)
         return Run(
-            benchmark.name, configuration.name, self.name, configuration.gpus, records,
+            planned.benchmark.name, configuration.name, self.name, configuration.gpus, records,
             "2026-01-01T00:00:00+00:00",
         )  # fmt: skip

@@ -30,15 +30,12 @@ class SideBySide(FakeTarget):
         super().__init__(**settings)
         self.asked, self.closed = [], False
 
-    def measure_all(self, benchmark, planned, progress):
+    def measure_all(self, planned, progress):
         self.asked.append([(item.configuration.name, item.repeat) for item in planned])
         try:
             for item in sorted(planned, key=lambda i: i.configuration.name, reverse=True):
                 try:
-                    outcome = self.measure(
-                        benchmark, item.configuration, item.traffic, item.directory, progress,
-                        repeat=item.repeat,
-                    )  # fmt: skip
+                    outcome = self.measure(item, progress)
                 except DynamoBenchError as error:
                     outcome = error
                 yield item, outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -179,6 +180,40 @@ def test_what_is_wrong_with_a_target_is_a_usage_error(pytester, conftest, messag
     result = pytester.runpytest("--dynamo-target=my-cluster")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([message])
+
+
+def test_a_target_that_measures_as_targets_once_did_is_a_usage_error(pytester):
+    older = (
+        "class Older(FakeTarget):\n"
+        "    def measure(self, benchmark, configuration, traffic, directory, progress, *, "
+        "repeat=0):\n        raise AssertionError\n"
+        "target = Older()\n"
+    )
+    conftest = CONFTEST.format(project=str(PROJECT), settings={})
+    pytester.makeconftest(conftest.replace("\ndef ", older + "\ndef "))
+    pytester.makepyfile(test_example=BENCHMARK)
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*'local': Older.measure must take (planned, progress)*"])
+
+
+def test_the_example_measures_and_is_claimed_on_as_the_target_that_it_is_like(
+    pytester, monkeypatch
+):
+    pytest.importorskip("dynamo.replay")
+    monkeypatch.setenv("DYNAMO_BENCH_REQUESTS", "40")
+    for file in (PROJECT / "examples" / "own_target").glob("*.py"):
+        (pytester.path / file.name).write_text(file.read_text())
+    result = pytester.runpytest("--dynamo-target=loaded-replay", "--loaded-by=2", "-rs")
+    outcomes = result.parseoutcomes()
+    assert outcomes.get("passed", 0) + outcomes.get("skipped", 0) == 2
+    result.stdout.no_fnmatch_line("*not claimed*")
+    result.stdout.fnmatch_lines(
+        ["own_target on loaded-replay, *", "*requests arrive 2 times as fast as recorded*"]
+    )
+    (run,) = pytester.path.glob("reports/*/own_target/agg/run.json")
+    found = json.loads(run.read_text())
+    assert (found["target"], found["deployed"]["speedup"]) == ("loaded-replay", 2)
 
 
 NAMES = st.sampled_from(["local", "replay", "kubernetes", "endpoint", "my_cluster", "other"])

@@ -171,10 +171,10 @@ def test_sigterm_in_a_measurement_ends_the_session_with_a_summary(benchmark_proj
     conftest = pytester.path / "conftest.py"
     conftest.write_text(
         conftest.read_text() + "\nimport os, signal\nmeasure = target.measure\n"
-        "def killed(benchmark, configuration, *rest, **more):\n"
-        "    if configuration.name == 'split':\n"
+        "def killed(planned, progress):\n"
+        "    if planned.configuration.name == 'split':\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return measure(benchmark, configuration, *rest, **more)\n"
+        "    return measure(planned, progress)\n"
         "target.measure = killed\n"
     )
     result = run(pytester)

@@ -5,13 +5,14 @@ The seam is the measurement, not an address: a simulation has no URL.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
-from pytest_dynamo_bench.errors import DynamoBenchError
+from pytest_dynamo_bench.errors import DynamoBenchError, TargetError
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Traffic, tried
 
@@ -78,6 +79,26 @@ class Unwatched:
         """Nothing."""
 
 
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is to be made.
+
+    Attributes:
+        benchmark: whose question it is.
+        configuration: what is measured.
+        traffic: as the configuration is to get it.
+        directory: for logs and whatever else explains the run.
+        repeat: counts runs of the same configuration from 0; a target that would give the same
+            numbers again varies what is left to chance in reality.
+    """
+
+    benchmark: Benchmark
+    configuration: Configuration
+    traffic: Traffic
+    directory: Path
+    repeat: int = 0
+
+
 class Target(Protocol):
     """Where configurations are brought up."""
 
@@ -102,43 +123,14 @@ class Target(Protocol):
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What of the configuration this target only models, or cannot express; for reports."""
 
-    def measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-        *,
-        repeat: int = 0,
-    ) -> Run:
+    def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """Bring the configuration up, send the traffic, take everything down again.
 
-        ``repeat`` counts runs of the same configuration from 0; a target that would give the
-        same numbers again varies what is left to chance in reality.
-
-        Logs and whatever else explains the run are written to ``directory``.
+        Logs and whatever else explains the run are written to its directory.
 
         Raises:
             DeploymentError: the configuration did not come up, or died in the middle.
         """
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run that is to be made.
-
-    Attributes:
-        configuration: what is measured.
-        traffic: as the configuration is to get it.
-        directory: for logs and whatever else explains the run.
-        repeat: counts runs of the same configuration from 0.
-    """
-
-    configuration: Configuration
-    traffic: Traffic
-    directory: Path
-    repeat: int = 0
 
 
 @runtime_checkable
@@ -150,7 +142,7 @@ class SideBySideTarget(Protocol):
         """How many runs are made at a time."""
 
     def measure_all(
-        self, benchmark: Benchmark, planned: Sequence[PlannedRun], progress: Progress
+        self, planned: Sequence[PlannedRun], progress: Progress
     ) -> Iterator[tuple[PlannedRun, Run | DynamoBenchError]]:
         """Make runs, each as ``measure`` does, and yield them with their outcomes.
 
@@ -174,6 +166,22 @@ class ReadingTarget(Protocol):
     @property
     def measured_elsewhere(self) -> str:
         """By what."""
+
+
+def check_target(target: Target) -> None:
+    """See that a target measures a :class:`PlannedRun`, as those of users once did not.
+
+    Raises:
+        TargetError: its ``measure`` takes something else.
+    """
+    try:
+        inspect.signature(target.measure).bind(None, None)
+    except TypeError:
+        raise TargetError(
+            f"target {target.name!r}: {type(target).__name__}.measure must take (planned, "
+            "progress): planned has the benchmark, configuration, traffic, directory and repeat "
+            "that it was given one by one before"
+        ) from None
 
 
 def sent_traffic(target: Target, benchmark: Benchmark) -> Traffic:

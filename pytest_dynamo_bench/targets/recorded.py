@@ -13,7 +13,7 @@ from pytest_dynamo_bench.aiperf_results import AiperfResults, read_aiperf_result
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import NotMeasuredError, TargetError
 from pytest_dynamo_bench.records import Run
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress
 from pytest_dynamo_bench.traffic import (
     Concurrency,
     FixedSchedule,
@@ -82,21 +82,13 @@ class RecordedTarget:
             f"{configuration.name}: {_NOT_DEPLOYED}",
         )
 
-    def measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-        *,
-        repeat: int = 0,
-    ) -> Run:
+    def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """The run that AIPerf made.
 
         Raises:
             NotMeasuredError: there are no results of this configuration, or not so many.
         """
+        configuration, repeat = planned.configuration, planned.repeat
         found = self._results.get(configuration.name, [])
         if repeat >= len(found):
             lacks = (
@@ -114,7 +106,7 @@ class RecordedTarget:
         failed = sum(not record.succeeded for record in results.records)
         progress.requests(len(results.records), failed, len(results.records))
         return Run(
-            benchmark=benchmark.name,
+            benchmark=planned.benchmark.name,
             configuration=configuration.name,
             target=self.name,
             gpus=configuration.gpus,
@@ -127,7 +119,10 @@ class RecordedTarget:
                 "aiperf_command": results.command,
                 "aiperf_records": str(results.path),
             },
-            traffic={"schedule": _schedule(results).description, "history": list(traffic.history)},
+            traffic={
+                "schedule": _schedule(results).description,
+                "history": list(planned.traffic.history),
+            },
             problems=results.problems,
         )
 

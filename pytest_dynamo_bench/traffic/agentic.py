@@ -28,10 +28,11 @@ from statistics import NormalDist
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.fields import check_number, check_whole
-from pytest_dynamo_bench.traffic.generated import GeneratedTraffic
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
+    Traffic,
     TrafficRequest,
+    TrafficSource,
 )
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
@@ -83,7 +84,7 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class AgenticCoding(GeneratedTraffic):
+class AgenticCoding(TrafficSource):
     """Coding-agent sessions, as a benchmark's traffic; the defaults are the published manifest.
 
     Attributes:
@@ -166,8 +167,15 @@ class AgenticCoding(GeneratedTraffic):
         check_number(owner, "reset_scaling", self.reset_scaling, least=0)
 
     @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
     def _source(self) -> str:
         return f"{self.sessions:,} coding-agent sessions and restarts of them, seed {self.seed}"
+
+    def load(self) -> Traffic:
+        return _load(self)
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one, sessions in their order, all turns of one together."""
@@ -236,6 +244,11 @@ class AgenticSession:
     group: int
     ending: str
     restart: bool = False
+
+
+@functools.lru_cache(maxsize=2)
+def _load(source: AgenticCoding) -> Traffic:
+    return Traffic(tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,))
 
 
 @functools.lru_cache(maxsize=4)

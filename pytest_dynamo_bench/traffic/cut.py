@@ -63,7 +63,12 @@ def cut(traffic: Traffic, seconds: float, *, seed: int = 0) -> Traffic:
         f"cut to {seconds:g} s: time compressed {compression:.1f} times, {len(requests)} of "
         f"{len(traffic.requests)} requests kept, whole conversations, prompts at full length"
     )
-    return _kept(traffic, requests, step)
+    return dataclasses.replace(
+        traffic,
+        requests=requests,
+        history=(*traffic.history, step),
+        share=traffic.share * len(requests) / len(traffic.requests),
+    )
 
 
 def first_turns(traffic: Traffic, sessions: int | None, turns: int | None = None) -> Traffic:
@@ -95,10 +100,6 @@ def first_turns(traffic: Traffic, sessions: int | None, turns: int | None = None
         f"cut to {of_each}{len(kept):,} of {all_sessions:,} sessions: {len(requests):,} of "
         f"{len(traffic.requests):,} requests, lengths, pauses and concurrency as they are"
     )
-    return _kept(traffic, requests, step)
-
-
-def _kept(traffic: Traffic, requests: tuple[TrafficRequest, ...], step: str) -> Traffic:
     return dataclasses.replace(
         traffic,
         requests=requests,

@@ -17,24 +17,13 @@ from dataclasses import dataclass
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.fields import check_whole
-from pytest_dynamo_bench.traffic.generated import GeneratedTraffic
 from pytest_dynamo_bench.traffic.images import NoiseImages
-from pytest_dynamo_bench.traffic.model import Concurrency, TrafficRequest
+from pytest_dynamo_bench.traffic.model import Concurrency, Traffic, TrafficRequest, TrafficSource
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 
-class _ImageTraffic(GeneratedTraffic):
-    image_width: int
-    image_height: int
-    seed: int
-
-    @property
-    def _images(self) -> NoiseImages:
-        return NoiseImages(self.image_width, self.image_height, self.seed)
-
-
 @dataclass(frozen=True)
-class SlidingWindowImages(_ImageTraffic):
+class SlidingWindowImages(TrafficSource):
     """Users in dialogue about a window of images that moves on by one image a turn.
 
     A user's turn ``t`` has images ``t`` … ``t + window - 1`` of ``window + turns - 1`` of
@@ -77,12 +66,19 @@ class SlidingWindowImages(_ImageTraffic):
         return self.window + self.turns - 1
 
     @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
     def _source(self) -> str:
         return (
             f"{self.users} users x {self.turns} turns, a window of {self.window} of "
             f"{self.images_per_user} images each, {self.image_width} x {self.image_height}; "
             f"{self.text_tokens:,} text tokens in, {self.osl:,} out; seed {self.seed}"
         )
+
+    def load(self) -> Traffic:
+        return _traffic(self)
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one, turn after turn of all users."""
@@ -96,7 +92,7 @@ class SlidingWindowImages(_ImageTraffic):
 
 
 @dataclass(frozen=True)
-class PooledImages(_ImageTraffic):
+class PooledImages(TrafficSource):
     """Single requests with images from a pool that all share.
 
     Each image of the pool is in one request at least: the pool is shuffled and dealt out to
@@ -138,12 +134,19 @@ class PooledImages(_ImageTraffic):
             )
 
     @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
     def _source(self) -> str:
         return (
             f"{self.requests:,} requests with {self.images_per_request} of {self.pool} images, "
             f"{self.image_width} x {self.image_height}; {self.text_tokens:,} text tokens in, "
             f"{self.osl:,} out; seed {self.seed}"
         )
+
+    def load(self) -> Traffic:
+        return _traffic(self)
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one."""
@@ -187,6 +190,13 @@ def _request(
         output_tokens=source.osl,
         hash_ids=tuple(range(index * blocks, (index + 1) * blocks)),
         images=images,
+    )
+
+
+def _traffic(source: SlidingWindowImages | PooledImages) -> Traffic:
+    images = NoiseImages(source.image_width, source.image_height, source.seed)
+    return Traffic(
+        tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,), images
     )
 
 

@@ -19,6 +19,7 @@ prefix and suffix are drawn independently of each other.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import random
 from collections import Counter
@@ -28,11 +29,12 @@ from math import ceil
 
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 from pytest_dynamo_bench.traffic.fields import check_number, check_whole
-from pytest_dynamo_bench.traffic.generated import GeneratedTraffic
 from pytest_dynamo_bench.traffic.model import (
     FixedSchedule,
     Schedule,
+    Traffic,
     TrafficRequest,
+    TrafficSource,
 )
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS, MooncakeTrace
 
@@ -41,7 +43,7 @@ _TO_SUFFIX, _END = -1, -2
 
 
 @dataclass(frozen=True)
-class SynthesizedMooncake(GeneratedTraffic):
+class SynthesizedMooncake(TrafficSource):
     """Requests synthesized from a Mooncake trace; options as of ``datagen synthesize``.
 
     Against the published data set of DeepSeek-V3.2 (prefix x16, prompt x10, at most 110,000
@@ -102,6 +104,10 @@ class SynthesizedMooncake(GeneratedTraffic):
                 raise BenchmarkError(f"{owner}: {low}: {least} is greater than {high}: {most}")
 
     @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
     def _source(self) -> str:
         limit = f", at most {self.max_isl:,} tokens" if self.max_isl is not None else ""
         return (
@@ -110,6 +116,9 @@ class SynthesizedMooncake(GeneratedTraffic):
             f"{limit}, seed {self.seed})"
         )
 
+    def load(self) -> Traffic:
+        return _load(self)
+
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one; only the tree is held in memory.
 
@@ -117,6 +126,11 @@ class SynthesizedMooncake(GeneratedTraffic):
             TrafficError: the trace cannot be read, or hardly any request is within the limits.
         """
         return synthesize(MooncakeTrace(self.trace).load().requests, self)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(source: SynthesizedMooncake) -> Traffic:
+    return Traffic(tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,))
 
 
 def synthesize(

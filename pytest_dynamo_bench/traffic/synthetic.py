@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.fields import check_whole
-from pytest_dynamo_bench.traffic.generated import GeneratedTraffic
-from pytest_dynamo_bench.traffic.model import Concurrency, TrafficRequest
+from pytest_dynamo_bench.traffic.model import Concurrency, Traffic, TrafficRequest, TrafficSource
 from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 
 @dataclass(frozen=True)
-class SyntheticTraffic(GeneratedTraffic):
+class SyntheticTraffic(TrafficSource):
     """Requests of fixed lengths, each prompt distinct from its first block on.
 
     What AIPerf makes of ``--synthetic-input-tokens-mean`` and ``--output-tokens-mean`` with a
@@ -46,10 +45,17 @@ class SyntheticTraffic(GeneratedTraffic):
             )
 
     @property
+    def description(self) -> str:
+        return f"{self._source}, {self.schedule.description}"
+
+    @property
     def _source(self) -> str:
         return (
             f"{self.requests:,} synthetic requests, {self.isl} tokens in, {self.osl} out, no reuse"
         )
+
+    def load(self) -> Traffic:
+        return Traffic(tuple(self.generate()), self.schedule, BLOCK_TOKENS, (self._source,))
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pytest_dynamo_bench.benchmark import LABELS, Configuration, Worker
 from pytest_dynamo_bench.dynamo_options import shown_value
 from pytest_dynamo_bench.features import FEATURES, OPTION_FIELDS
+from pytest_dynamo_bench.traffic import Concurrency, Schedule
 
 Kind = Literal["feature", "part of a feature", "other"]
 
@@ -37,7 +38,13 @@ class Difference:
         return f"{self.what}: {self.treatment} against {self.baseline}"
 
 
-def confounds(treatment: Configuration, baseline: Configuration) -> tuple[Difference, ...]:
+def confounds(
+    treatment: Configuration,
+    baseline: Configuration,
+    *,
+    treatment_schedule: Schedule | None = None,
+    baseline_schedule: Schedule | None = None,
+) -> tuple[Difference, ...]:
     """Everything that differs: features first, then GPUs, workers role by role, other fields.
 
     All fields of the dataclasses are compared, so that a field added later is not overlooked.
@@ -45,6 +52,8 @@ def confounds(treatment: Configuration, baseline: Configuration) -> tuple[Differ
     Args:
         treatment: one configuration.
         baseline: the other.
+        treatment_schedule: how its traffic was sent, where known.
+        baseline_schedule: likewise.
     """
     switched = [
         row
@@ -66,6 +75,21 @@ def confounds(treatment: Configuration, baseline: Configuration) -> tuple[Differ
         found.append(Difference("workers", str(treatment.replicas), str(baseline.replicas)))
     found += _worker_differences(treatment, baseline)
     found += _differences("", _choices(treatment), _choices(baseline), parts)
+    if (
+        treatment_schedule is not None
+        and baseline_schedule is not None
+        and treatment_schedule != baseline_schedule
+    ):
+        both = isinstance(treatment_schedule, Concurrency) and isinstance(
+            baseline_schedule, Concurrency
+        )
+        found.append(
+            Difference(
+                "concurrency" if both else "schedule",
+                treatment_schedule.description,
+                baseline_schedule.description,
+            )
+        )
     return tuple(found)
 
 

@@ -120,6 +120,10 @@ def compare_with_stored(
     current: Sequence[Sample],
     stored: Sequence[Sample],
     tolerance: Tolerance,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Regression:
     """Judge one metric of one configuration.
 
@@ -127,6 +131,9 @@ def compare_with_stored(
         current: the metric in the runs of now, one Sample per repeat.
         stored: likewise of the stored runs.
         tolerance: which metric, and how much worse it may be.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: the samples are of another metric, or there are none.
@@ -135,7 +142,9 @@ def compare_with_stored(
         if sample.metric != tolerance.metric:
             raise ValueError(f"tolerance for {tolerance.metric}, but samples of {sample.metric}")
     # Both had the same requests, and whether these got slower is the question.
-    effect = estimate_effect(current, stored).of_this_traffic()
+    effect = estimate_effect(
+        current, stored, confidence=confidence, resamples=resamples, seed=seed
+    ).of_this_traffic()
     definition = metric_of(tolerance.metric)
     # From here on higher is worse.
     worse_low, worse_high = effect.low, effect.high

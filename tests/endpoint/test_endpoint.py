@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pytest_dynamo_bench import Benchmark, Configuration, Hardware, MooncakeTrace, Worker
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.endpoint.switch import split_command
 from pytest_dynamo_bench.targets.endpoint.target import EndpointOptions, EndpointTarget, parse_urls
 from pytest_dynamo_bench.targets.service.address import Access, Tls, check_url, read_access
@@ -67,7 +68,9 @@ def traffic(count=6, tokens=100, block_tokens=64):
 
 def measure(url, tmp_path, configuration=AGG, progress=None, **options):
     target = EndpointTarget(EndpointOptions({"": url}, **options))
-    return target.measure(BENCHMARK, configuration, traffic(), tmp_path, progress or Silent())
+    return target.measure(
+        PlannedRun(BENCHMARK, configuration, traffic(), tmp_path), progress or Silent()
+    )
 
 
 def prompts(server, tokens=5):
@@ -180,7 +183,7 @@ def test_a_closed_loop_and_what_the_run_says_of_itself(tmp_path):
     with serving() as server:
         target = EndpointTarget(EndpointOptions({"agg": f"{server.base_url}"}))
         progress = Silent()
-        run = target.measure(BENCHMARK, AGG, target_traffic, tmp_path, progress)
+        run = target.measure(PlannedRun(BENCHMARK, AGG, target_traffic, tmp_path), progress)
     assert progress.stages == ["asking", "warming", "measuring"]
     assert progress.done == len(run.records) == 6
     assert sorted(r.request_id for r in progress.latest) == sorted(
@@ -419,6 +422,7 @@ def test_what_check_finds(tmp_path):
 
 MODULE = """
 from pytest_dynamo_bench import *
+from pytest_dynamo_bench.targets.base import PlannedRun
 
 AGG = Configuration("agg", "baseline", [Worker(1)])
 KV = AGG.but(name="kv", role="treatment", router="kv")

@@ -16,6 +16,7 @@ import yaml
 
 from pytest_dynamo_bench.cli.main import main
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster, connector
 from pytest_dynamo_bench.targets.kubernetes.load_job import job_manifest, order_maps
 from pytest_dynamo_bench.targets.kubernetes.preflight import PERMISSIONS, permissions
@@ -194,7 +195,7 @@ def test_a_run_with_load_from_the_cluster(fake, tmp_path, shards):
     with serving(FAST, OTHER_TOKENIZER if shards == 1 else NOT_DYNAMO) as server:
         fake.frontend_url = server.base_url
         found = target(settings(load=Load(pip="", shards=shards)))
-        run = found.measure(bench("vllm", SPLIT), SPLIT, whole, tmp_path, progress)
+        run = found.measure(PlannedRun(bench("vllm", SPLIT), SPLIT, whole, tmp_path), progress)
     assert nothing_left(fake)
     assert run.problems == []
     assert [record.error for record in run.records] == [None] * 24
@@ -233,7 +234,7 @@ def test_a_run_with_load_from_here(fake, tmp_path, source):
         fake.frontend_url = server.base_url
         load = Load(source=source, url=server.base_url if source == "url" else "")
         found = target(settings(load=load))
-        run = found.measure(bench("vllm", AGG), AGG, traffic(8), tmp_path, Silent())
+        run = found.measure(PlannedRun(bench("vllm", AGG), AGG, traffic(8), tmp_path), Silent())
     assert nothing_left(fake)
     assert [record.error for record in run.records] == [None] * 8
     assert run.deployed["load"] == {"source": source}
@@ -253,7 +254,7 @@ def test_an_own_manifest_takes_the_place_of_the_rendered_one(fake, tmp_path):
         fake.frontend_url = server.base_url
         load = Load(source="api-server")
         found = target(settings(load=load), manifests={"example/agg": own})
-        run = found.measure(bench("vllm", AGG), AGG, traffic(4), tmp_path, Silent())
+        run = found.measure(PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Silent())
     assert any("/services/mine-gateway:8000/proxy/" in path for _, path in fake.requests)
     assert len(run.records) == 4
     assert any("the user's own" in item for item in found.limitations(bench("vllm", AGG), AGG))
@@ -263,7 +264,7 @@ def test_a_deployment_that_is_ready_but_does_not_answer(fake, tmp_path):
     with serving(Script(status=500, body=b"no worker"), NOT_DYNAMO) as server:
         fake.frontend_url = server.base_url
         with pytest.raises(DeploymentError) as caught:
-            target().measure(bench("vllm", AGG), AGG, traffic(4), tmp_path, Silent())
+            target().measure(PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Silent())
     assert "shard 0 of the load failed" in str(caught.value)
     assert "does not answer a request: HTTP 500: no worker" in str(caught.value)
     assert nothing_left(fake)
@@ -276,7 +277,7 @@ def test_a_deployment_with_another_model(fake, tmp_path):
         found = target(ClusterSettings(NAMESPACE, limits=Limits(answer=0, delete=5),
                                        load=Load(pip="")))  # fmt: skip
         with pytest.raises(DeploymentError, match=r"has no model 'org/model'; it has other"):
-            found.measure(bench("vllm", AGG), AGG, traffic(4), tmp_path, Silent())
+            found.measure(PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Silent())
     assert nothing_left(fake)
 
 
@@ -293,7 +294,7 @@ def test_a_load_generator_that_does_not_start(fake, tmp_path, status, message):
     limits = Limits(schedule=0.5, pull=0.5, grace=0.3, delete=5, ready=5)
     found = target(ClusterSettings(NAMESPACE, limits=limits, load=Load(pip="")))
     with pytest.raises(DeploymentError, match="the load generator did not start") as caught:
-        found.measure(bench("vllm", AGG), AGG, traffic(4), tmp_path, Silent())
+        found.measure(PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Silent())
     assert message in str(caught.value)
     assert nothing_left(fake)
 
@@ -311,8 +312,9 @@ def test_a_load_generator_that_dies_in_the_middle(fake, tmp_path, monkeypatch):
     with serving(FAST, NOT_DYNAMO) as server:
         fake.frontend_url = server.base_url
         with pytest.raises(DeploymentError, match=r"load generator"):
-            target().measure(bench("vllm", AGG), AGG, traffic(40, spacing_ms=100), tmp_path,
-                             Killer())  # fmt: skip
+            target().measure(
+                PlannedRun(bench("vllm", AGG), AGG, traffic(40, spacing_ms=100), tmp_path), Killer()
+            )
     assert nothing_left(fake)
 
 
@@ -332,7 +334,7 @@ def test_a_worker_that_dies_in_the_middle_ends_the_run_with_its_log(fake, tmp_pa
         fake.frontend_url = server.base_url
         with pytest.raises(DeploymentError) as caught:
             target().measure(
-                bench("vllm", AGG), AGG, traffic(40, spacing_ms=200), tmp_path, Killer()
+                PlannedRun(bench("vllm", AGG), AGG, traffic(40, spacing_ms=200), tmp_path), Killer()
             )
     told = str(caught.value)
     assert re.search(r"agg-\S+-agg-0 \(agg\): restarted 1 times, last ended with OOMKilled", told)
@@ -353,7 +355,9 @@ def test_a_worker_that_restarts_unseen_makes_the_run_a_problem(fake, tmp_path):
 
     with serving(FAST, NOT_DYNAMO) as server:
         fake.frontend_url = server.base_url
-        run = target().measure(bench("vllm", AGG), AGG, traffic(4), tmp_path, Restarts())
+        run = target().measure(
+            PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Restarts()
+        )
     assert any(re.search(r"pod agg-\S+ was restarted during the run", p) for p in run.problems)
     assert (tmp_path / "cluster" / "pods.json").exists()
 
@@ -370,7 +374,7 @@ def test_an_api_server_that_restarts_in_the_middle_of_the_load(fake, tmp_path):
     with serving(FAST, NOT_DYNAMO) as server:
         fake.frontend_url = server.base_url
         run = target().measure(
-            bench("vllm", AGG), AGG, traffic(20, spacing_ms=100), tmp_path, Restarter()
+            PlannedRun(bench("vllm", AGG), AGG, traffic(20, spacing_ms=100), tmp_path), Restarter()
         )
     assert [record.error for record in run.records] == [None] * 20
     assert nothing_left(fake)
@@ -444,6 +448,7 @@ def test_what_a_killed_run_left_is_listed_and_removed(fake, tmp_path, capsys):
 
 MODULE = """
 from pytest_dynamo_bench import *
+from pytest_dynamo_bench.targets.base import PlannedRun
 
 AGG = Configuration("agg", "baseline", [Worker(1)])
 KV = AGG.but(name="kv", role="treatment", router="kv")

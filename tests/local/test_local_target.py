@@ -29,6 +29,7 @@ from pytest_dynamo_bench.benchmark import traffic_for
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.features import features_at_work
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.local import target as local_target
 from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.traffic import Traffic
@@ -122,7 +123,7 @@ def scratch_directories():
 def measure(configuration, tmp_path, traffic=None, watch=None, options=None):
     target = LocalTarget(options or LocalOptions())
     return target.measure(
-        BENCHMARK, configuration, traffic or conversation(), tmp_path, watch or Watch()
+        PlannedRun(BENCHMARK, configuration, traffic or conversation(), tmp_path), watch or Watch()
     )
 
 
@@ -220,7 +221,7 @@ def test_drafts_ranks_and_the_split_are_seen_at_work(tmp_path):
         conversation(count=12),
         requests=[dataclasses.replace(r, output_tokens=300) for r in conversation(12).requests],
     )
-    run = LocalTarget().measure(kimi, split, traffic, tmp_path, Watch())
+    run = LocalTarget().measure(PlannedRun(kimi, split, traffic, tmp_path), Watch())
     metrics = Metrics(run)
     assert [record.error for record in run.records] == [None] * 12
     exact = sum(r.completion_tokens for r in run.records) / run.observed["engine_decode_steps"]

@@ -14,6 +14,7 @@ from pytest_dynamo_bench import (
 )
 from pytest_dynamo_bench.errors import UnavailableError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local.vision import deployment
 from tests.local.test_local_target import Watch, nothing_left, scratch_directories
@@ -41,7 +42,9 @@ BENCHMARK = Benchmark(
 
 def measure(configuration, tmp_path, watch=None):
     target = LocalTarget(LocalOptions())
-    return target.measure(BENCHMARK, configuration, TRAFFIC.load(), tmp_path, watch or Watch())
+    return target.measure(
+        PlannedRun(BENCHMARK, configuration, TRAFFIC.load(), tmp_path), watch or Watch()
+    )
 
 
 def test_repeated_images_skip_the_encoder(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from pytest_dynamo_bench import Concurrency, SlidingWindowImages
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.local.vllm.environment import find_environment
 from pytest_dynamo_bench.verdicts.regression import mismatches
@@ -35,7 +36,7 @@ def measure(configuration, tmp_path, watch):
     target = LocalTarget(LocalOptions(engine="vllm"))
     benchmark = dataclasses.replace(BENCHMARK, traffic=TRAFFIC)
     target.check(benchmark)
-    return target.measure(benchmark, configuration, TRAFFIC.load(), tmp_path, watch)
+    return target.measure(PlannedRun(benchmark, configuration, TRAFFIC.load(), tmp_path), watch)
 
 
 def test_dynamos_cache_and_the_frontends_decoder_are_at_work(tmp_path):

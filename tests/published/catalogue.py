@@ -164,6 +164,7 @@ HOW: dict[str, Runs | CannotRun] = {
     "--junitxml=…": _small(given={"…": "junit.xml"}),
     "pytest MODULE.py --dynamo-target=replay": _small(),
     "pytest examples/own_metric --dynamo-target=replay": _small(),
+    "pytest examples/own_target --dynamo-target=loaded-replay": _small(),
     _SAVE: _small(_ONE),
     "pytest benchmarks --dynamo-target=replay --dynamo-repeats=5 --dynamo-baseline=baseline "
     "--dynamo-tolerance=ttft.mean:20%,latency.mean:5%,throughput:5% --junitxml=junit.xml": _small(

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_dynamo_bench import Benchmark, Configuration, Goodput, Hardware, MooncakeTrace, Worker
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import FixedSchedule, Traffic, TrafficRequest
@@ -40,7 +41,11 @@ def test_local_and_replay_agree_on_the_same_cut(configuration, tmp_path):
     replay = ReplayTarget(prefix_pricing="none")
     traffic = local.traffic(BENCHMARK)
     real, simulated = (
-        Metrics(target.measure(BENCHMARK, configuration, traffic, tmp_path / target.name, Silent()))
+        Metrics(
+            target.measure(
+                PlannedRun(BENCHMARK, configuration, traffic, tmp_path / target.name), Silent()
+            )
+        )
         for target in (local, replay)
     )
     assert not real.run.simulated
@@ -67,7 +72,7 @@ def test_without_the_same_table_they_would_not_agree(tmp_path):
     plain, priced = (
         Metrics(
             dataclasses.replace(ReplayTarget(), prefix_pricing=pricing).measure(
-                BENCHMARK, AGG, traffic, tmp_path / pricing, Silent()
+                PlannedRun(BENCHMARK, AGG, traffic, tmp_path / pricing), Silent()
             )
         )
         for pricing in ("none", "traffic")
@@ -95,7 +100,9 @@ def test_prompts_that_wait_for_a_prefill_worker_get_their_tokens_one_by_one(tmp_
         FixedSchedule(), 512, ("ten prompts",),
     )  # fmt: skip
     for target in (LocalTarget(), ReplayTarget(prefix_pricing="none")):
-        run = target.measure(benchmark, split, traffic, tmp_path / target.name, Silent())
+        run = target.measure(
+            PlannedRun(benchmark, split, traffic, tmp_path / target.name), Silent()
+        )
         records = sorted(run.records, key=lambda record: record.scheduled_ms)
         waits = [record.first_token_ms - record.sent_ms for record in records]
         assert waits == pytest.approx([507 + 25 * i for i in range(10)], rel=0.15), target.name

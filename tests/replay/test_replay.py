@@ -23,6 +23,7 @@ from pytest_dynamo_bench import (
 )
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
+from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.replay import child as replay_child
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget, to_records, write_trace
 from pytest_dynamo_bench.verdicts.regression import mismatches
@@ -42,7 +43,7 @@ KV = AGGREGATED.but(name="agg-kv", role="treatment", router="kv")
 def measure(configuration, traffic, directory, progress, target=None, **changes):
     benchmark = make_benchmark(configuration, **changes)
     return (target or ReplayTarget()).measure(
-        benchmark, configuration, traffic, directory, progress
+        PlannedRun(benchmark, configuration, traffic, directory), progress
     )
 
 
@@ -236,7 +237,9 @@ def test_a_comparison_with_a_split_simulates_ranks_as_workers_everywhere(tmp_pat
     target = ReplayTarget()
     for configuration in benchmark.configurations:
         directory = tmp_path / configuration.name
-        run = target.measure(benchmark, configuration, make_traffic(60), directory, progress)
+        run = target.measure(
+            PlannedRun(benchmark, configuration, make_traffic(60), directory), progress
+        )
         assert all(record.succeeded for record in run.records)
         assert sum(run.deployed["workers"].values()) == 16
         for arguments in run.deployed["engine_arguments"].values():
@@ -528,7 +531,9 @@ def test_a_configuration_may_have_its_own_concurrency_and_length(tmp_path, progr
     traffic = SyntheticTraffic(isl=2048, osl=20, requests=60, schedule=Concurrency(4))
     configuration = AGGREGATED.but(concurrency=8, requests=24)
     benchmark = make_benchmark(configuration, traffic=traffic)
-    run = ReplayTarget().measure(benchmark, configuration, traffic.load(), tmp_path, progress)
+    run = ReplayTarget().measure(
+        PlannedRun(benchmark, configuration, traffic.load(), tmp_path), progress
+    )
     assert [record.request_id for record in run.records][:2] == ["000000@24", "000001@24"]
     assert len(run.records) == 24 and all(record.succeeded for record in run.records)
     assert sum(record.sent_ms == 0 for record in run.records) == 8

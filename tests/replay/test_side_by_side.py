@@ -1,5 +1,6 @@
 """Several simulations at a time: the same numbers, and nothing left of those that were ended."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -35,7 +36,7 @@ def test_measured(comparison):
 
 def plan(directory, configurations, traffic, repeats=2):
     return [
-        PlannedRun(item, traffic, directory / f"{item.name}-{repeat}", repeat)
+        PlannedRun(BENCHMARK, item, traffic, directory / f"{item.name}-{repeat}", repeat)
         for repeat in range(repeats)
         for item in configurations
     ]
@@ -44,22 +45,21 @@ def plan(directory, configurations, traffic, repeats=2):
 def test_they_are_the_runs_that_are_made_alone(tmp_path):
     planned = plan(tmp_path / "together", BENCHMARK.configurations, make_traffic())
     progress = Silent()
-    together = list(ReplayTarget(processes=3).measure_all(BENCHMARK, planned, progress))
+    together = list(ReplayTarget(processes=3).measure_all(planned, progress))
     assert progress.seen == (1200, 0, 1200)
     order = [(item.configuration.name, item.repeat) for item, _ in together]
     for name in ("agg", "agg-kv", "pd"):
         assert [repeat for of, repeat in order if of == name] == [0, 1]
     for item, run in together:
         alone = ReplayTarget().measure(
-            BENCHMARK, item.configuration, item.traffic,
-            tmp_path / "alone" / item.directory.name, Silent(), repeat=item.repeat,
-        )  # fmt: skip
+            dataclasses.replace(item, directory=tmp_path / "alone" / item.directory.name), Silent()
+        )
         assert run.records == alone.records
     assert not list((tmp_path / "together").glob("*/replay-*/"))
 
 
 def test_nothing_to_do_is_no_error():
-    assert list(ReplayTarget().measure_all(BENCHMARK, [], Silent())) == []
+    assert list(ReplayTarget().measure_all([], Silent())) == []
 
 
 def test_one_that_fails_does_not_end_the_others(tmp_path):
@@ -67,7 +67,7 @@ def test_one_that_fails_does_not_end_the_others(tmp_path):
     planned = plan(tmp_path, [AGGREGATED, broken, KV], make_traffic(40), repeats=1)
     outcomes = {
         item.configuration.name: outcome
-        for item, outcome in ReplayTarget(processes=2).measure_all(BENCHMARK, planned, Silent())
+        for item, outcome in ReplayTarget(processes=2).measure_all(planned, Silent())
     }
     assert "router 'random' cannot be simulated" in str(outcomes.pop("broken"))
     assert [len(run.records) for run in outcomes.values()] == [40, 40]
@@ -76,10 +76,10 @@ def test_one_that_fails_does_not_end_the_others(tmp_path):
 def test_those_under_way_are_ended_when_nobody_listens_any_more(tmp_path):
     quick, slow = make_traffic(20), make_traffic(20_000)
     planned = [
-        PlannedRun(AGGREGATED, quick, tmp_path / "quick"),
+        PlannedRun(BENCHMARK, AGGREGATED, quick, tmp_path / "quick"),
         *plan(tmp_path, [KV, SPLIT], slow, repeats=2),
     ]
-    runs = ReplayTarget(processes=3).measure_all(BENCHMARK, planned, Silent())
+    runs = ReplayTarget(processes=3).measure_all(planned, Silent())
     first, _ = next(runs)
     assert first.traffic is quick
     for _ in range(1000):
@@ -95,7 +95,7 @@ def test_those_under_way_are_ended_when_nobody_listens_any_more(tmp_path):
 def test_a_simulation_that_takes_too_long_is_an_outcome(tmp_path):
     planned = plan(tmp_path, [AGGREGATED, KV], make_traffic(5_000), repeats=1)
     target = ReplayTarget(processes=2, timeout_seconds=0.05)
-    outcomes = [outcome for _, outcome in target.measure_all(BENCHMARK, planned, Silent())]
+    outcomes = [outcome for _, outcome in target.measure_all(planned, Silent())]
     assert [type(outcome) for outcome in outcomes] == [DeploymentError] * 2
     assert all("took longer than 0.05 s" in str(outcome) for outcome in outcomes)
 

@@ -26,7 +26,7 @@ from calibration.replay_aa import (
 )
 from calibration.study import METRICS, Share, run_scenario, scenarios
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.targets.base import Unwatched
+from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched
 from pytest_dynamo_bench.traffic import MooncakeTrace
 from pytest_dynamo_bench.verdicts.blocks import automatic_block_length
 from tests.fake_target import FakeTarget
@@ -184,7 +184,8 @@ def test_a_kept_run_is_read_as_it_was():
         assert kept.get("one") is None
         progress = Unwatched()
         run = target.measure(
-            BENCHMARK, BENCHMARK.configurations[0], target.traffic(BENCHMARK), Path(), progress
+            PlannedRun(BENCHMARK, BENCHMARK.configurations[0], target.traffic(BENCHMARK), Path()),
+            progress,
         )
         kept.put("one", run)
         again = kept.get("one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_dynamo_bench.benchmark import Configuration, Worker
+from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule
 from pytest_dynamo_bench.verdicts import confounds
 
 AGG = Configuration("agg", "baseline", [Worker(8, tp=2, prefix_caching=False)])
@@ -70,3 +71,14 @@ def test_splits_are_compared_role_by_role():
         "prefill workers: replicas",
         "decode workers: replicas",
     ]
+
+
+def test_schedules():
+    found = confounds(
+        AGG, AGG, treatment_schedule=Concurrency(64), baseline_schedule=Concurrency(128)
+    )
+    assert [str(item) for item in found] == ["concurrency: concurrency 64 against concurrency 128"]
+    found = confounds(
+        AGG, AGG, treatment_schedule=Concurrency(64), baseline_schedule=FixedSchedule()
+    )
+    assert named(found) == ["schedule"]

@@ -6,14 +6,13 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress
 from pytest_dynamo_bench.targets.endpoint.switch import split_command, switch
 from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.targets.service import measure
@@ -150,55 +149,35 @@ class EndpointTarget:
             )
         return tuple(found)
 
-    def measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-        *,
-        repeat: int = 0,
-    ) -> Run:
+    def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """Switch if there is a command, then warm and measure; see :class:`~..base.Target`.
 
         Raises:
             DeploymentError: the command failed, or the server does not answer.
         """
         try:
-            self._switch(benchmark, configuration, directory, progress)
-            return self._measure(benchmark, configuration, traffic, directory, progress)
+            self._switch(planned, progress)
+            return self._measure(planned, progress)
         except DynamoBenchError as error:
             raise type(error)(self._secrets.redact(str(error))) from None
 
-    def _switch(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        directory: Path,
-        progress: Progress,
-    ) -> None:
+    def _switch(self, planned: PlannedRun, progress: Progress) -> None:
         command = self._options.switch_command
         if command is None:
             return
         progress.stage("switching")
         switch(
             list(command),
-            benchmark.name,
-            configuration.name,
-            directory / "logs" / "switch.log",
+            planned.benchmark.name,
+            planned.configuration.name,
+            planned.directory / "logs" / "switch.log",
             seconds=self._options.switch_seconds,
             secrets=self._secrets,
         )
 
-    def _measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-    ) -> Run:
+    def _measure(self, planned: PlannedRun, progress: Progress) -> Run:
+        benchmark, configuration = planned.benchmark, planned.configuration
+        traffic, directory = planned.traffic, planned.directory
         url = self._url(benchmark, configuration)
         if url is None:
             raise TargetError(self._no_address(benchmark, [configuration.name]))

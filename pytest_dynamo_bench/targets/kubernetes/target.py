@@ -16,7 +16,7 @@ from pytest_dynamo_bench.load.chat import DYNAMO
 from pytest_dynamo_bench.plain_text import Secrets
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
-from pytest_dynamo_bench.targets.base import Progress
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress
 from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster, Object, connector
 from pytest_dynamo_bench.targets.kubernetes.deployment import RESOURCES, Deployment
 from pytest_dynamo_bench.targets.kubernetes.load_job import restart_problems, send_from_cluster
@@ -160,21 +160,14 @@ class KubernetesTarget:
             found.append("could not be found out beforehand: " + "; ".join(self._unknown))
         return tuple(found)
 
-    def measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-        *,
-        repeat: int = 0,
-    ) -> Run:
+    def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """Create, wait, measure, delete; see :class:`~..base.Target`.
 
         Raises:
             DeploymentError: it did not come up, did not answer, or did not go away.
         """
+        benchmark, configuration = planned.benchmark, planned.configuration
+        traffic, directory = planned.traffic, planned.directory
         documents = self._documents(benchmark, configuration)
         deployment = Deployment(
             self._cluster, documents, self.run_id, self._settings.limits, directory / "cluster",
@@ -190,9 +183,7 @@ class KubernetesTarget:
             with after.once_measured("taking down"), deployment.open():
                 ready_seconds = time.monotonic() - started
                 workers = self._workers(deployment, configuration)
-                found = self._send(
-                    benchmark, configuration, traffic, directory, deployment, progress, after
-                )
+                found = self._send(planned, deployment, progress, after)
                 if after.problems:
                     deployment.save_evidence("; ".join(after.problems))
         except DynamoBenchError as error:
@@ -233,25 +224,18 @@ class KubernetesTarget:
     # -- sending ------------------------------------------------------------------------------
 
     def _send(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        deployment: Deployment,
-        progress: Progress,
-        after: Aftermath,
+        self, planned: PlannedRun, deployment: Deployment, progress: Progress, after: Aftermath
     ) -> _Measured:
         load = self._settings.load
         name = frontend_service(deployment)
         if load.source == "cluster":
             url = f"http://{name}.{self._settings.namespace}.svc:{FRONTEND_PORT}"
-            service = Service(Address(url), benchmark.model, DYNAMO, True)
+            service = Service(Address(url), planned.benchmark.model, DYNAMO, True)
             merged = send_from_cluster(
-                deployment, self._settings, service, traffic,
-                labels(configuration, self.run_id), progress, after,
+                deployment, self._settings, service, planned.traffic,
+                labels(planned.configuration, self.run_id), progress, after,
             )  # fmt: skip
-            logs = directory / "logs"
+            logs = planned.directory / "logs"
             with after.step("writing what the load generator brought back"):
                 logs.mkdir(parents=True, exist_ok=True)
                 for file, text in merged.files.items():
@@ -270,24 +254,17 @@ class KubernetesTarget:
         )
         deployment.add_secrets(address.access.secrets)
         before = deployment.restarts()
-        found = self._send_from_here(
-            benchmark, configuration, traffic, directory, address, progress, after
-        )
+        found = self._send_from_here(planned, address, progress, after)
         with after.step("looking whether everything is alive"):
             deployment.check_alive()
             after.problems += restart_problems(before, deployment.restarts())
         return found
 
     def _send_from_here(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        address: Address,
-        progress: Progress,
-        after: Aftermath,
+        self, planned: PlannedRun, address: Address, progress: Progress, after: Aftermath
     ) -> _Measured:
+        benchmark, configuration = planned.benchmark, planned.configuration
+        traffic, directory = planned.traffic, planned.directory
         progress.stage("asking")
         service = run(self._ask(address, benchmark))
         count = max(_FEWEST_WARM_UPS, 2 * configuration.replicas)

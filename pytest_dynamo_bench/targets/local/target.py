@@ -42,7 +42,7 @@ from pytest_dynamo_bench.load.generator import Generator, LoadGenerator
 from pytest_dynamo_bench.outside import decoded
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
-from pytest_dynamo_bench.targets.base import Progress, Tally
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Tally
 from pytest_dynamo_bench.targets.frontend_metrics import scrape
 from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
 from pytest_dynamo_bench.targets.local.commands import (
@@ -213,28 +213,19 @@ class LocalTarget:
         found += feature_limits(configuration, "stand-in")
         return tuple(found)
 
-    def measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-        *,
-        repeat: int = 0,
-    ) -> Run:
+    def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """Bring up, warm, measure and take down; see :class:`~..base.Target`.
 
         Raises:
             DeploymentError: the configuration did not come up.
             UnavailableError: it needs a package that isn't installed.
         """
-        if traffic.images is not None:
-            self._images.check_configuration(benchmark, configuration)
+        images = self._images if planned.traffic.images is not None else None
+        if images is not None:
+            images.check_configuration(planned.benchmark, planned.configuration)
         measuring = _Measurement(
-            benchmark, configuration, traffic, directory, progress, self._options,
-            self.size(benchmark), self._images if traffic.images is not None else None,
-        )  # fmt: skip
+            planned, progress, self._options, self.size(planned.benchmark), images
+        )
         return run(measuring.run())
 
 
@@ -253,10 +244,7 @@ class _Measurement:
 
     def __init__(
         self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
+        planned: PlannedRun,
         progress: Progress,
         options: LocalOptions,
         size: Size,
@@ -268,11 +256,10 @@ class _Measurement:
         self._size = size
         self._fast_forward = size.fast_forward
         self._ramp_seconds = size.ramp_seconds
-        self._benchmark = benchmark
-        self._configuration = configuration
-        self._traffic = traffic
-        self._directory = directory
-        self._logs = directory / "logs"
+        self._benchmark, self._configuration = planned.benchmark, planned.configuration
+        self._traffic = planned.traffic
+        self._directory = planned.directory
+        self._logs = planned.directory / "logs"
         self._progress = progress
         self._options = options
 

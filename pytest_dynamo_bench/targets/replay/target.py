@@ -238,16 +238,7 @@ class ReplayTarget:
         """
         return tuple(self._profile(benchmark, worker) for worker in configuration.workers)
 
-    def measure(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-        *,
-        repeat: int = 0,
-    ) -> Run:
+    def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """Simulate the traffic, as the configuration is to get it, through the configuration.
 
         What a repeat varies is the seed that decides ties in the KV router.
@@ -259,17 +250,19 @@ class ReplayTarget:
             TargetError: the configuration cannot be simulated.
             DeploymentError: the simulation ended with an error; the message has the log's end.
         """
-        if repeat and self.seed is not None:
-            other = replace(self, seed=self.seed + repeat)
-            return other.measure(benchmark, configuration, traffic, directory, progress)
-        traffic = traffic_for(traffic, configuration)
+        if planned.repeat and self.seed is not None:
+            other = replace(self, seed=self.seed + planned.repeat)
+            return other.measure(replace(planned, repeat=0), progress)
+        benchmark, configuration = planned.benchmark, planned.configuration
+        traffic = traffic_for(planned.traffic, configuration)
+        planned = replace(planned, traffic=traffic)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         began = time.perf_counter()
-        directory.mkdir(parents=True, exist_ok=True)
-        charged, pilot = self._first_charge(benchmark, configuration, traffic, directory, progress)
+        planned.directory.mkdir(parents=True, exist_ok=True)
+        charged, pilot = self._first_charge(planned, progress)
         for attempt in range(_MOST_SIMULATIONS):
             progress.stage("simulating" if attempt == 0 else "simulating again, repriced")
-            done = self._simulated(benchmark, configuration, traffic, charged, directory)
+            done = self._simulated(planned, charged)
             if self.prefix_pricing == "none" or (
                 done.charged_rightly and (self.prefix_pricing == "traffic" or pilot or attempt)
             ):
@@ -324,7 +317,7 @@ class ReplayTarget:
         return self.processes or cores()
 
     def measure_all(
-        self, benchmark: Benchmark, planned: Sequence[PlannedRun], progress: Progress
+        self, planned: Sequence[PlannedRun], progress: Progress
     ) -> Iterator[tuple[PlannedRun, Run | DynamoBenchError]]:
         """Simulate several runs at a time, each as :meth:`measure` does.
 
@@ -342,16 +335,7 @@ class ReplayTarget:
         pool = ThreadPoolExecutor(at_a_time, "simulation")
         try:
             futures: dict[Future[Run], PlannedRun] = {
-                pool.submit(
-                    target.measure,
-                    benchmark,
-                    item.configuration,
-                    item.traffic,
-                    item.directory,
-                    Unwatched(),
-                    repeat=item.repeat,
-                ): item
-                for item in planned
+                pool.submit(target.measure, item, Unwatched()): item for item in planned
             }
             outcomes: dict[tuple[str, int], Run | DynamoBenchError] = {}
             turns: dict[str, deque[PlannedRun]] = defaultdict(deque)
@@ -424,14 +408,7 @@ class ReplayTarget:
         pairs = zip(configuration.workers, profiles, strict=True)
         return next((worker, profile) for worker, profile in pairs if worker.mode != "decode")
 
-    def _first_charge(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        directory: Path,
-        progress: Progress,
-    ) -> tuple[float, int]:
+    def _first_charge(self, planned: PlannedRun, progress: Progress) -> tuple[float, int]:
         """What each new token is charged at first, ms, and the requests of a pilot for it.
 
         Without anything in the caches, the charge is the same for all configurations. Where that
@@ -440,7 +417,8 @@ class ReplayTarget:
         """
         if self.prefix_pricing == "none":
             return 0.0, 0
-        worker, profile = self._prefilling(benchmark, configuration)
+        traffic = planned.traffic
+        worker, profile = self._prefilling(planned.benchmark, planned.configuration)
         common = _pricing(worker, profile, traffic, None).surcharge_ms_per_token
         at_best = _pricing(worker, profile, traffic, ideal_cached_tokens(traffic))
         part = _pilot(traffic)
@@ -451,7 +429,7 @@ class ReplayTarget:
         ):
             return common, 0
         progress.stage(f"pilot of {len(part.requests)} requests, to price prefixes")
-        done = self._simulated(benchmark, configuration, part, common, directory)
+        done = self._simulated(replace(planned, traffic=part), common)
         # The caches of a pilot are colder than those of the whole: what an ideal cache would find
         # in both says by how much.
         colder = _pricing(worker, profile, part, ideal_cached_tokens(part))
@@ -464,15 +442,10 @@ class ReplayTarget:
         rightly = self.prefix_pricing == "traffic" and abs(difference) <= _CLOSE_ENOUGH
         return common if rightly else charged, len(part.requests)
 
-    def _simulated(
-        self,
-        benchmark: Benchmark,
-        configuration: Configuration,
-        traffic: Traffic,
-        charged_ms_per_token: float,
-        directory: Path,
-    ) -> _Simulated:
+    def _simulated(self, planned: PlannedRun, charged_ms_per_token: float) -> _Simulated:
         """Simulate traffic once, with so much charged for each new token of a prefill."""
+        benchmark, configuration = planned.benchmark, planned.configuration
+        traffic, directory = planned.traffic, planned.directory
         worker, profile = self._prefilling(benchmark, configuration)
         arguments = engine_arguments(self, benchmark, configuration)
         with tempfile.TemporaryDirectory(prefix="replay-", dir=directory) as scratch:
