@@ -12,12 +12,14 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
+from pytest_dynamo_bench import __version__
 from pytest_dynamo_bench.cli import (
     attribution,
     check_client,
@@ -31,6 +33,7 @@ from pytest_dynamo_bench.cli import (
     traffic,
 )
 from pytest_dynamo_bench.cli.modules import known_targets
+from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import (
     DeploymentError,
     DynamoBenchError,
@@ -40,6 +43,7 @@ from pytest_dynamo_bench.errors import (
 )
 from pytest_dynamo_bench.targets.registry import TargetRegistry
 
+_SCRIPT = "dynamo-bench"
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 _DESCRIPTION = """\
@@ -77,11 +81,12 @@ def parser(targets: TargetRegistry) -> argparse.ArgumentParser:
         targets: that ``show`` can show.
     """
     top = argparse.ArgumentParser(
-        prog="python -m pytest_dynamo_bench",
+        prog=_SCRIPT if Path(sys.argv[0]).name == _SCRIPT else "python -m pytest_dynamo_bench",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=_versions())
     top.add_argument(
         "--metrics", type=Path, metavar="FILE.py",
         help="metrics of your own that results or benchmarks name: the conftest.py that registers "
@@ -98,6 +103,15 @@ def parser(targets: TargetRegistry) -> argparse.ArgumentParser:
     check_client.add_arguments(commands)
     install_vllm.add_arguments(commands)
     return top
+
+
+def _versions() -> str:
+    """This package's version, and that of the installed Dynamo."""
+    try:
+        dynamo = f"ai-dynamo {metadata.version('ai-dynamo')}"
+    except metadata.PackageNotFoundError:
+        dynamo = f"ai-dynamo is not installed (made for {DYNAMO_RELEASE})"
+    return f"pytest-dynamo-bench {__version__}, {dynamo}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The command line: output, files, cache, errors, interruptions."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+import pytest_dynamo_bench
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.cli.main import main
 from pytest_dynamo_bench.cli.sweep import _COLUMNS, _fitting_table, winners
@@ -405,3 +408,29 @@ def test_resamples_are_paired_by_request_and_vary_with_the_seed():
     )
     difference = draws[one] - draws[nothing]
     assert np.percentile(difference, 2.5) > 0 and difference.std() > 1.5
+
+
+def test_the_script_is_the_same_program_under_its_own_name(monkeypatch, capsys):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["dynamo-bench"].partition(":")
+    script = getattr(importlib.import_module(module), function)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dynamo-bench", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        script()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: dynamo-bench [-h]")
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "--help"])
+    with pytest.raises(SystemExit):
+        script()
+    assert "usage: python -m pytest_dynamo_bench [-h]" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package_and_of_dynamo(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    own = re.escape(pytest_dynamo_bench.__version__)
+    told = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"pytest-dynamo-bench {own}, ai-dynamo (is not installed.*|[0-9.]+)\n", told
+    )
