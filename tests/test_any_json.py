@@ -30,7 +30,7 @@ from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
 )
 from pytest_dynamo_bench.targets.kubernetes.settings import Limits
 from pytest_dynamo_bench.targets.local.engine_events import read_events
-from pytest_dynamo_bench.targets.local.vision.deployment import cache_summary, read_measures
+from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
 from pytest_dynamo_bench.targets.local.vllm.measures import read_observations, summary
 from pytest_dynamo_bench.targets.recorded import RecordedTarget
 from pytest_dynamo_bench.targets.replay.target import _read_rows
@@ -202,9 +202,9 @@ def test_events_of_engines(directory, texts):
 @given(odd_documents([line("a", 1, 2), line("b", 2, 3)]))
 def test_measures_of_a_vision_worker(directory, texts):
     (directory / "images-0.jsonl").write_text("\n".join(texts), errors="surrogatepass")
-    found = read_measures(directory)
+    found = VisionWorkers().measures(directory)
     assert all(own["encoder_ms"] >= 0 for own in found.values())
-    cache_summary(found, [])
+    VisionWorkers().summary(found, [])
 
 
 OBSERVED = [

@@ -235,6 +235,7 @@ SOURCE = PooledImages(
 CACHED = Configuration(
     "cached", "treatment", [Worker(2, embedding_cache_gib=2, max_num_seqs=7, kv_blocks=10)]
 )
+WORKERS = deployment.VisionWorkers()
 PIXELS = CACHED.but(name="pixels", workers=[Worker(1, frontend_decoding=True)])
 
 
@@ -258,7 +259,7 @@ def test_a_cache_shrinks_with_the_images(tmp_path):
     assert plan.image_bytes == 5 * 4 * 8192 * 2 and plan.share == 0.1
     assert plan.cache_bytes(CACHED.workers[0]) == round(0.2 * 2**30)
     assert plan.cache_bytes(PIXELS.workers[0]) == 0
-    commands = deployment.vision_commands(benchmark(), CACHED, plan, tmp_path)
+    commands = WORKERS.serving(benchmark(), CACHED, scaled.load(), tmp_path).commands
     assert list(commands) == ["vision-0", "vision-1"]
     argv = commands["vision-1"]
     for option, value in (
@@ -268,15 +269,15 @@ def test_a_cache_shrinks_with_the_images(tmp_path):
     ):  # fmt: skip
         assert argv[argv.index(option) + 1] == value
     assert "--frontend-decoding" not in argv
-    text = " ".join(deployment.vision_limitations(benchmark(), CACHED, plan))
+    text = " ".join(WORKERS.limitations(benchmark(), CACHED, scaled.load()))
     assert "ours" in text and "modelled" in text and "10 %" in text
 
 
 def test_frontend_decoding_without_nixl_is_skipped_with_what_to_install(monkeypatch):
     monkeypatch.setattr(deployment, "nixl_libraries", lambda: None)
-    deployment.check_vision(benchmark(), CACHED)
+    WORKERS.check_configuration(benchmark(), CACHED)
     with pytest.raises(UnavailableError, match=r"pip install --no-deps nixl==.* nixl-cu13=="):
-        deployment.check_vision(benchmark(), PIXELS)
+        WORKERS.check_configuration(benchmark(), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_what_cannot_be_served_is_said_before_anything_is_brought_up(
         if configuration is None:
             deployment.vision_plan(asked, SOURCE.load())
         else:
-            deployment.check_vision(asked, configuration)
+            WORKERS.check_configuration(asked, configuration)
 
     with pytest.raises(TargetError, match=message):
         check()
@@ -311,7 +312,7 @@ def line(name, hits, misses, evictions=0):
     return {
         "request": name, "images": 2, "image_cache_hits": 1, "images_decoded": 2,
         "image_decode_ms": 3.5, "image_transfer_ms": 0.0, "encoder_ms": 7.5,
-        "cache": {**counts, "hits": hits, "misses": misses, "evictions": evictions}, "steps": 1,
+        "cache": {**counts, "hits": hits, "misses": misses, "evictions": evictions},
     }  # fmt: skip
 
 
@@ -319,17 +320,17 @@ def test_measures_join_the_records_that_they_are_of(tmp_path):
     warm, one, two = line("w", 0, 2), line("a", 1, 3), line("b", 2, 4, 1)
     (tmp_path / "images-0.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (warm, one)))
     (tmp_path / "images-1.jsonl").write_text(json.dumps(two) + '\n{"request": "cut o')
-    measures = deployment.read_measures(tmp_path)
+    measures = WORKERS.measures(tmp_path)
     assert list(measures) == ["w", "a", "b"]
     records = [
         RequestRecord(name, name, 0, 0.0, 0.0, (1.0,), 2.0, 5, 5, response_id=f"chatcmpl-{name}")
         for name in ("a", "b", "lost")
     ]
-    joined = deployment.with_image_measures(records, measures)
+    joined = WORKERS.with_measures(records, measures)
     assert [record.images for record in joined] == [2, 2, None]
     assert joined[0].encoder_ms == 7.5 and joined[1].images_decoded == 2
     # What the warm-up had counted on the first worker is not the run's.
-    assert deployment.cache_summary(measures, records) == {
+    assert WORKERS.summary(measures, records)["embedding_cache"] == {
         "capacity_bytes": 18, "bytes": 10, "entries": 4, "hits": 1 + 2, "misses": 1 + 4,
         "evictions": 1,
     }  # fmt: skip

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,53 @@ class VisionWorkers:
         """It comes with this package."""
 
     def check_configuration(self, benchmark: Benchmark, configuration: Configuration) -> None:
-        """See :func:`check_vision`."""
-        check_vision(benchmark, configuration)
+        """It has aggregated workers, a profile, and with frontend decoding NIXL."""
+        owner = f"configuration {configuration.name!r}"
+        if configuration.disaggregated:
+            raise TargetError(f"{owner}: images are served by aggregated workers only on 'local'")
+        (worker,) = configuration.workers
+        if worker.engine_args:
+            raise TargetError(
+                f"{owner}: engine_args: the vision worker on 'local' is no engine of Dynamo's, and "
+                "has no such options; --dynamo-engine=vllm brings up one"
+            )
+        if find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker) is None:
+            raise TargetError(
+                f"{owner}: there is no engine profile of {benchmark.model} on "
+                f"{benchmark.hardware.gpu}"
+            )
+        if importlib.util.find_spec("PIL") is None:
+            raise UnavailableError(f"{owner}: images need Pillow; install it with: {_PILLOW}")
+        if worker.frontend_decoding and nixl_libraries() is None:
+            raise UnavailableError(
+                f"{owner}: frontend decoding moves pixels by NIXL, which is not installed; install "
+                f"it (67 MB, without PyTorch) with: {INSTALL_NIXL}"
+            )
 
     def limitations(
         self, benchmark: Benchmark, configuration: Configuration, traffic: Traffic
     ) -> tuple[str, ...]:
-        """See :func:`vision_limitations`."""
+        """What is Dynamo's, what is ours, and what is only modelled."""
         plan = vision_plan(benchmark, traffic)
-        return () if plan is None else vision_limitations(benchmark, configuration, plan)
+        if plan is None:
+            return ()
+        (worker,) = configuration.workers
+        profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
+        found = [
+            "Dynamo's own: frontend, router, request path, the cache of embeddings, and where it "
+            "is on, frontend decoding with its transfer over NIXL",
+            "ours, since Dynamo's mocker has no vision encoder: the worker, with a real but small "
+            "image encoder on one core of this machine, whose embeddings are as large as the "
+            "model's, and a batching engine, which asks the cache; on a GPU the encoder takes "
+            "another share of the time, so that how much time the cache saves is ours as well",
+            "modelled: the time of prefill and decode steps, by the engine profile "
+            f"{profile.name if profile else 'of nothing'}; no KV prefix cache, since these prompts "
+            "share no prefix",
+            "left out: vLLM's own small encoder cache and processor cache, and the copy of cached "
+            "embeddings from host to GPU; the first two would help the baseline, the copy would "
+            "cost the cache a little",
+        ]
+        return (*found, *limits_of_this_machine(worker, plan.share))
 
     def write_model(self, directory: Path, benchmark: Benchmark) -> None:
         """As for mockers: images leave nothing in the prompt, their tokens are the worker's."""
@@ -77,18 +115,51 @@ class VisionWorkers:
         )
 
     def measures(self, directory: Path) -> Measures:
-        """See :func:`read_measures`."""
-        return read_measures(directory)
+        """What the workers of a deployment wrote: request to its measures, in order."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(directory.glob("images-*.jsonl")):
+            for line in path.read_bytes().split(b"\n"):
+                try:
+                    measures = decoded(line, _Measures)
+                except ValueError:
+                    continue
+                found[measures.request] = {**msgspec.to_builtins(measures), "worker": path.stem}
+        return found
 
     def with_measures(
         self, records: Sequence[RequestRecord], measures: Measures
     ) -> list[RequestRecord]:
-        """See :func:`with_image_measures`."""
-        return with_image_measures(records, measures)
+        """The records with what their images took; the frontend's name of an answer joins them."""
+        joined = []
+        for record in records:
+            own = measures.get(request_name(record))
+            joined.append(
+                record
+                if own is None
+                else dataclasses.replace(record, **{name: own[name] for name in IMAGE_MEASURES})
+            )
+        return joined
 
     def summary(self, measures: Measures, records: Sequence[RequestRecord]) -> dict[str, Any]:
-        """See :func:`cache_summary`."""
-        return {"embedding_cache": cache_summary(measures, records)}
+        """The embedding caches of all workers over the measured requests.
+
+        Hits, misses and evictions are those since the last request of the warm-up.
+        """
+        measured = {request_name(record) for record in records}
+        total: dict[str, int] = {}
+        for worker in {own["worker"] for own in measures.values()}:
+            before: dict[str, int] = {}
+            after: dict[str, int] = {}
+            for name, own in measures.items():
+                if own["worker"] == worker:
+                    if name in measured:
+                        after = own["cache"]
+                    else:
+                        before = own["cache"]
+            for key, value in after.items():
+                counted = key in ("hits", "misses", "evictions")
+                total[key] = total.get(key, 0) + value - (before.get(key, 0) if counted else 0)
+        return {"embedding_cache": total}
 
 
 @dataclass(frozen=True)
@@ -135,35 +206,6 @@ def _embedding_bytes(traffic: Traffic, values: int) -> int:
     shown = {image for request in traffic.requests for image in request.images}
     tokens = sum(image_tokens(*traffic.images.size(image)) for image in shown)
     return tokens * values * _EMBEDDING_ELEMENT_BYTES
-
-
-def check_vision(benchmark: Benchmark, configuration: Configuration) -> None:
-    """Find out whether a configuration can serve images here.
-
-    Raises:
-        UnavailableError: a package is missing; the message says how to install it.
-        TargetError: the configuration is of a kind that the vision worker isn't.
-    """
-    owner = f"configuration {configuration.name!r}"
-    if configuration.disaggregated:
-        raise TargetError(f"{owner}: images are served by aggregated workers only on 'local'")
-    (worker,) = configuration.workers
-    if worker.engine_args:
-        raise TargetError(
-            f"{owner}: engine_args: the vision worker on 'local' is no engine of Dynamo's, and has "
-            "no such options; --dynamo-engine=vllm brings up one"
-        )
-    if find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker) is None:
-        raise TargetError(
-            f"{owner}: there is no engine profile of {benchmark.model} on {benchmark.hardware.gpu}"
-        )
-    if importlib.util.find_spec("PIL") is None:
-        raise UnavailableError(f"{owner}: images need Pillow; install it with: {_PILLOW}")
-    if worker.frontend_decoding and nixl_libraries() is None:
-        raise UnavailableError(
-            f"{owner}: frontend decoding moves pixels by NIXL, which is not installed; install it "
-            f"(67 MB, without PyTorch) with: {INSTALL_NIXL}"
-        )
 
 
 def nixl_libraries() -> tuple[Path, Path] | None:
@@ -246,29 +288,6 @@ def vision_commands(
     }
 
 
-def vision_limitations(
-    benchmark: Benchmark, configuration: Configuration, plan: VisionPlan
-) -> tuple[str, ...]:
-    """What is Dynamo's, what is ours, and what is only modelled."""
-    (worker,) = configuration.workers
-    profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
-    found = [
-        "Dynamo's own: frontend, router, request path, the cache of embeddings, and where it is "
-        "on, frontend decoding with its transfer over NIXL",
-        "ours, since Dynamo's mocker has no vision encoder: the worker, with a real but small "
-        "image encoder on one core of this machine, whose embeddings are as large as the model's, "
-        "and a batching engine, which asks the cache; on a GPU the encoder takes another share of "
-        "the time, so that how much time the cache saves is ours as well",
-        "modelled: the time of prefill and decode steps, by the engine profile "
-        f"{profile.name if profile else 'of nothing'}; no KV prefix cache, since these prompts "
-        "share no prefix",
-        "left out: vLLM's own small encoder cache and processor cache, and the copy of cached "
-        "embeddings from host to GPU; the first two would help the baseline, the copy would cost "
-        "the cache a little",
-    ]
-    return (*found, *limits_of_this_machine(worker, plan.share))
-
-
 def limits_of_this_machine(worker: Worker, share: float) -> tuple[str, ...]:
     """What is said of every engine for images.
 
@@ -303,58 +322,6 @@ class _Measures(msgspec.Struct):
     cache: dict[str, Count]
 
 
-def read_measures(directory: Path) -> dict[str, dict[str, Any]]:
-    """What the workers of a deployment wrote: request to its measures, in order."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(directory.glob("images-*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                measures = decoded(line, _Measures)
-            except ValueError:
-                continue
-            found[measures.request] = {**msgspec.to_builtins(measures), "worker": path.stem}
-    return found
-
-
 def request_name(record: RequestRecord) -> str:
     """What the frontend calls a request on the way to the worker."""
     return (record.response_id or "").rpartition("chatcmpl-")[2]
-
-
-def with_image_measures(
-    records: Iterable[RequestRecord], measures: Mapping[str, Mapping[str, Any]]
-) -> list[RequestRecord]:
-    """The records with what their images took; the frontend's name of an answer joins them."""
-    joined = []
-    for record in records:
-        own = measures.get(request_name(record))
-        joined.append(
-            record
-            if own is None
-            else dataclasses.replace(record, **{name: own[name] for name in IMAGE_MEASURES})
-        )
-    return joined
-
-
-def cache_summary(
-    measures: Mapping[str, Mapping[str, Any]], records: Sequence[RequestRecord]
-) -> dict[str, Any]:
-    """The embedding caches of all workers over the measured requests, for the run's record.
-
-    Hits, misses and evictions are those since the last request of the warm-up.
-    """
-    measured = {request_name(record) for record in records}
-    total: dict[str, int] = {}
-    for worker in {own["worker"] for own in measures.values()}:
-        before: dict[str, int] = {}
-        after: dict[str, int] = {}
-        for name, own in measures.items():
-            if own["worker"] == worker:
-                if name in measured:
-                    after = own["cache"]
-                else:
-                    before = own["cache"]
-        for key, value in after.items():
-            counted = key in ("hits", "misses", "evictions")
-            total[key] = total.get(key, 0) + value - (before.get(key, 0) if counted else 0)
-    return total

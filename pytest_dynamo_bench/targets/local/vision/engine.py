@@ -86,7 +86,6 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._arrived = asyncio.Event()
-        self.steps = 0
 
     def submit(self, request: Request) -> None:
         """Take a request; its tokens come from ``request.produced``.
@@ -158,7 +157,6 @@ class Engine:
                 self._produce(request)
         for request in decoding:
             self._produce(request)
-        self.steps += 1
         return end
 
     async def _encode(self, request: Request, until: int) -> None:

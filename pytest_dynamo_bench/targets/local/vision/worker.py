@@ -179,7 +179,7 @@ class VisionWorker:
             self._cache.put(key, embedding)
 
     def _write(self, measures: Measures) -> None:
-        line = {**asdict(measures), "cache": self._cache.counts(), "steps": self._engine.steps}
+        line = {**asdict(measures), "cache": self._cache.counts()}
         self._file.write(json.dumps(line) + "\n")
 
 
