@@ -254,7 +254,10 @@ def test_an_own_manifest_takes_the_place_of_the_rendered_one(fake, tmp_path):
         fake.frontend_url = server.base_url
         load = Load(source="api-server")
         found = target(settings(load=load), manifests={"example/agg": own})
-        run = found.measure(PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Silent())
+        secret = AGG.but(env={"MY_TOKEN": "hush"})
+        planned = PlannedRun(bench("vllm", secret), secret, traffic(4), tmp_path)
+        run = found.measure(planned, Silent())
+    assert run.deployed["env"] == {"MY_TOKEN": "***"} and "hush" not in repr(run)
     assert any("/services/mine-gateway:8000/proxy/" in path for _, path in fake.requests)
     assert len(run.records) == 4
     assert any("the user's own" in item for item in found.limitations(bench("vllm", AGG), AGG))

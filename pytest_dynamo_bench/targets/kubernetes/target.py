@@ -189,14 +189,15 @@ class KubernetesTarget:
         except DynamoBenchError as error:
             kind = DeploymentError if isinstance(error, ApiError) else type(error)
             raise kind(deployment.redact(str(error))) from None
+        told = configuration.as_dict()
         deployed = {
             "model": benchmark.model,
             "router": configuration.router,
             "workers": configuration.replicas,
             "block_size": configuration.block_size,
-            "engines": {item["mode"]: item for item in configuration.as_dict()["workers"]},
-            "frontend_args": dict(configuration.frontend_args),
-            "env": dict(configuration.env),
+            "engines": {item["mode"]: item for item in told["workers"]},
+            "frontend_args": told["frontend_args"],
+            "env": told["env"],
             "image": image_of(benchmark, self._settings),
             "load": found.load,
             "ready_seconds": round(ready_seconds, 1),
