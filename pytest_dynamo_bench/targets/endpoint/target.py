@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
@@ -18,15 +17,12 @@ from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.address import Access, Address, check_url
 from pytest_dynamo_bench.targets.service.probe import (
-    Service,
     choose_model,
-    probe,
     wait_for_models,
 )
-from pytest_dynamo_bench.traffic import Traffic, describe
+from pytest_dynamo_bench.traffic import Traffic
 
 _NAMED = re.compile(r"([a-z0-9][a-z0-9._/-]*)=(.*)")
-_WARM_UP_REQUESTS = 8
 
 
 @dataclass(frozen=True)
@@ -176,54 +172,32 @@ class EndpointTarget:
         )
 
     def _measure(self, planned: PlannedRun, progress: Progress) -> Run:
-        benchmark, configuration = planned.benchmark, planned.configuration
-        traffic, directory = planned.traffic, planned.directory
-        url = self._url(benchmark, configuration)
+        benchmark, options = planned.benchmark, self._options
+        url = self._url(benchmark, planned.configuration)
         if url is None:
-            raise TargetError(self._no_address(benchmark, [configuration.name]))
-        address = Address(url, self._options.access)
-        progress.stage("asking")
-        service = run(self._ask(address, benchmark))
-        salt = 0 if self._options.same_prompts else measure.new_salt()
-        warm_up_requests = max(_WARM_UP_REQUESTS, 2 * configuration.replicas)
-        progress.stage("warming")
-        run(measure.warm_up(service, traffic.block_tokens, warm_up_requests))
-        progress.stage("measuring")
-        sending = measure.salted(traffic, salt)
-        processes, after = self._options.load_processes, Aftermath(directory)
-        sent = run(measure.send(service, sending, progress, processes=processes, after=after))
-        observed: dict[str, Any] = {"load_generator": sent.health}
-        with after.step("asking the server what it saw"):
-            told, notes = run(measure.observe(service, directory / "logs"))
-            after.note(notes)
-            observed |= told
-            warm = measure.warm_tokens(sent.records, traffic)
+            raise TargetError(self._no_address(benchmark, [planned.configuration.name]))
+        after = Aftermath(planned.directory)
+        measuring = measure.measure_service(
+            planned,
+            Address(url, options.access),
+            progress,
+            after,
+            ready_seconds=options.ready_seconds,
+            served_model=options.model,
+            salt=0 if options.same_prompts else measure.new_salt(),
+            processes=options.load_processes,
+        )
+        found = run(measuring)
+        with after.step("looking for prompts that were in caches beforehand"):
+            warm = measure.warm_tokens(found.records, planned.traffic)
             if warm is not None:
-                observed["cached_tokens_at_start"] = warm
+                found.observed["cached_tokens_at_start"] = warm
         deployed = {
             "url": url,
-            "model": self._options.model or benchmark.model,
-            "prompts": "same words in every run" if salt == 0 else "words of their own",
+            "model": options.model or benchmark.model,
+            "prompts": "same words in every run" if options.same_prompts else "words of their own",
         }
-        return Run(
-            benchmark=benchmark.name,
-            configuration=configuration.name,
-            target=self.name,
-            gpus=configuration.gpus,
-            records=sent.records,
-            started_at=sent.started_at,
-            deployed=self._secrets.clean(deployed),
-            observed=self._secrets.clean(observed),
-            traffic=traffic_facts(traffic),
-            problems=[self._secrets.redact(problem) for problem in after.problems],
-            notes=[self._secrets.redact(note) for note in after.notes],
-        )
-
-    async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
-        wanted = self._options.model or benchmark.model
-        listed = await wait_for_models(address, self._options.ready_seconds, wanted=wanted)
-        model = choose_model(address.url, listed, benchmark.model, self._options.model)
-        return await probe(address, model)
+        return measure.as_run(planned, self.name, found, deployed, after, self._secrets)
 
     def _url(self, benchmark: Benchmark, configuration: Configuration) -> str | None:
         urls = self._options.urls
@@ -253,15 +227,6 @@ class EndpointTarget:
             f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "
             f"{missing[0]}=URL, or leave out with -k the claims that need it"
         )
-
-
-def traffic_facts(traffic: Traffic) -> dict[str, Any]:
-    """What a run says of its traffic."""
-    return {
-        "history": list(traffic.history),
-        "schedule": traffic.schedule.description,
-        **asdict(describe(traffic)),
-    }
 
 
 __all__ = ["EndpointOptions", "EndpointTarget", "parse_urls", "split_command"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.load.chat import DYNAMO
 from pytest_dynamo_bench.plain_text import Secrets
-from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress
 from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster, Object, connector
@@ -44,10 +44,9 @@ from pytest_dynamo_bench.targets.service.address import (
     Tls,
     check_url,
 )
-from pytest_dynamo_bench.targets.service.probe import Service, choose_model, probe, wait_for_models
-from pytest_dynamo_bench.traffic import Traffic, describe
-
-_FEWEST_WARM_UPS = 8
+from pytest_dynamo_bench.targets.service.measure import Measured
+from pytest_dynamo_bench.targets.service.probe import Service
+from pytest_dynamo_bench.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,6 @@ class KubernetesOptions:
     seconds: float | None = None
     seed: int = 0
     load_processes: int = 1
-
-
-@dataclass(frozen=True)
-class _Measured:
-    records: list[RequestRecord]
-    started_at: str
-    observed: dict[str, Any]
-    load: dict[str, Any]
 
 
 class KubernetesTarget:
@@ -167,7 +158,7 @@ class KubernetesTarget:
             DeploymentError: it did not come up, did not answer, or did not go away.
         """
         benchmark, configuration = planned.benchmark, planned.configuration
-        traffic, directory = planned.traffic, planned.directory
+        directory = planned.directory
         documents = self._documents(benchmark, configuration)
         deployment = Deployment(
             self._cluster, documents, self.run_id, self._settings.limits, directory / "cluster",
@@ -183,7 +174,7 @@ class KubernetesTarget:
             with after.once_measured("taking down"), deployment.open():
                 ready_seconds = time.monotonic() - started
                 workers = self._workers(deployment, configuration)
-                found = self._send(planned, deployment, progress, after)
+                found, load = self._send(planned, deployment, progress, after)
                 if after.problems:
                     deployment.save_evidence("; ".join(after.problems))
         except DynamoBenchError as error:
@@ -199,34 +190,20 @@ class KubernetesTarget:
             "frontend_args": told["frontend_args"],
             "env": told["env"],
             "image": image_of(benchmark, self._settings),
-            "load": found.load,
+            "load": load,
             "ready_seconds": round(ready_seconds, 1),
         }
         observed = {"workers": workers, "namespace": self._settings.namespace, **found.observed}
-        secrets_ = Secrets(self._cluster.secrets.values | self._options.access.secrets.values)
-        return Run(
-            benchmark=benchmark.name,
-            configuration=configuration.name,
-            target=self.name,
-            gpus=configuration.gpus,
-            records=found.records,
-            started_at=found.started_at,
-            deployed=secrets_.clean(deployed),
-            observed=secrets_.clean(observed),
-            traffic={
-                "history": list(traffic.history),
-                "schedule": traffic.schedule.description,
-                **asdict(describe(traffic)),
-            },
-            problems=[secrets_.redact(problem) for problem in after.problems],
-            notes=[secrets_.redact(note) for note in after.notes],
-        )
+        hidden = Secrets(self._cluster.secrets.values | self._options.access.secrets.values)
+        found = replace(found, observed=observed)
+        return measure.as_run(planned, self.name, found, deployed, after, hidden)
 
     # -- sending ------------------------------------------------------------------------------
 
     def _send(
         self, planned: PlannedRun, deployment: Deployment, progress: Progress, after: Aftermath
-    ) -> _Measured:
+    ) -> tuple[Measured, dict[str, Any]]:
+        """Send the traffic; what was measured, and how the load was sent."""
         load = self._settings.load
         name = frontend_service(deployment)
         if load.source == "cluster":
@@ -242,12 +219,12 @@ class KubernetesTarget:
                 for file, text in merged.files.items():
                     (logs / Path(file).name).write_text(deployment.redact(text), encoding="utf-8")
             start = datetime.fromtimestamp(merged.started_unix, UTC)
-            return _Measured(
+            found = Measured(
                 merged.records,
                 start.isoformat(timespec="milliseconds"),
                 {**merged.observed, "shards": merged.shards},
-                {"source": "cluster", "shards": load.shards},
             )
+            return found, {"source": "cluster", "shards": load.shards}
         address = (
             Address(check_url("load.url", load.url), self._options.access)
             if load.source == "url"
@@ -255,39 +232,19 @@ class KubernetesTarget:
         )
         deployment.add_secrets(address.access.secrets)
         before = deployment.restarts()
-        found = self._send_from_here(planned, address, progress, after)
+        measuring = measure.measure_service(
+            planned,
+            address,
+            progress,
+            after,
+            ready_seconds=self._settings.limits.answer,
+            processes=self._options.load_processes,
+        )
+        found = run(measuring)
         with after.step("looking whether everything is alive"):
             deployment.check_alive()
             after.problems += restart_problems(before, deployment.restarts())
-        return found
-
-    def _send_from_here(
-        self, planned: PlannedRun, address: Address, progress: Progress, after: Aftermath
-    ) -> _Measured:
-        benchmark, configuration = planned.benchmark, planned.configuration
-        traffic, directory = planned.traffic, planned.directory
-        progress.stage("asking")
-        service = run(self._ask(address, benchmark))
-        count = max(_FEWEST_WARM_UPS, 2 * configuration.replicas)
-        progress.stage("warming")
-        run(measure.warm_up(service, traffic.block_tokens, count))
-        progress.stage("measuring")
-        processes = self._options.load_processes
-        sent = run(measure.send(service, traffic, progress, processes=processes, after=after))
-        observed: dict[str, Any] = {"load_generator": sent.health}
-        with after.step("asking the frontend what it saw"):
-            told, notes = run(measure.observe(service, directory / "logs"))
-            after.note(notes)
-            observed |= told
-        source = self._settings.load.source
-        return _Measured(sent.records, sent.started_at, observed, {"source": source})
-
-    async def _ask(self, address: Address, benchmark: Benchmark) -> Service:
-        listed = await wait_for_models(
-            address, self._settings.limits.answer, wanted=benchmark.model
-        )
-        model = choose_model(address.url, listed, benchmark.model, None)
-        return await probe(address, model)
+        return found, {"source": load.source}
 
     def _through_api_server(self, service: str) -> Address:
         """The service's address on the API server, with the credentials of the kubeconfig."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,26 @@ from typing import Any
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.load.connection import Server
 from pytest_dynamo_bench.load.generator import LoadGenerator
-from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.plain_text import Secrets
+from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
-from pytest_dynamo_bench.targets.base import Progress, Tally, Unwatched
+from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Tally, Unwatched
 from pytest_dynamo_bench.targets.frontend_metrics import scrape
-from pytest_dynamo_bench.targets.service.probe import Service
-from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest, cut
+from pytest_dynamo_bench.targets.service.address import Address
+from pytest_dynamo_bench.targets.service.probe import (
+    Service,
+    choose_model,
+    probe,
+    wait_for_models,
+)
+from pytest_dynamo_bench.traffic import Concurrency, Traffic, TrafficRequest, cut, describe
 from pytest_dynamo_bench.traffic.images import NoiseImages
 from pytest_dynamo_bench.traffic.prompts import WORDS
 
 _WARM_UP_OUTPUT = 4
 _WARM_UP_WORDS = 16
 _WARM_UP_AT_A_TIME = 4
+_FEWEST_WARM_UPS = 8
 _ID_BITS = 40
 _SALT_BITS = 24
 
@@ -41,6 +49,21 @@ class Sent:
     records: list[RequestRecord]
     started_at: str
     health: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of measuring a service.
+
+    Attributes:
+        records: of the requests that ended.
+        started_at: wall-clock start, ISO 8601, UTC.
+        observed: what the load generator and the service say.
+    """
+
+    records: list[RequestRecord]
+    started_at: str
+    observed: dict[str, Any]
 
 
 def whole_or_cut(traffic: Traffic, seconds: float | None, seed: int) -> Traffic:
@@ -91,6 +114,77 @@ def salted(traffic: Traffic, salt: int) -> Traffic:
     if isinstance(images, NoiseImages):
         images = dataclasses.replace(images, seed=images.seed + (salt << _ID_BITS))
     return dataclasses.replace(traffic, requests=tuple(requests), images=images)
+
+
+async def measure_service(
+    planned: PlannedRun,
+    address: Address,
+    progress: Progress,
+    after: Aftermath,
+    *,
+    ready_seconds: float,
+    served_model: str | None = None,
+    salt: int = 0,
+    processes: int = 1,
+) -> Measured:
+    """Ask a service what it is, warm it, send the traffic, and ask it what it saw.
+
+    Args:
+        after: is told of what goes wrong once the load has begun.
+        ready_seconds: how long it may take to list the model.
+        served_model: what it calls the benchmark's model, where that is another name.
+        salt: for :func:`salted`.
+        processes: of the load generator.
+
+    Raises:
+        DeploymentError: it does not answer.
+        TargetError: it does not have the model.
+    """
+    progress.stage("asking")
+    wanted = planned.benchmark.model
+    listed = await wait_for_models(address, ready_seconds, wanted=served_model or wanted)
+    service = await probe(address, choose_model(address.url, listed, wanted, served_model))
+    progress.stage("warming")
+    count = max(_FEWEST_WARM_UPS, 2 * planned.configuration.replicas)
+    await warm_up(service, planned.traffic.block_tokens, count)
+    progress.stage("measuring")
+    traffic = salted(planned.traffic, salt)
+    sent = await send(service, traffic, progress, processes=processes, after=after)
+    observed: dict[str, Any] = {"load_generator": sent.health}
+    with after.step("asking the server what it saw"):
+        told, notes = await observe(service, planned.directory / "logs")
+        after.note(notes)
+        observed |= told
+    return Measured(sent.records, sent.started_at, observed)
+
+
+def as_run(
+    planned: PlannedRun,
+    target: str,
+    found: Measured,
+    deployed: Mapping[str, Any],
+    after: Aftermath,
+    secrets: Secrets,
+) -> Run:
+    """What was measured as a run of a target, without secrets."""
+    traffic = planned.traffic
+    return Run(
+        benchmark=planned.benchmark.name,
+        configuration=planned.configuration.name,
+        target=target,
+        gpus=planned.configuration.gpus,
+        records=found.records,
+        started_at=found.started_at,
+        deployed=secrets.clean(dict(deployed)),
+        observed=secrets.clean(found.observed),
+        traffic={
+            "history": list(traffic.history),
+            "schedule": traffic.schedule.description,
+            **dataclasses.asdict(describe(traffic)),
+        },
+        problems=[secrets.redact(problem) for problem in after.problems],
+        notes=[secrets.redact(note) for note in after.notes],
+    )
 
 
 async def warm_up(service: Service, block_tokens: int, count: int) -> None:
