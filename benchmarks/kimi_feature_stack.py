@@ -41,7 +41,7 @@ AGG = Configuration("agg-round-robin", role="baseline", workers=[Worker(3, **TEP
 EAGLE_RR = AGG.but(name="agg-eagle-round-robin", role="treatment",
                    workers=[Worker(3, speculative=EAGLE, **TEP8)], concurrency=24)
 EAGLE_KV = EAGLE_RR.but(name="agg-eagle-kv-router", router="kv")
-STACK = EAGLE_KV.but(name="disagg-eagle-kv-router", role="winner", concurrency=32,
+STACK = EAGLE_KV.but(name="disagg-eagle-kv-router", role="promoted", concurrency=32,
                      workers=[Worker(3, mode="prefill", kv_offload=OFFLOAD, **DEP4), DECODE])
 # Ours: the same number of sessions in flight, and one feature at a time.
 OURS = {"role": "treatment", "concurrency": 32, "published": False}

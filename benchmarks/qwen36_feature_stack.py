@@ -23,8 +23,8 @@ TTFT, RPS, ITL = "time_to_first_token.mean", "request_throughput", "inter_token_
 BASELINE = Configuration("vllm-serve", role="baseline", workers=[Worker(1, **SHARED)])
 FD = BASELINE.but(name="dynamo-fd", role="treatment", workers=[Worker(1, frontend_decoding=True,
     **SHARED)])
-FD_EC = BASELINE.but(name="dynamo-fd-ec", role="winner", workers=[Worker(1, frontend_decoding=True,
-    embedding_cache_gib=8, **SHARED)])
+FD_EC = BASELINE.but(name="dynamo-fd-ec", role="promoted", workers=[Worker(1,
+    frontend_decoding=True, embedding_cache_gib=8, **SHARED)])
 EC = BASELINE.but(name="dynamo-ec", role="treatment", workers=[Worker(1, embedding_cache_gib=8,
     **SHARED)], published=False)
 

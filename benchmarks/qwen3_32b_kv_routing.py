@@ -21,7 +21,7 @@ TP2 = {"tp": 2, "kv_blocks": 11_328}
 
 AGG = Configuration("agg-round-robin", role="baseline", router="round-robin",
                     workers=[Worker(8, **TP2)])
-DISAGG_KV = Configuration("disagg-kv-router", role="winner", router="kv",
+DISAGG_KV = Configuration("disagg-kv-router", role="promoted", router="kv",
                           workers=[Worker(6, mode="prefill", **TP2),
                                    Worker(2, mode="decode", prefix_caching=False, **TP2)])
 # Ours: routing without the split, the split without routing.

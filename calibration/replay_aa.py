@@ -49,7 +49,7 @@ AGGREGATED = Configuration(
 )
 SPLIT = Configuration(
     "disagg-kv-router",
-    "winner",
+    "promoted",
     [
         Worker(6, mode="prefill", tp=2, kv_blocks=_KV_BLOCKS),
         Worker(2, mode="decode", tp=2, kv_blocks=_KV_BLOCKS, prefix_caching=False),

@@ -30,13 +30,14 @@ RouterMode = Literal[
     "round-robin", "random", "power-of-two", "least-loaded", "device-aware-weighted", "direct", "kv"
 ]
 WorkerMode = Literal["aggregated", "prefill", "decode"]
-Role = Literal["baseline", "treatment", "winner"]
+Role = Literal["baseline", "treatment", "promoted"]
 ClaimKind = Literal["effect", "mechanism", "control"]
 Engine = Literal["vllm", "sglang", "trtllm"]
 ScaleName = Literal["smoke", "standard", "full"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 
 # What a configuration is called and what is said about it does not change what it does.
+_OLD_PROMOTED = "winner"
 LABELS = ("name", "role", "published", "note")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -334,6 +335,8 @@ class Worker:
 class Configuration:
     """A deployable Dynamo graph: a frontend with its router mode, and workers by role.
 
+    The ``promoted`` one is what the benchmark's recipe deploys.
+
     Derive one configuration from another with :meth:`but`, so that what differs is visible
     in the source::
 
@@ -371,6 +374,12 @@ class Configuration:
     def __post_init__(self) -> None:
         _check_name("Configuration", self.name)
         owner = f"Configuration {self.name!r}"
+        if self.role == _OLD_PROMOTED:
+            warnings.warn(
+                f"{owner}: role={_OLD_PROMOTED!r} is now role='promoted'",
+                DeprecationWarning, stacklevel=3,
+            )  # fmt: skip
+            object.__setattr__(self, "role", "promoted")
         options = checked_options(owner, "frontend_args", self.frontend_args, FRONTEND_FIELDS)
         object.__setattr__(self, "frontend_args", options)
         object.__setattr__(self, "env", checked_variables(owner, self.env))

@@ -420,7 +420,7 @@ def _modules(items: list[pytest.Item]) -> dict[pytest.Module, Benchmark]:
 
 
 def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
-    """A test for every benchmark whose winner differs from its baseline in several features."""
+    """A test for each benchmark whose promoted configuration has several features of its own."""
     if not config.getoption("dynamo_attribution"):
         return []
     from pytest_dynamo_bench.attribution import plan
@@ -428,18 +428,18 @@ def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[
     found: list[pytest.Item] = []
     for module, benchmark in _modules(items).items():
         roles = {item.role: item for item in reversed(benchmark.configurations)}
-        baseline, winner = roles.get("baseline"), roles.get("winner") or roles.get("treatment")
-        if baseline and winner and len(baseline.features ^ winner.features) > 1:
+        baseline, promoted = roles.get("baseline"), roles.get("promoted") or roles.get("treatment")
+        if baseline and promoted and len(baseline.features ^ promoted.features) > 1:
             item = AttributionItem.from_parent(
                 module,
-                name=f"attribution[{winner.name}-against-{baseline.name}]",
+                name=f"attribution[{promoted.name}-against-{baseline.name}]",
                 benchmark=benchmark,
                 baseline=baseline.name,
-                treatment=winner.name,
+                treatment=promoted.name,
             )
             found.append(item)
             try:
-                plan(baseline, winner)
+                plan(baseline, promoted)
             except DynamoBenchError as error:
                 told = f"{error}: python -m pytest_dynamo_bench attribution --together A+B does so"
                 item.add_marker(pytest.mark.skip(reason=told))

@@ -48,6 +48,13 @@ def test_a_configuration_derived_by_but_differs_only_in_what_is_named():
     assert (AGG.features, KV.features) == (frozenset(), {"kv_routing"})
 
 
+def test_the_role_of_a_promoted_configuration_still_has_its_old_name():
+    with pytest.warns(DeprecationWarning, match="role='winner' is now role='promoted'") as warned:
+        old = Configuration("kv", "winner", [Worker(8, tp=2)], router="kv")
+    assert warned[0].filename == __file__
+    assert old == Configuration("kv", "promoted", [Worker(8, tp=2)], router="kv")
+
+
 def test_gpus_and_replicas_are_counted_over_roles():
     split = AGG.but(
         workers=[Worker(6, mode="prefill", tp=2), Worker(2, mode="decode", tp=2)], router="kv"

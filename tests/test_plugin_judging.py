@@ -282,7 +282,7 @@ ATTRIBUTED = """
 from pytest_dynamo_bench import *
 
 AGG = Configuration("agg", "baseline", [Worker(4, tp=2, kv_blocks=4000)])
-SPLIT_KV = Configuration("split-kv", "winner", router="kv", workers=[
+SPLIT_KV = Configuration("split-kv", "promoted", router="kv", workers=[
     Worker(2, mode="prefill", tp=2, kv_blocks=4000),
     Worker(2, mode="decode", tp=2, kv_blocks=4000, prefix_caching=False),
 ])

@@ -37,7 +37,7 @@ def add_arguments(commands: Any) -> None:
         "--baseline", metavar="NAME", help="default: the configuration with the role baseline"
     )
     parser.add_argument(
-        "--treatment", metavar="NAME", help="default: the configuration with the role winner"
+        "--treatment", metavar="NAME", help="default: the configuration with the role promoted"
     )
     parser.add_argument(
         "--metric", default="goodput", metavar="METRIC",
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     benchmark = common.load_benchmark(options.module)
     metric = common.check_metric(options.metric)
     baseline = _configuration(benchmark, options.baseline, "baseline")
-    treatment = _configuration(benchmark, options.treatment, "winner")
+    treatment = _configuration(benchmark, options.treatment, "promoted")
     cached = 0
     directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-attribution")
 

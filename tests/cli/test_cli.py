@@ -36,7 +36,7 @@ from pytest_dynamo_bench import (
 )
 
 AGG = Configuration("agg-rr", "baseline", [Worker(4, tp=2, kv_blocks=4000)])
-PD = AGG.but(name="pd-kv", role="winner", router="kv", workers=[
+PD = AGG.but(name="pd-kv", role="promoted", router="kv", workers=[
     Worker(3, tp=2, mode="prefill", kv_blocks=4000),
     Worker(1, tp=2, mode="decode", kv_blocks=4000),
 ])

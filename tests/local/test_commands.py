@@ -22,7 +22,7 @@ from pytest_dynamo_bench.targets.local.commands import (
 
 PORTS = Ports(8100, 8101, 8102)
 SPLIT = Configuration(
-    "split", "winner", router="kv", block_size=32,
+    "split", "promoted", router="kv", block_size=32,
     workers=[
         Worker(6, mode="prefill", tp=2, kv_blocks=100, max_num_seqs=9),
         Worker(2, mode="decode", tp=2, prefix_caching=False, max_num_batched_tokens=4096),

@@ -12,7 +12,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 AGG = Configuration("agg-rr", "baseline", [Worker(8, tp=2, kv_blocks=100)])
 SPLIT_KV = Configuration(
     "pd-kv",
-    "winner",
+    "promoted",
     [
         Worker(6, tp=2, mode="prefill", kv_blocks=100),
         Worker(2, tp=2, mode="decode", kv_blocks=100, prefix_caching=False),

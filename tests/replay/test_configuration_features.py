@@ -22,7 +22,7 @@ def test_gpus_count_attention_ranks():
 def test_features_are_derived_from_the_workers():
     configuration = Configuration(
         "stack",
-        "winner",
+        "promoted",
         [
             Worker(2, mode="prefill", tp=4, kv_offload=KvOffload(host_gib=100)),
             Worker(

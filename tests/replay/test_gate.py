@@ -22,7 +22,7 @@ BENCHMARK = """
 from pytest_dynamo_bench import *
 
 SPLIT = Configuration(
-    "split", "winner", router="kv",
+    "split", "promoted", router="kv",
     workers=[
         Worker(5, mode="prefill", tp=2, kv_blocks={prefill_blocks}),
         Worker(2, mode="decode", tp=2, kv_blocks={decode_blocks}, prefix_caching=False),

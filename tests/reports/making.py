@@ -35,7 +35,7 @@ def example(text: str = "", name: str = "example") -> Benchmark:
     """A benchmark with three configurations; ``text`` is added wherever an author writes."""
     kv = AGG.but(name="kv", role="treatment", router="kv", published=False, note=text)
     split = AGG.but(
-        name="split", role="winner",
+        name="split", role="promoted",
         workers=[Worker(6, mode="prefill", tp=2), Worker(2, mode="decode", tp=2)],
     )  # fmt: skip
     return Benchmark(

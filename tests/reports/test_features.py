@@ -22,7 +22,7 @@ from tests.test_metrics import record
 
 PLAIN = Configuration("plain", "baseline", [Worker(2, tp=2)])
 STACK = Configuration(
-    "stack", "winner", router="kv", nodes=2,
+    "stack", "promoted", router="kv", nodes=2,
     workers=[
         Worker(1, mode="prefill", attention_dp=4, moe_ep=4, kv_offload=KvOffload(10)),
         Worker(1, mode="decode", tp=4, moe_ep=4, wideep=True, nodes=2,

@@ -16,7 +16,7 @@ def named(differences):
 
 
 def test_labels_are_no_difference():
-    other = AGG.but(name="other", role="winner", note="x", published=False)
+    other = AGG.but(name="other", role="promoted", note="x", published=False)
     assert confounds(other, AGG) == ()
 
 
@@ -57,7 +57,7 @@ def test_other_things_beside_the_feature_are(change, expected):
 
 def test_two_features_are_a_confound():
     split = Configuration(
-        "disagg", "winner", router="kv",
+        "disagg", "promoted", router="kv",
         workers=[Worker(6, "prefill", tp=2), Worker(2, "decode", tp=2)],
     )  # fmt: skip
     found = confounds(split, AGG.but(workers=[Worker(8, tp=2)]))

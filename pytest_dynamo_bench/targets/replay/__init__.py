@@ -23,8 +23,8 @@ _OPTIONS = OptionGroup("local and replay", (
         "--dynamo-attribution", action="store_true",
         only_here="needs --dynamo-target=replay: it takes all combinations of the features, many "
         "times over",
-        help="replay: simulate all combinations of the features in which the winner differs from "
-        "the baseline, and say what each of them brings",
+        help="replay: simulate all combinations of the features in which the promoted "
+        "configuration differs from the baseline, and say what each of them brings",
     ),
 ))  # fmt: skip
 
