@@ -46,7 +46,7 @@ class InvalidRunError(DynamoBenchError):
 
 
 class UnexpectedError(DynamoBenchError):
-    """Something failed in a way that nobody foresaw; the message says where its traceback is."""
+    """An unexpected failure; the message says where its traceback is."""
 
 
 class ResultsError(DynamoBenchError):

@@ -1,4 +1,4 @@
-"""Many independent computations on the cores of this machine, that end when they are told to.
+"""Many independent computations on the cores of this machine, that end at a signal.
 
 The standard pool waits for what is running when it is shut down, and its processes live on
 when their parent is killed. Simulations take minutes, so neither will do here.
@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 5.0
 
 
-class _ToldToEnd(BaseException):
+class _Terminated(BaseException):
     """Ends the computation that a process is in, through its clean-up."""
 
 
@@ -104,9 +104,9 @@ def compute_all(
 
 
 def _wait_or_kill(processes: Collection[BaseProcess]) -> None:
-    """Wait for processes that were told to end, and kill those that have not after a while.
+    """Wait for processes that got the signal to end, and kill those that have not after a while.
 
-    An exception that is raised in an unlucky moment, such as in a destructor, is lost, and the
+    An exception that is raised at the wrong moment, such as in a destructor, is lost, and the
     computation that it was to end goes on.
     """
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -122,7 +122,7 @@ _shared: tuple[Any, ...] = ()
 _parent = 0
 _directory = ""
 _busy = False
-_told_to_end = False
+_terminated = False
 
 
 def _prepare(function: Callable[..., Any], shared: tuple[Any, ...], directory: str) -> None:
@@ -151,11 +151,11 @@ def _end(*_: object) -> None:
 
     Only the first signal does, so that a second one does not end the clean-up.
     """
-    global _told_to_end
-    first, _told_to_end = not _told_to_end, True
+    global _terminated
+    first, _terminated = not _terminated, True
     if _busy:
         if first:
-            raise _ToldToEnd
+            raise _Terminated
     elif os.getppid() != _parent:
         _leave()
 
@@ -175,8 +175,8 @@ def _call(*job: Any) -> Any:
         try:
             _busy = True
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            if _told_to_end:
-                raise _ToldToEnd
+            if _terminated:
+                raise _Terminated
             return _function(*job, *_shared)
         finally:
             _busy = False

@@ -483,7 +483,7 @@ class AttributionItem(pytest.Item):
         _record(self, junit.attribution_properties(study))
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Where the test is: the module of its benchmark, since pytest wants a line to skip."""
+        """Where the test is: the module of its benchmark, since pytest needs a line to skip."""
         return self.path, 0, self.name
 
 
@@ -560,7 +560,7 @@ class RegressionItem(pytest.Item):
             _end_inconclusive(self.config, message, soften=False)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Where the test is: the module of its benchmark, since pytest wants a line to skip."""
+        """Where the test is: the module of its benchmark, since pytest needs a line to skip."""
         return self.path, 0, self.name
 
 

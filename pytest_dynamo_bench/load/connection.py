@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 READ_BYTES = 16_384
 ANCILLARY_BYTES = 64
-_MOST_IN_VAIN = 4
+_MOST_UNMATCHED = 4
 _SO_TIMESTAMPNS = 35
 _QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
 _TIMESPEC = struct.Struct("@ll")
@@ -201,10 +201,10 @@ class Connection:
         "_outgoing",
         "_parser",
         "_start",
+        "_unmatched",
         "_unparsed",
         "_unsent",
         "_upper_case",
-        "_vain",
         "closed",
         "connected",
         "ended",
@@ -263,7 +263,7 @@ class Connection:
         self._unparsed = []
         self.unseen = True
         self._expected = None
-        self._vain = 0
+        self._unmatched = 0
         self._parser = httptools.HttpResponseParser(self)
         self._feeding = 0
         self._lazy = self._between_chunks = False
@@ -424,9 +424,9 @@ class Connection:
             self._start, self._end, self._expected = start, end + b"\r\n", {}
 
     @property
-    def hopeful(self) -> bool:
-        """Whether to expect anything is not in vain, time after time."""
-        return self._vain < _MOST_IN_VAIN
+    def worth_expecting(self) -> bool:
+        """Whether to call :meth:`expect` again: not after several in a row that did not match."""
+        return self._unmatched < _MOST_UNMATCHED
 
     def _expect(self, size: int) -> tuple[bytes, slice]:
         """How an expected chunk of so many bytes begins, and where the text in it is."""
@@ -455,9 +455,9 @@ class Connection:
                 self._log += (stamp, seen_ns, data[text])
                 return True
             self._expected = None
-            self._vain = self._vain + 1 if self._log[-1] is None else 0
+            self._unmatched = self._unmatched + 1 if self._log[-1] is None else 0
         if self.ended:
-            # Nobody asked for anything.
+            # No response is due.
             self.close()
             return False
         self._unparsed.append((self.response.reads, data))
@@ -516,7 +516,7 @@ class Connection:
 
     def on_message_begin(self) -> None:
         if self._complete:
-            # Nobody asked for a second response: that connection is given up.
+            # A second response to one request: the connection cannot be used again.
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:

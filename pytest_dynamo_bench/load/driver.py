@@ -295,7 +295,7 @@ class Driver:
                     self._load(due[0][2])
                     continue
                 if wake - now > _STEP_NS and self._work_a_little(now, wake):
-                    # Nobody is served meanwhile, so that this counts as well.
+                    # No connection is served meanwhile, so that this counts as well.
                     began = now
                     continue
                 events = wait(wake - clock())
@@ -543,7 +543,7 @@ class Driver:
             return True
         if reading.pattern is not None:
             connection.expect(reading.pattern.start, reading.pattern.end)
-        connection.unseen = reading.may_have_pattern and connection.hopeful
+        connection.unseen = reading.may_have_pattern and connection.worth_expecting
         return True
 
     def _reading(self, sending: _Sending, response: Response) -> Reading:

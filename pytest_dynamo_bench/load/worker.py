@@ -30,7 +30,7 @@ _VALUES = operator.attrgetter(*(field.name for field in dataclasses.fields(Reque
 
 
 class ParentIsGoneError(Exception):
-    """Nobody is left to report to."""
+    """The parent process has ended."""
 
 
 def read_message(stream: FileIO) -> Any:

@@ -531,17 +531,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _make(directory: Path) -> None:
-    with _told_as_results(directory):
+    with _as_results_error(directory):
         directory.mkdir(parents=True, exist_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _told_as_results(path):
+    with _as_results_error(path):
         write_whole(path, content)
 
 
 @contextlib.contextmanager
-def _told_as_results(path: Path) -> Iterator[None]:
+def _as_results_error(path: Path) -> Iterator[None]:
     """A full disk and the like, as an error that names the file."""
     try:
         yield

@@ -96,7 +96,7 @@ class Aftermath:
 
 
 def unexpected(error: Exception, directory: Path, what: str) -> DynamoBenchError:
-    """An exception as an error to be shown; the traceback of what nobody foresaw goes to the logs.
+    """An exception as an error to be shown; the traceback of an unexpected one goes to the logs.
 
     Args:
         directory: of the run.

@@ -70,7 +70,7 @@ class Tally:
 
 
 class Unwatched:
-    """A :class:`Progress` that nobody is told of."""
+    """A :class:`Progress` that shows nothing."""
 
     def stage(self, name: str) -> None:
         """Nothing."""

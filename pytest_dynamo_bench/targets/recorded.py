@@ -76,7 +76,7 @@ class RecordedTarget:
         return Traffic(tuple(requests), _schedule(results), _BLOCK_TOKENS, history)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
-        """That the deployment is taken on trust."""
+        """What was not checked: who sent the requests, and what was deployed."""
         return (
             "requests were sent and timed by AIPerf, not by this plugin",
             f"{configuration.name}: {_NOT_DEPLOYED}",

@@ -136,7 +136,7 @@ def test_a_server_that_has_just_started_may_know_no_rights_yet(fake, api):
 
 
 def test_what_was_allowed_and_stays_forbidden_is_an_error(fake, api, monkeypatch):
-    monkeypatch.setattr("pytest_dynamo_bench.targets.kubernetes.api._FORGETFUL_SECONDS", 0.4)
+    monkeypatch.setattr("pytest_dynamo_bench.targets.kubernetes.api._UNREAD_ROLES_SECONDS", 0.4)
     assert api.all("configmaps") == []
     fake.faults.append(fault(403, times=99))
     began = time.monotonic()

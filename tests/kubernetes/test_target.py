@@ -501,7 +501,7 @@ def test_a_claim_on_a_cluster_with_planted_credentials(project, fake):
 
 def test_credentials_are_nowhere_when_things_go_wrong(project, fake, monkeypatch):
     """The API server itself repeats the token in an error, a container prints it."""
-    monkeypatch.setattr("pytest_dynamo_bench.targets.kubernetes.api._FORGETFUL_SECONDS", 0.2)
+    monkeypatch.setattr("pytest_dynamo_bench.targets.kubernetes.api._UNREAD_ROLES_SECONDS", 0.2)
     fake.script["agg"] = ((0, crashing(3)),)
     fake.faults.append(
         Fault(lambda m, p: p.endswith("events"), 403, times=99, message=f"Bearer {TOKEN}")

@@ -294,11 +294,11 @@ def test_what_is_never_as_expected_is_not_expected_for_ever(listener):
         expecting(connection)
         pattern = Pattern.of(compact("w0"))
         for count in range(4):
-            assert connection.hopeful
+            assert connection.worth_expecting
             assert not connection.received(b"", 2 + count, chunk(compact("w1", usage=usage())))
             connection.look()
             connection.expect(pattern.start, pattern.end)
-        assert not connection.hopeful
+        assert not connection.worth_expecting
 
 
 # Of each read: nanoseconds from its stamp to its being seen, or None for no stamp, and whether it

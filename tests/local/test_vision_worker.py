@@ -34,7 +34,7 @@ from pytest_dynamo_bench.targets.local.vision.encoder import (
     token_grid,
 )
 from pytest_dynamo_bench.targets.local.vision.engine import Engine, Limits, Request
-from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
+from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, lower_poller_priority
 from pytest_dynamo_bench.targets.local.vision.worker import decode
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import NoiseImages, SyntheticTraffic
@@ -348,7 +348,7 @@ async def test_threads_that_poll_get_the_lowest_priority_and_others_keep_theirs(
     polling, idle = (subprocess.Popen([sys.executable, "-c", command]) for command in commands)
     try:
         await asyncio.sleep(0.3)
-        pollers = await calm_pollers([polling.pid, idle.pid, 2**22 + 1])
+        pollers = await lower_poller_priority([polling.pid, idle.pid, 2**22 + 1])
         assert pollers.threads == ((polling.pid, polling.pid),)
         assert psutil.Process(polling.pid).nice() == 19
         assert psutil.Process(idle.pid).nice() < 19

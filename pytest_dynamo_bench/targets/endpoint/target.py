@@ -129,7 +129,7 @@ class EndpointTarget:
         return measure.whole_or_cut(benchmark.traffic.load(), options.seconds, options.seed)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
-        """What is taken on trust here."""
+        """What was not checked."""
         found = [
             "that the server is this configuration is the user's word: only its model was checked",
         ]

@@ -39,8 +39,8 @@ _TRY_AGAIN = frozenset({410, 429, 500, 502, 503, 504})
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _LONGEST_WAIT_SECONDS = 10.0
-# How long an API server that has just started may know nobody's rights.
-_FORGETFUL_SECONDS = 15.0
+# How long an API server that has just started may refuse everything: it has yet to read the roles.
+_UNREAD_ROLES_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class Cluster:
         where = self._path("pods", f"{pod}:{port}", f"proxy/{path}")
         verb = "get" if body is None else "create"
         try:
-            return self._raw(verb, where, f"pod {pod}", {}, body, patient=False)
+            return self._raw(verb, where, f"pod {pod}", {}, body, retry=False)
         except ApiError as error:
             raise OSError(str(error)) from None
 
@@ -350,14 +350,14 @@ class Cluster:
         query: Mapping[str, Any],
         body: Any = None,
         *,
-        patient: bool = True,
+        retry: bool = True,
     ) -> bytes:
         """One request, repeated while the server is away or busy; its token renewed once.
 
         A server that has just started refuses everything, until it has read the roles: what it
         has allowed before is asked for again for a while.
         """
-        deadline = time.monotonic() + (self._outage_seconds if patient else 0)
+        deadline = time.monotonic() + (self._outage_seconds if retry else 0)
         right = verb, self._resource(path)
         wait, renewed, forbidden_at = 0.25, False, 0.0
         while True:
@@ -373,7 +373,7 @@ class Cluster:
                 again = status.code in _TRY_AGAIN or status.code == 0
                 if status.code == HTTPStatus.FORBIDDEN and right in self._allowed:
                     forbidden_at = forbidden_at or time.monotonic()
-                    again = time.monotonic() < forbidden_at + _FORGETFUL_SECONDS
+                    again = time.monotonic() < forbidden_at + _UNREAD_ROLES_SECONDS
                     if not again:
                         # It has been taken away, and need not be waited for again.
                         self._allowed.discard(right)

@@ -367,7 +367,7 @@ class _Waiting:
         if graph.invalid:
             return f"the operator refuses it: {graph.message}"
         for state in states:
-            if state.hopeless:
+            if state.unrecoverable:
                 return f"{state.name} ({state.service}): {state.reason}"
         allowed = {
             "scheduling": limits.schedule, "pulling": limits.pull, "suspicious": limits.grace,

@@ -135,7 +135,7 @@ class PodState:
         service: the service of the deployment that it belongs to.
         phase: how far it is.
         reason: why it is no further; empty when nothing is wrong.
-        hopeless: True when waiting does not help.
+        unrecoverable: True when waiting does not help.
         suspicious: True when waiting usually does not help, so that it gets a little time.
         container: the one that is wrong.
     """
@@ -144,7 +144,7 @@ class PodState:
     service: str
     phase: Phase
     reason: str = ""
-    hopeless: bool = False
+    unrecoverable: bool = False
     suspicious: bool = False
     container: str = ""
 
@@ -167,13 +167,13 @@ def pod_state(pod: Object, events: Iterable[Object], limits: Limits) -> PodState
         return PodState(name, service, "scheduling", f"unschedulable: {why}")
     if status.get("phase") == "Failed":
         why = status.get("message") or status.get("reason") or _ended(statuses) or "it failed"
-        return PodState(name, service, "ended", str(why), hopeless=True)
+        return PodState(name, service, "ended", str(why), unrecoverable=True)
     for item in statuses:
         found = _container(item, own, limits)
         if found is not None:
-            reason, phase, hopeless, suspicious = found
+            reason, phase, unrecoverable, suspicious = found
             return PodState(
-                name, service, phase, reason, hopeless, suspicious, str(item.get("name", ""))
+                name, service, phase, reason, unrecoverable, suspicious, str(item.get("name", ""))
             )
     mount = _event(own, "FailedMount", "FailedAttachVolume")
     if mount and not statuses_running(statuses):
@@ -198,7 +198,7 @@ def statuses_running(statuses: Sequence[Object]) -> bool:
 def _container(
     item: Object, events: Sequence[Object], limits: Limits
 ) -> tuple[str, Phase, bool, bool] | None:
-    """Reason, phase, whether that is hopeless, whether that is suspicious."""
+    """Reason, phase, whether that is unrecoverable, whether that is suspicious."""
     state, last = item.get("state") or {}, item.get("lastState") or {}
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
     reason, restarts = str(waiting.get("reason", "")), int(item.get("restartCount") or 0)
@@ -210,8 +210,8 @@ def _container(
     before = last.get("terminated") or ended
     if restarts >= limits.restarts or (ended and ended.get("exitCode") and restarts >= 1):
         how = _how(before)
-        hopeless = restarts >= limits.restarts
-        return f"crash loop: {restarts} restarts, {how}", "starting", hopeless, False
+        unrecoverable = restarts >= limits.restarts
+        return f"crash loop: {restarts} restarts, {how}", "starting", unrecoverable, False
     if restarts and reason == "CrashLoopBackOff":
         return f"restarted {restarts} times, {_how(before)}", "starting", False, False
     return None

@@ -175,7 +175,7 @@ def _wait_for_pods(
         if text != told:
             told = text
             progress.stage(text)
-        bad = next((s for s in states if s.hopeless), None)
+        bad = next((s for s in states if s.unrecoverable), None)
         waited = time.monotonic() - began
         if bad is None and waited > limits.grace:
             bad = next((s for s in states if s.suspicious), None)

@@ -1,4 +1,4 @@
-"""What a cluster wants that no benchmark should know: one small YAML file."""
+"""What a cluster needs and a benchmark does not say: one small YAML file."""
 
 from __future__ import annotations
 

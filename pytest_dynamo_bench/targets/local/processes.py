@@ -29,7 +29,7 @@ class ProcessSpec:
 
 
 class Processes:
-    """A set of processes that live and die together, as an async context manager.
+    """A set of processes that are started and stopped together, as an async context manager.
 
     While it is open, :attr:`exits` fills with those that ended by themselves, and
     :meth:`died` returns as soon as the first one does. When it closes, however it closes,
@@ -124,9 +124,9 @@ class Processes:
             Which one, how, and the last lines of its log.
         """
         await self._died.wait()
-        return self.obituary()
+        return self.exit_report()
 
-    def obituary(self) -> str:
+    def exit_report(self) -> str:
         """Which processes ended by themselves, how, and the last lines of their logs."""
         if self.failure is not None:
             return f"a process could not be started: {self.failure}"

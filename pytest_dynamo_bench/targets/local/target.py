@@ -63,7 +63,7 @@ from pytest_dynamo_bench.targets.local.model_directory import write_model_direct
 from pytest_dynamo_bench.targets.local.processes import Processes, tail
 from pytest_dynamo_bench.targets.local.scaling import in_words, sized, survived
 from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
-from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, calm_pollers
+from pytest_dynamo_bench.targets.local.vision.pollers import Pollers, lower_poller_priority
 from pytest_dynamo_bench.targets.local.vllm.deployment import VllmWorkers
 from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.traffic import (
@@ -376,7 +376,7 @@ class _Measurement:
             processes, self._warm_up(server, model, scratch), "while warming up"
         )
         if any(worker.frontend_decoding for worker in self._configuration.workers):
-            self._pollers = await calm_pollers(processes.pids.values())
+            self._pollers = await lower_poller_priority(processes.pids.values())
         self._progress.stage("measuring")
         used = _cpu_seconds(processes)
         generator = self._generator(server, model)
@@ -570,19 +570,19 @@ class _Measurement:
     async def _unless_dead(
         self, processes: Processes, work: Coroutine[Any, Any, T], when: str
     ) -> T:
-        """Do the work, but give it up as soon as a process dies."""
+        """Do the work, but cancel it as soon as a process ends."""
         working = asyncio.ensure_future(work)
-        dying = asyncio.ensure_future(processes.died())
+        ended = asyncio.ensure_future(processes.died())
         try:
-            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
             self._raise_if_dead(processes, when)
-            raise DeploymentError(f"{self._configuration.name} {when}: {dying.result()}")
+            raise DeploymentError(f"{self._configuration.name} {when}: {ended.result()}")
         finally:
-            for task in (working, dying):
+            for task in (working, ended):
                 task.cancel()
-            await asyncio.gather(working, dying, return_exceptions=True)
+            await asyncio.gather(working, ended, return_exceptions=True)
 
     def _raise_if_dead(self, processes: Processes, when: str) -> None:
         if not (processes.exits or processes.failure):
@@ -593,7 +593,7 @@ class _Measurement:
             if when == "while coming up" and any(_PORT_TAKEN.search(log) for log in logs)
             else DeploymentError
         )
-        raise kind(f"{self._configuration.name} died {when}: {processes.obituary()}")
+        raise kind(f"{self._configuration.name} died {when}: {processes.exit_report()}")
 
 
 @asynccontextmanager

@@ -541,7 +541,7 @@ def _pricing(
     traffic: Traffic,
     cached_tokens: Sequence[int] | None,
 ) -> PrefillPricing:
-    """Price the prompts of a traffic; None for nothing found in a cache."""
+    """Price the prompts of a traffic; None where no token is cached."""
     inputs = [request.input_tokens for request in traffic.requests]
     step_tokens = worker.max_num_batched_tokens or _DEFAULT_STEP_TOKENS
     return price_prefills(profile.tables, inputs, cached_tokens or [0] * len(inputs), step_tokens)

@@ -90,10 +90,10 @@ def run_shards(
         failed = {index: failed.get(index, error) for index in range(len(connections))}
     results = []
     for index, (connection, clock) in enumerate(zip(connections, clocks, strict=True)):
-        patient = index not in failed
-        with contextlib.suppress(*(() if patient else (OSError, DeploymentError, TargetError))):
+        running = index not in failed
+        with contextlib.suppress(*(() if running else (OSError, DeploymentError, TargetError))):
             ask = partial(connection.get, "results")
-            data = _try(ask, "results", still_there) if patient else ask()
+            data = _try(ask, "results", still_there) if running else ask()
             results.append(unpack_result(data, index, clock))
     if not results:
         raise next(iter(failed.values()))

@@ -63,7 +63,7 @@ async def wait_for_models(
                 last = _plain(error)
             else:
                 if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                    raise DeploymentError(_not_let_in(address, response))
+                    raise DeploymentError(_access_refused(address, response))
                 models, last = _models(address, response)
             if models and (wanted is None or wanted in models):
                 return models
@@ -103,7 +103,7 @@ def _models(address: Address, response: httpx.Response) -> tuple[list[str], str]
     return listed, "the list of models is empty"
 
 
-def _not_let_in(address: Address, response: httpx.Response) -> str:
+def _access_refused(address: Address, response: httpx.Response) -> str:
     given = "was not accepted" if address.access.headers else "is missing"
     return (
         f"{address.url} answered HTTP {response.status_code}: the API key {given}; give one with "
@@ -160,7 +160,7 @@ class _Asking:
             if response.status_code == HTTPStatus.OK:
                 return dialect
             if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                raise DeploymentError(_not_let_in(self._address, response))
+                raise DeploymentError(_access_refused(self._address, response))
             refused = f"HTTP {response.status_code}: {_text(self._address, response)}"
             if response.status_code not in _REJECTED:
                 break

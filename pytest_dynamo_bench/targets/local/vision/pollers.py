@@ -2,8 +2,8 @@
 
 NIXL polls for transfers without a pause: two threads in Dynamo's frontend, and one in a
 worker. Where it is meant to run they have cores of their own. On a small machine they would take
-most of what is there, and what was measured would be the fight over it. So they get the lowest
-priority, and run when nobody else does.
+most of what is there, and what was measured would be the competition for it. So they get the
+lowest priority, and run when nothing else does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Pollers:
         return sum(used[pid].get(thread, 0.0) for pid, thread in self.threads)
 
 
-async def calm_pollers(pids: Iterable[int]) -> Pollers:
+async def lower_poller_priority(pids: Iterable[int]) -> Pollers:
     """Find threads that are busy while nothing is asked of them, and lower their priority.
 
     To be called while no request is under way.

@@ -26,7 +26,7 @@ class LoopbackExecutor(uniproc_executor.UniProcExecutor):  # type: ignore[misc,u
     def _init_executor(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Locks for forked processes lose their name at once; this one is shared with nobody.
+        # Locks for forked processes lose their name at once; this one is in one process only.
         uniproc_executor.Lock = multiprocessing.get_context("fork").Lock
         super()._init_executor()
 
