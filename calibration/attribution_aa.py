@@ -16,7 +16,6 @@ import numpy as np
 
 from calibration.queues import (
     ORDINARY,
-    FloatArray,
     SyntheticRuns,
     make_traffic,
     samples,
@@ -28,6 +27,7 @@ from calibration.study import (
     metric_result,
     pooled_value,
 )
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.attribution import Attribution, Combination, attribute
 from pytest_dynamo_bench.attribution_runs import resample_combinations
 

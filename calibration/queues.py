@@ -14,11 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metrics import Sample
-
-FloatArray = npt.NDArray[np.float64]
 
 GOODPUT_TTFT_MS = 800.0
 _LENGTH_SD = 0.6

@@ -26,13 +26,13 @@ from calibration.queues import (
     GOODPUT_TTFT_MS,
     ORDINARY,
     STRESS,
-    FloatArray,
     QueueModel,
     SyntheticRuns,
     make_traffic,
     samples,
     simulate,
 )
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.effect import estimate_effect
 

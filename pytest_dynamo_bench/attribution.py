@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.benchmark import LABELS, Configuration, Worker
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.features import FEATURES, OPTION_FIELDS, Feature, with_options
 
-FloatArray = npt.NDArray[np.float64]
 Combination = frozenset[str]
 
 MAX_FEATURES = 4

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from pytest_dynamo_bench.arrays import FloatArray, IntArray
 from pytest_dynamo_bench.attribution import (
     Attribution,
     AttributionPlan,
@@ -31,7 +32,7 @@ from pytest_dynamo_bench.attribution import (
     attribute,
     plan,
 )
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.benchmark import LABELS, Benchmark, Configuration
 from pytest_dynamo_bench.errors import BenchmarkError, DeploymentError
 from pytest_dynamo_bench.metric_definitions import METRICS, full_name, parse_metric
 from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
@@ -42,9 +43,6 @@ from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched, sent_traffic
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -276,7 +274,7 @@ def _simulate(
 
 def _key(common: str, configuration: Configuration, seed: int) -> str:
     row = dataclasses.asdict(configuration)
-    for name in ("name", "role", "published", "note"):
+    for name in LABELS:
         del row[name]
     text = json.dumps({"configuration": row, "seed": seed}, sort_keys=True, default=str)
     return hashlib.sha256(f"attribution {common} {text}".encode()).hexdigest()[:32]

@@ -8,8 +8,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_dynamo_bench.arrays import BoolArray, FloatArray, IntArray
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric import Metric
 from pytest_dynamo_bench.metric_definitions import METRICS
@@ -18,9 +18,6 @@ from pytest_dynamo_bench.records import RequestRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 _RAGGED = ("chunk_ms", "chunk_tokens", "odd")
 _FIELDS = (

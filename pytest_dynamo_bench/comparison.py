@@ -48,8 +48,7 @@ from pytest_dynamo_bench.verdicts.regression import (
     compare_with_stored,
     mismatches,
 )
-from pytest_dynamo_bench.verdicts.sequential import Progress as Looks
-from pytest_dynamo_bench.verdicts.sequential import SequentialPlan
+from pytest_dynamo_bench.verdicts.sequential import Looks, SequentialPlan
 from pytest_dynamo_bench.verdicts.verdict import repeats_are_futile
 
 # Gates of a run that hold for every claim are checked with a metric that asks for no percentile.

@@ -16,8 +16,9 @@ from typing import Literal
 
 import numpy as np
 
+from pytest_dynamo_bench.arrays import BoolArray, FloatArray, IntArray
 from pytest_dynamo_bench.benchmark import Goodput
-from pytest_dynamo_bench.columns import BoolArray, Columns, FloatArray, IntArray
+from pytest_dynamo_bench.columns import Columns
 from pytest_dynamo_bench.metric import Metric
 from pytest_dynamo_bench.metric_definitions import (
     METRICS,

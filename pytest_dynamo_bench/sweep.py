@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench import __version__
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import LABELS, Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import full_name, headings, metric_of
@@ -276,7 +276,7 @@ def _update(digest: Any, data: Mapping[str, Any]) -> None:
 def _key(common: str, configuration: Configuration, variation: Variation) -> str:
     """A hash of what a point is computed from; its name and role are not part of that."""
     row = dataclasses.asdict(configuration)
-    for name in ("name", "role", "published", "note"):
+    for name in LABELS:
         del row[name]
     digest = hashlib.sha256(common.encode())
     _update(digest, {"configuration": row, "variation": dataclasses.asdict(variation)})

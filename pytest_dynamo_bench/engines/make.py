@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.engines.capacity import DEFAULT_MEMORY_FRACTION
 from pytest_dynamo_bench.engines.catalog import SHIPPED, SYSTEMS, ProfileSpec
 from pytest_dynamo_bench.engines.profiles import ProfileTables, shipped_directory
 from pytest_dynamo_bench.errors import DynamoBenchError, TargetError
-
-FloatArray = npt.NDArray[np.float64]
 
 TESTED_VERSION = "0.12.0"
 # Prompts of the shipped traces reach 126,195 tokens; beyond the last point Dynamo continues

@@ -18,11 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_dynamo_bench.engines.profiles import ProfileTables
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_dynamo_bench.arrays import FloatArray, IndexArray
 from pytest_dynamo_bench.benchmark import Worker
 from pytest_dynamo_bench.engines.dimensions import ModelDimensions, model_dimensions
 from pytest_dynamo_bench.errors import TargetError
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class ProfileTables:
         return np.maximum(_bilinear_pick(columns, context, self.decode_context_length), 1.0)
 
 
-def _cell(x: FloatArray, axis: FloatArray) -> tuple[npt.NDArray[np.intp], FloatArray]:
+def _cell(x: FloatArray, axis: FloatArray) -> tuple[IndexArray, FloatArray]:
     """The cell of each value and its position in it; the outermost cells extrapolate."""
     index = np.clip(np.searchsorted(axis, x, side="right") - 1, 0, max(len(axis) - 2, 0))
     width = axis[np.minimum(index + 1, len(axis) - 1)] - axis[index]

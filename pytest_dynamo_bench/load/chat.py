@@ -13,7 +13,8 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
-from pytest_dynamo_bench.load.clock import IntArray, ReceiveClock
+from pytest_dynamo_bench.arrays import IntArray
+from pytest_dynamo_bench.load.clock import ReceiveClock
 from pytest_dynamo_bench.load.connection import (
     Response,
     kernel_stamp,

@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-IntArray = npt.NDArray[np.int64]
+from pytest_dynamo_bench.arrays import IntArray
 
 TOLERANCE_NS = 20_000
 _READINGS = 5

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from pytest_dynamo_bench.aiperf_results import RECORDS_FILE, SUMMARY_FILE
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.benchmark import Goodput
-from pytest_dynamo_bench.columns import FloatArray
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_definitions import METRICS
 from pytest_dynamo_bench.metrics import Metrics

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metric import Metric
 from pytest_dynamo_bench.metric_definitions import METRICS, find_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS, ComparisonReport
-
-FloatArray = npt.NDArray[np.float64]
 
 _COLORS = (
     "#3b7dd8", "#e0742c", "#2a9d6f", "#b45cc4", "#c29a0a", "#d1495b", "#3fa7c4", "#8d8f98",

@@ -23,10 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from pytest_dynamo_bench.arrays import BoolArray, FloatArray, IntArray
 
 _SIGNIFICANT = 2.0
 _FEWEST_LAGS = 5
@@ -104,7 +102,7 @@ def _autocovariance(centered: FloatArray, lags: int) -> FloatArray:
     return np.asarray(np.fft.irfft(spectrum * spectrum.conj(), size)[: lags + 1] / n)
 
 
-def _lags_until_quiet(quiet: npt.NDArray[np.bool_], run: int) -> int:
+def _lags_until_quiet(quiet: BoolArray, run: int) -> int:
     """The number of lags before ``run`` quiet ones in a row; else the last that is not quiet."""
     counted = np.convolve(quiet, np.ones(run, dtype=int), mode="valid")
     found = np.flatnonzero(counted == run)

@@ -50,10 +50,10 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
-    FloatArray,
     SeriesUncertainty,
     block_length,
     hidden_drift_variance,

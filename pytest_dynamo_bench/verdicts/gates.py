@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metric_definitions import parse_metric, percentile_of
 from pytest_dynamo_bench.plain_text import one_line
 from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.traffic import Concurrency, Schedule, Traffic
-
-FloatArray = npt.NDArray[np.float64]
 
 _REJECTED_STATUS = frozenset({408, 429, 503, 504})
 _REJECTED_TEXT = re.compile(

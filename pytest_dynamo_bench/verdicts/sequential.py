@@ -22,8 +22,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from scipy import optimize, special, stats
 
+from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.benchmark import Bound
-from pytest_dynamo_bench.verdicts.blocks import FloatArray
 from pytest_dynamo_bench.verdicts.effect import Effect
 from pytest_dynamo_bench.verdicts.verdict import decide
 
@@ -91,8 +91,8 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Progress(Generic[Key]):
-    """What is decided after the looks so far; begin with ``Progress(plan)``.
+class Looks(Generic[Key]):
+    """What is decided after the looks so far; begin with ``Looks(plan)``.
 
     Attributes:
         plan: that is followed.
@@ -111,7 +111,7 @@ class Progress(Generic[Key]):
         """Whether to stop: all is decided, or the budget is spent."""
         return self.repeats > 0 and (not self.undecided or self.repeats >= self.plan.most_repeats)
 
-    def look(self, repeats: int, evidence: Mapping[Key, tuple[Effect, Bound]]) -> Progress[Key]:
+    def look(self, repeats: int, evidence: Mapping[Key, tuple[Effect, Bound]]) -> Looks[Key]:
         """Look once more.
 
         Args:
@@ -137,7 +137,7 @@ class Progress(Generic[Key]):
             if outcome != "inconclusive":
                 decided[claim] = Decision(outcome, repeats, confidence, low, high)
         undecided = tuple(claim for claim in evidence if claim not in decided)
-        return Progress(self.plan, repeats, decided, undecided)
+        return Looks(self.plan, repeats, decided, undecided)
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,20 +20,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse, special
 
+from pytest_dynamo_bench.arrays import FloatArray, IndexArray, IntArray
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
-    FloatArray,
     SeriesUncertainty,
     automatic_block_length,
     block_length,
     circular_block_sums,
     uncertainty_of_mean,
 )
-
-IntArray = npt.NDArray[np.intp]
 
 # Degrees of freedom of how much later the last response comes: not that its spread is hardly
 # known, but that its tails are heavier than normal ones (kurtosis 4.2 on the synthetic queues).
@@ -81,7 +78,7 @@ class Quantile:
     """The ``share`` quantile of values, each of which belongs to request ``owner``."""
 
     values: FloatArray
-    owner: IntArray
+    owner: IndexArray
     n: int
     share: float
 
@@ -333,13 +330,13 @@ def _same_schedule(samples: Sequence[Sample]) -> bool:
     )
 
 
-def _ends(sample: Sample, order: IntArray) -> FloatArray:
+def _ends(sample: Sample, order: IndexArray) -> FloatArray:
     """(n,) how much later than each request was due the last response until then came."""
     assert sample.end_ms is not None
     return np.asarray(np.maximum.accumulate(sample.end_ms[order]) - sample.time_ms[order])
 
 
-def _idle_at_the_end(sample: Sample, order: IntArray) -> FloatArray:
+def _idle_at_the_end(sample: Sample, order: IndexArray) -> FloatArray:
     """(n,) how long, on average, a closed loop's sessions were idle, had it ended there."""
     assert sample.end_ms is not None
     due, end = sample.time_ms[order], sample.end_ms[order]
@@ -391,7 +388,7 @@ def _sessions(sample: Sample) -> int:
     return most if most > 1 and alike >= 1 - _SESSIONS_DIFFER else 0
 
 
-def _statistic(sample: Sample, owner: IntArray, n: int, rest_ms: float | None) -> Statistic:
+def _statistic(sample: Sample, owner: IndexArray, n: int, rest_ms: float | None) -> Statistic:
     if sample.statistic == "percentile":
         return Quantile(sample.values, owner, n, sample.percentile / 100)
 
@@ -422,7 +419,7 @@ def clusters_beyond(series: FloatArray) -> float:
     return len(series) / length / max(kurtosis - 1, 1e-9)
 
 
-def picks(starts: npt.NDArray[np.int64], n: int) -> sparse.csr_array:
+def picks(starts: IntArray, n: int) -> sparse.csr_array:
     """(resamples, n) how often each block start was drawn, sparse."""
     resamples, blocks = starts.shape
     ones = np.ones(starts.size)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_dynamo_bench.benchmark import Bound
-from pytest_dynamo_bench.verdicts.sequential import Progress, SequentialPlan, spending_bounds
+from pytest_dynamo_bench.verdicts.sequential import Looks, SequentialPlan, spending_bounds
 from tests.verdicts.test_verdict import effect
 
 AT_MOST_ZERO = Bound("at most", 0.0)
@@ -41,32 +41,32 @@ def test_looking_at_student_intervals_of_repeats_is_not_wrong_more_often():
     wrong = 0
     for _ in range(1000):
         values = generator.normal(size=6) * 0.05
-        progress = Progress(plan)
-        while not progress.done:
-            count = max(progress.repeats + 1, plan.first_look)
+        looks = Looks(plan)
+        while not looks.done:
+            count = max(looks.repeats + 1, plan.first_look)
             done = values[:count]
             error = float(done.std(ddof=1)) / math.sqrt(count)
             found = effect(float(np.expm1(done.mean())), error, degrees_of_freedom=count - 1.0)
-            progress = progress.look(count, {"c": (found, AT_MOST_ZERO)})
-        wrong += "c" in progress.decided
+            looks = looks.look(count, {"c": (found, AT_MOST_ZERO)})
+        wrong += "c" in looks.decided
     assert wrong / 1000 < 0.065
 
 
 def test_decided_claims_stay_decided_and_the_rest_goes_on():
     plan = SequentialPlan(4)
     clear, unclear = effect(-0.5, 0.01, degrees_of_freedom=50.0), effect(0.0, 0.05)
-    progress = Progress(plan).look(2, {"a": (clear, AT_MOST_ZERO), "b": (unclear, AT_MOST_ZERO)})
-    assert progress.decided["a"].outcome == "holds" and progress.undecided == ("b",)
-    assert not progress.done
-    later = progress.look(3, {"a": (unclear, AT_MOST_ZERO), "b": (unclear, AT_MOST_ZERO)})
-    assert later.decided["a"] == progress.decided["a"]
+    looks = Looks(plan).look(2, {"a": (clear, AT_MOST_ZERO), "b": (unclear, AT_MOST_ZERO)})
+    assert looks.decided["a"].outcome == "holds" and looks.undecided == ("b",)
+    assert not looks.done
+    later = looks.look(3, {"a": (unclear, AT_MOST_ZERO), "b": (unclear, AT_MOST_ZERO)})
+    assert later.decided["a"] == looks.decided["a"]
     last = later.look(4, {"b": (unclear, AT_MOST_ZERO)})
     assert last.done and last.undecided == ("b",)
 
 
 def test_stops_when_all_is_decided():
     clear = effect(-0.5, 0.01, degrees_of_freedom=50.0)
-    assert Progress(SequentialPlan(9)).look(2, {"a": (clear, AT_MOST_ZERO)}).done
+    assert Looks(SequentialPlan(9)).look(2, {"a": (clear, AT_MOST_ZERO)}).done
 
 
 def test_looks_that_are_not_planned():
@@ -76,6 +76,6 @@ def test_looks_that_are_not_planned():
         SequentialPlan(3, confidence=95)
     with pytest.raises(ValueError, match="no look is planned after 1"):
         SequentialPlan(3).confidence_at(1)
-    progress = Progress(SequentialPlan(3)).look(2, {})
+    looks = Looks(SequentialPlan(3)).look(2, {})
     with pytest.raises(ValueError, match="taken already"):
-        progress.look(2, {})
+        looks.look(2, {})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+Float32Array = npt.NDArray[np.float32]
 
 PATCH = 16
 TOKEN_PIXELS = 2 * PATCH
@@ -41,7 +41,7 @@ class VisionEncoder:
     def __init__(self, embedding_values: int) -> None:
         chance = np.random.default_rng(0)
 
-        def weights(rows: int, columns: int) -> FloatArray:
+        def weights(rows: int, columns: int) -> Float32Array:
             drawn = chance.standard_normal((rows, columns), dtype=np.float32)
             return np.asarray(drawn / np.float32(rows**0.5), dtype=np.float32)
 
@@ -67,7 +67,7 @@ class VisionEncoder:
         return (x.reshape(-1, 4 * _WIDTH) @ self._merge).astype(np.float16)
 
 
-def _patches(pixels: npt.NDArray[np.uint8]) -> FloatArray:
+def _patches(pixels: npt.NDArray[np.uint8]) -> Float32Array:
     """(patches, 768) of -1 … 1, the four patches of a token next to each other."""
     height, width, _ = pixels.shape
     columns, rows = token_grid(width, height)
