@@ -96,7 +96,7 @@ def run_attribution_scenario(
         scenario: what to attribute.
         resamples: of the bootstrap in every attribution.
         seed: of everything random; the same seed gives the same result.
-        tell: told how many of how many are made.
+        tell: called with how many of how many are made.
     """
     started = time.monotonic()
     generator = np.random.default_rng([seed, 2])

@@ -120,7 +120,7 @@ def measure_local(
     Args:
         pairs: each is two runs.
         kept: where runs are found, and kept as soon as they have ended.
-        progress: told of each run.
+        progress: shows each run.
         until: on the monotonic clock; no run is begun that would not end before, going by the
             longest so far.
 

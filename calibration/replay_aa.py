@@ -163,7 +163,7 @@ def run_replay_scenario(
         resamples: of the bootstrap in every comparison.
         seed: of the first comparison's seeds; the same seed gives the same result.
         kept: where simulated runs are found and kept; None is nowhere.
-        tell: told how many of how many comparisons are made.
+        tell: called with how many of how many comparisons are made.
 
     Raises:
         DeploymentError: a simulation failed, or another seed changed nothing, so that there is

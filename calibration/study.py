@@ -227,7 +227,7 @@ def run_scenario(
         scenario: what to compare.
         resamples: of the bootstrap in every comparison.
         seed: of everything random; the same seed gives the same result.
-        tell: told how many of how many comparisons are made.
+        tell: called with how many of how many comparisons are made.
     """
     started = time.monotonic()
     intervals: dict[str, list[tuple[float, float]]] = {metric: [] for metric in scenario.metrics}

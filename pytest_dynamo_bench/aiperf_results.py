@@ -345,9 +345,9 @@ def _error(row: _Row) -> str | None:
     """Why the request does not count, in one line."""
     error = row.error
     if error:
-        told = error if isinstance(error, dict) else {"message": error}
-        code, kind = told.get("code"), told.get("type")
-        words = [f"HTTP {code}" if code else "", str(kind or ""), str(told.get("message", ""))]
+        details = error if isinstance(error, dict) else {"message": error}
+        code, kind = details.get("code"), details.get("type")
+        words = [f"HTTP {code}" if code else "", str(kind or ""), str(details.get("message", ""))]
         return one_line(": ".join(word for word in words if word), _LONGEST_ERROR) or "an error"
     if row.metadata.was_cancelled:
         return "cancelled by AIPerf"

@@ -56,7 +56,7 @@ def plan(
     Dynamo, such as ``frontend.router-temperature``, ``engine.max-model-len`` or ``env.DYN_LOG``.
 
     Args:
-        together: features that are not to be told apart, each group counting as one.
+        together: features that are not to be distinguished, each group counting as one.
 
     Raises:
         BenchmarkError: they don't differ, differ in more than four features (sixteen arms), or

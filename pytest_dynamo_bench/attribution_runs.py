@@ -133,7 +133,7 @@ def run_attribution(
         cache: a directory for what has been simulated; None simulates everything anew.
         processes: simulations at a time; by default as many as there are cores.
         resamples: of the traffic and the seeds.
-        on_run: told after each run: how many are done, of how many, the configuration, the
+        on_run: called after each run with how many are done, of how many, the configuration, the
             seed, and whether it was read from the cache.
 
     Raises:

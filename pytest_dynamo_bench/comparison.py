@@ -155,11 +155,11 @@ class Comparison:
         )
         if not alone or (alone == 1 and not self._how_together):
             return self._how_together
-        told = (
+        judged_alone = (
             f"{alone} claim{'s' * (alone != 1)} judged alone at {100 * level:g} %"
             f"{' each' * (alone != 1)}, with no control for the number of claims"
         )
-        return f"{self._how_together}; {told}" if self._how_together else told
+        return f"{self._how_together}; {judged_alone}" if self._how_together else judged_alone
 
     def __getitem__(self, configuration: str) -> RepeatedMetrics:
         """The metrics of a configuration over all of its runs.

@@ -188,7 +188,7 @@ def markers_of(configuration: Configuration) -> set[str]:
 
 
 def session_header(configuration: Configuration) -> str:
-    """The header in which a configuration is told of sessions; empty where it is not."""
+    """The header that names a request's session to a configuration; empty without one."""
     used = (row.session_header for row in FEATURES if row.is_used(configuration))
     return next(filter(None, used), "")
 
@@ -235,12 +235,14 @@ def _known(value: float, text: str) -> str:
 
 
 def _routing(seen: Observation) -> str:
-    told = [r for r in seen.metrics.run.records if r.router_hit_rate is not None]
+    with_hit_rate = [r for r in seen.metrics.run.records if r.router_hit_rate is not None]
     found = seen.metrics.value("kv_hit_rate")
     saw = _known(found, f"{100 * found:.1f} % of prompt tokens were cached where they were sent")
-    if told:
-        expected = sum((record.router_hit_rate or 0) * record.input_tokens for record in told)
-        share = expected / sum(record.input_tokens for record in told)
+    if with_hit_rate:
+        expected = sum(
+            (record.router_hit_rate or 0) * record.input_tokens for record in with_hit_rate
+        )
+        share = expected / sum(record.input_tokens for record in with_hit_rate)
         saw += f"; the router expected {100 * share:.1f} %"
     return saw
 

@@ -277,8 +277,8 @@ class RepeatedMetrics:
 
     def __repr__(self) -> str:
         count = len(self.runs)
-        told = repr(self.runs[0])
-        return told if count == 1 else f"{told.removesuffix('>')}, over {count} runs>"
+        text = repr(self.runs[0])
+        return text if count == 1 else f"{text.removesuffix('>')}, over {count} runs>"
 
     @property
     def run(self) -> Run:

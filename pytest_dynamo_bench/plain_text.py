@@ -33,7 +33,7 @@ T = TypeVar("T")
 class Secrets:
     """Values that must not be written anywhere.
 
-    A text is redacted before it is cut: a half of a secret is not told from other text.
+    A text is redacted before it is cut: a half of a secret is not distinguished from other text.
     """
 
     values: frozenset[str] = frozenset()

@@ -401,10 +401,10 @@ def _check_that_something_is_compared(session: pytest.Session, stored: StoredRes
     reasons = [item.why_missing for item in selected]
     if session.testsfailed or (reasons and not all(reasons)):
         return
-    told = "".join(f"\n- {reason}" for reason in dict.fromkeys(reasons))
+    lines = "".join(f"\n- {reason}" for reason in dict.fromkeys(reasons))
     raise pytest.UsageError(
         f"--dynamo-baseline: nothing would be compared with {stored.directory}"
-        + (f":{told}" if told else ", since no regression test is among the selected ones")
+        + (f":{lines}" if lines else ", since no regression test is among the selected ones")
     )
 
 
@@ -441,9 +441,11 @@ def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[
             try:
                 plan(baseline, promoted)
             except DynamoBenchError as error:
-                told = f"{error}: python -m pytest_dynamo_bench attribution --together A+B does so"
-                item.add_marker(pytest.mark.skip(reason=told))
-                config.stash[_SESSION].remarks.append(told)
+                reason = (
+                    f"{error}: python -m pytest_dynamo_bench attribution --together A+B does so"
+                )
+                item.add_marker(pytest.mark.skip(reason=reason))
+                config.stash[_SESSION].remarks.append(reason)
     return found
 
 
@@ -804,8 +806,8 @@ def _message_of(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    told = crash.message if crash is not None else report.longreprtext
-    return printable(told.removeprefix("Failed: "), _LONGEST_REASON)
+    message = crash.message if crash is not None else report.longreprtext
+    return printable(message.removeprefix("Failed: "), _LONGEST_REASON)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -217,8 +217,8 @@ def possible(record: RequestRecord) -> RequestRecord:
             changes[name] = printable(text)
     if not changes:
         return record
-    told = (*record.odd, *(f"{name}={shown(value)}" for name, value in odd.items()))
-    return dataclasses.replace(record, **changes, odd=told)
+    odd_texts = (*record.odd, *(f"{name}={shown(value)}" for name, value in odd.items()))
+    return dataclasses.replace(record, **changes, odd=odd_texts)
 
 
 def possible_run(run: Run) -> Run:
@@ -231,8 +231,8 @@ def odd_notes(records: Iterable[RequestRecord]) -> tuple[str, ...]:
     """What was said of requests that cannot be, a sentence for each field."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for record in records:
-        for told in record.odd:
-            name, _, value = told.partition("=")
+        for text in record.odd:
+            name, _, value = text.partition("=")
             found[name].append((value, record.request_id))
     return tuple(
         f"{len(examples)} answer{'s' * (len(examples) > 1)} with {name} that cannot be: e.g. "

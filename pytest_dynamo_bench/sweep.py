@@ -171,7 +171,7 @@ class Sweep:
         Args:
             cache: a directory, made if need be; None computes everything anew.
             processes: simulations at a time; by default as many as there are cores.
-            on_point: told after each point: how many are done, of how many, and the point.
+            on_point: called after each point with how many are done, of how many, and the point.
 
         Returns:
             The points, by configuration and then in the order of the ranges.

@@ -138,13 +138,13 @@ def _configuration(benchmark: Benchmark, name: str | None, role: str) -> str:
 def _title(study: AttributionStudy) -> str:
     """What each feature does on average, as far as the intervals say."""
     verbs = {1: "raises", -1: "lowers", 0: "may raise or lower"}
-    told = [
+    effects = [
         f"{share.feature} {verbs[share.average.sign]} it" for share in study.attribution.features
     ]
     total = study.attribution.total
     whole = f"{100 * total.value:+.1f} %".replace("-", "−")
     words = in_words(study.metric).capitalize()
-    return f"{words} {whole} in all: averaged over orders, {', '.join(told)}"
+    return f"{words} {whole} in all: averaged over orders, {', '.join(effects)}"
 
 
 def _combinations(study: AttributionStudy) -> Table:

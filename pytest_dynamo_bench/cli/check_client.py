@@ -44,10 +44,10 @@ def run(options: argparse.Namespace) -> None:
     """
     with common.progress("check-client") as tell:
 
-        def told(done: int, step: Step) -> None:
+        def show(done: int, step: Step) -> None:
             tell(done, len(STEPS), step.name)
 
-        result = asyncio.run(check_client(options.processes, tell=told))
+        result = asyncio.run(check_client(options.processes, tell=show))
     if options.json:
         json.dump(result.plain(), sys.stdout, indent=2)
         sys.stdout.write("\n")

@@ -187,14 +187,14 @@ def end_incomplete(missing: Sequence[str], options: argparse.Namespace, done: st
     """
     if not missing:
         return
-    told = "".join(f"\n- {printable(text, LONGEST_LINE)}" for text in dict.fromkeys(missing))
+    lines = "".join(f"\n- {printable(text, LONGEST_LINE)}" for text in dict.fromkeys(missing))
     if options.allow_missing:
         Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(
-            Text(f"warning: not all could be {done}:{told}")
+            Text(f"warning: not all could be {done}:{lines}")
         )
         return
     raise IncompleteError(
-        f"not all could be {done}:{told}\n--allow-missing does with the results that are there"
+        f"not all could be {done}:{lines}\n--allow-missing does with the results that are there"
     )
 
 

@@ -216,5 +216,5 @@ def _row(history: History, point: Point) -> list[Text]:
     first = [Text(point.started_at), Text(point.directory.name), Text(quantity(point.value, unit))]
     if point.regression is not None:
         return [*first, *_cells(point.regression)[3:]]
-    told = f"not comparable: {point.mismatches[0]}" if point.mismatches else "reference"
-    return [*first, Text(""), Text(""), Text(printable(told, 100), style="dim")]
+    state = f"not comparable: {point.mismatches[0]}" if point.mismatches else "reference"
+    return [*first, Text(""), Text(""), Text(printable(state, 100), style="dim")]

@@ -185,10 +185,10 @@ def _report(
         best = winners(lines, metric_of(metric).better)
         sentence = _sentence(metric, axis, best)
         held = f" ({axis.held})" if axis.held else ""
-        told = _sentence(metric, axis, best, leads=True)
-        console.print(Text(f"{told}{held}"), soft_wrap=True)
+        leading = _sentence(metric, axis, best, leads=True)
+        console.print(Text(f"{leading}{held}"), soft_wrap=True)
         findings.append({"axis": axis.name, "held": axis.held, "metric": metric,
-                         "winners": best, "sentence": told})  # fmt: skip
+                         "winners": best, "sentence": leading})  # fmt: skip
         if len(axis.values) > 1:
             crossovers = [
                 figures.Crossover(one["x"], other["x"], other["label"], other["lead"] < _CLOSE)
@@ -251,8 +251,8 @@ def _front_title(front: Sequence[SweepPoint]) -> str:
     counts = Counter(map(_line_name, front)).most_common()
     if not counts:
         return "No point without failed requests"
-    told = f"{counts[0][0]} has {counts[0][1]} of the {len(front)} points on the Pareto front"
-    return told if len(counts) > 1 else f"{counts[0][0]} alone makes up the Pareto front"
+    title = f"{counts[0][0]} has {counts[0][1]} of the {len(front)} points on the Pareto front"
+    return title if len(counts) > 1 else f"{counts[0][0]} alone makes up the Pareto front"
 
 
 def _row(point: SweepPoint, on_front: bool) -> dict[str, Any]:
@@ -469,13 +469,13 @@ def _sentence(
     most = "Highest" if metric_of(metric).better == "higher" else "Lowest"
     word = {"speedup": "load", "kv_scale": "KV capacity", "split": "split"}[axis.name]
     texts = dict(_ticks(axis))
-    told = []
+    parts = []
     for label, group in itertools.groupby(best, key=lambda item: item["label"]):
         items = list(group)
         places = [texts[item["x"]] for item in items]
         where = places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
         if label == "none":
-            told.append(
+            parts.append(
                 f"at {where} none is of use" + (" (under 5 % of the best)" if leads else "")
             )
             continue
@@ -484,5 +484,5 @@ def _sentence(
         if leads and ahead:
             low, high = f"{ahead[0]:.1f}", f"{ahead[-1]:.1f}"
             by = f" (by {low} %)" if low == high else f" (by {low} to {high} %)"
-        told.append(f"{label} at {where}{by}")
-    return f"{most} {in_words(metric)} by {word}: {', '.join(told)}"
+        parts.append(f"{label} at {where}{by}")
+    return f"{most} {in_words(metric)} by {word}: {', '.join(parts)}"

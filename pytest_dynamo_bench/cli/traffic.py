@@ -331,9 +331,9 @@ def _figures(
     return rows
 
 
-def _arrivals(traffic: Traffic, told: Callable[[Arrivals], str]) -> str:
+def _arrivals(traffic: Traffic, in_words: Callable[[Arrivals], str]) -> str:
     found = arrivals(traffic)
-    return "-" if found is None else told(found)
+    return "-" if found is None else in_words(found)
 
 
 def _resolution(found: Arrivals) -> str:

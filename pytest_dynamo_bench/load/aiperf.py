@@ -56,7 +56,7 @@ def dataset_lines(traffic: Traffic) -> Iterator[str]:
     """The traffic as AIPerf's dataset, with the prompts and lengths that the own client sends.
 
     Raises:
-        LoadError: it has images, or sessions that the server is to be told of.
+        LoadError: it has images, or sessions that requests name to the server.
     """
     if traffic.session_header:
         raise LoadError(
@@ -255,11 +255,11 @@ class AiperfGenerator:
             stdin=asyncio.subprocess.PIPE, env=environment,
         )  # fmt: skip
         waiting = asyncio.ensure_future(process.wait())
-        told = 0
+        reported = 0
         try:
             while not waiting.done():
                 await asyncio.wait({waiting}, timeout=_POLL_SECONDS)
-                told = self._tell(ended, told)
+                reported = self._report(ended, reported)
         finally:
             if not waiting.done() and process.stdin is not None:
                 process.stdin.close()
@@ -267,7 +267,7 @@ class AiperfGenerator:
             # Prompts are large, and follow from the traffic.
             dataset.unlink(missing_ok=True)
             (self._directory / "aiperf" / "inputs.json").unlink(missing_ok=True)
-        self._tell(ended, told)
+        self._report(ended, reported)
         if waiting.result() != 0 or not self._export.is_file():
             text = log.read_text(encoding="utf-8", errors="replace").splitlines()
             raise LoadError(
@@ -276,14 +276,14 @@ class AiperfGenerator:
             )
         self._records = self.records()
 
-    def _tell(self, ended: Ended, told: int) -> int:
+    def _report(self, ended: Ended, reported: int) -> int:
         """Report requests that were not reported before; how many there are now."""
         with contextlib.suppress(OSError):
             lines = self._export.read_bytes().split(b"\n")[:-1]
-            for line in lines[told:]:
+            for line in lines[reported:]:
                 ended(b'"error":{' not in line)
-            return max(len(lines), told)
-        return told
+            return max(len(lines), reported)
+        return reported
 
 
 def _version(program: Path) -> str | None:

@@ -559,8 +559,8 @@ class RecordMaker:
         timing = extension.get("timing")
         if isinstance(timing, dict) and isinstance(reading.timing, dict):
             # Each is said when it is known, and holds from then on.
-            told = {name: value for name, value in timing.items() if value is not None}
-            reading.timing = reading.timing | told
+            known = {name: value for name, value in timing.items() if value is not None}
+            reading.timing = reading.timing | known
         else:
             reading.timing = timing or reading.timing
 

@@ -124,7 +124,7 @@ class Driver:
 
     Args:
         job: what to send.
-        mailbox: told what has ended, twice a second.
+        mailbox: called with what has ended, twice a second.
     """
 
     def __init__(self, job: Job, mailbox: Mailbox) -> None:

@@ -76,7 +76,7 @@ class DriverHealth:
         cpu_seconds: that it computed, of those.
         receive_lag_ms: from the kernel's receive timestamp to the event loop's noticing; empty
             without kernel timestamps. It does not lengthen latencies, but what is read together
-            cannot be told apart.
+            cannot be distinguished.
         loop_busy_ms: how long the event loop served one batch of events. Where there are no
             kernel timestamps, latencies are wrong by up to so much.
         late_bodies: requests whose body was built when they were due.

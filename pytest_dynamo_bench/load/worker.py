@@ -1,6 +1,6 @@
 """A process of the load generator: ``python -m pytest_dynamo_bench.load.worker``.
 
-It reads a job from stdin, says on stdout that it is ready, starts at the time it is told, and
+It reads a job from stdin, says on stdout that it is ready, starts at the time it is given, and
 sends back what has ended. It ends when it is done, when it is asked to, and when stdin is
 closed, which is what becomes of it when its parent is killed. Messages are a length and a
 pickle; both ends are this package, on one machine.

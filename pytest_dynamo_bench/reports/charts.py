@@ -350,12 +350,12 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
         )  # fmt: skip
     if not data:
         return None
-    told = ", ".join(f"{METRICS[name].words} {limit:g} ms" for name, limit in limits.items())
+    objectives = ", ".join(f"{METRICS[name].words} {limit:g} ms" for name, limit in limits.items())
     return Chart(
         key="goodput",
         title="Goodput against the service-level objectives",
         caption=f"Requests per second that meet every limit, if all limits were multiplied by a "
-        f"factor; 1 is the benchmark's own ({told}).",
+        f"factor; 1 is the benchmark's own ({objectives}).",
         data=data,
         layout={
             "xaxis": _axis(

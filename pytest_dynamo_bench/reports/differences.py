@@ -145,8 +145,8 @@ def _difference(
     runs, stored = (item.runs for _, item in sides if item is not None)
     differs = mismatches(runs[0].run, stored[0].run)
     if differs and not allow_mismatches:
-        told = f"not the same, so not judged: {differs[0]}"
-        return Difference(benchmark, configuration, differs, missing=(told,))
+        reason = f"not the same, so not judged: {differs[0]}"
+        return Difference(benchmark, configuration, differs, missing=(reason,))
     judged = {tolerance.metric: _judged(runs, stored, tolerance) for tolerance in tolerances}
     return Difference(
         benchmark,

@@ -49,7 +49,7 @@ def _rows(history: History) -> list[dict[str, str]]:
             "results": point.directory.name,
             "value": quantity(point.value, unit),
             "outcome": _outcome(point),
-            "told": point.regression.sentence if point.regression else "; ".join(point.mismatches),
+            "text": point.regression.sentence if point.regression else "; ".join(point.mismatches),
         }
         for point in history.points
     ]

@@ -117,12 +117,12 @@ def _figure_json(chart: Chart) -> Markup:
 
 def _hardware(report: ComparisonReport) -> str:
     hardware = report.entry.get("hardware") or {}
-    told = f"{hardware.get('count', '?')} × {hardware.get('gpu', '?')}"
+    text = f"{hardware.get('count', '?')} × {hardware.get('gpu', '?')}"
     if (hardware.get("nodes") or 1) > 1:
-        told += f" on {hardware['nodes']} nodes"
+        text += f" on {hardware['nodes']} nodes"
     if bandwidth := hardware.get("kv_transfer_gb_per_second"):
-        told += f", {bandwidth:g} GB/s for the transfer of KV caches"
-    return told
+        text += f", {bandwidth:g} GB/s for the transfer of KV caches"
+    return text
 
 
 def _objectives(report: ComparisonReport) -> str:
@@ -154,8 +154,8 @@ def _published_columns(report: ComparisonReport) -> list[str]:
 
 def _as_deployed(session: SessionReport, item: ConfigurationReport) -> str:
     """As JSON; paths without what only means something on the machine that it was made on."""
-    told = {key: item.details.get(key, {}) for key in ("deployed", "observed")}
-    text = json.dumps(told, indent=2, ensure_ascii=False)
+    found = {key: item.details.get(key, {}) for key in ("deployed", "observed")}
+    text = json.dumps(found, indent=2, ensure_ascii=False)
     package = Path(__file__).parents[1]
     for path, name in ((session.directory.resolve(), "<results>"), (package, f"<{package.name}>")):
         text = text.replace(str(path), name)
@@ -174,6 +174,6 @@ def _machine(session: SessionReport) -> str:
 
 def _versions(session: SessionReport) -> str:
     packages = session.environment.get("packages") or {}
-    told = [f"Python {session.environment.get('python', '?')}"]
-    told += [f"{name} {version}" for name, version in packages.items() if version]
-    return ", ".join(told)
+    versions = [f"Python {session.environment.get('python', '?')}"]
+    versions += [f"{name} {version}" for name, version in packages.items() if version]
+    return ", ".join(versions)

@@ -89,9 +89,9 @@ def _comparison(report: ComparisonReport, detail: int) -> str:
 
 def _features(report: ComparisonReport) -> list[str]:
     return [
-        f"{_escaped(item.name)}, {_escaped(feature)}: {_escaped(told, _LONGEST_SENTENCE)}"
+        f"{_escaped(item.name)}, {_escaped(feature)}: {_escaped(text, _LONGEST_SENTENCE)}"
         for item in report.measured
-        for feature, told in item.features_at_work
+        for feature, text in item.features_at_work
     ]
 
 
@@ -152,13 +152,13 @@ def _published(report: ComparisonReport) -> str:
         ]
         for name, row in values.items()
     ]
-    told = (
+    caption = (
         f"Published by others, not measured here: {_escaped(str(published.get('source', '')))}; on "
         f"{_escaped(str(published.get('hardware', '')))}. "
         f"{_escaped(str(published.get('note', '')))}".strip()
     )
     header = ["published", *(_escaped(what, _LONGEST_NAME) for what in columns)]
-    return f"{_table(header, rows)}\n\n<sub>{told}</sub>"
+    return f"{_table(header, rows)}\n\n<sub>{caption}</sub>"
 
 
 def _regressions(report: ComparisonReport) -> str:
@@ -176,13 +176,13 @@ def _attribution(report: ComparisonReport) -> str:
     if not study:
         return ""
     rows = [[_escaped(cell, _LONGEST_NAME) for cell in row] for row in attribution_rows(study)]
-    told = (
+    caption = (
         f"What each feature brings of the change of {study.get('metric')} from "
         f"{study.get('baseline')} to {study.get('treatment')}, in % of the baseline's value, "
         "simulated, 95 % intervals"
     )
     header = ["feature", *ATTRIBUTION_VIEWS.values()]
-    return f"{_escaped(told)}:\n\n{_table(header, rows)}"
+    return f"{_escaped(caption)}:\n\n{_table(header, rows)}"
 
 
 def _confounds(report: ComparisonReport) -> list[str]:
@@ -201,8 +201,8 @@ def _reproduce(session: SessionReport) -> str:
     command = one_line(session.command, 1000).replace("`", "'")
     packages = session.environment.get("packages") or {}
     versions = ", ".join(f"{name} {value}" for name, value in packages.items() if value)
-    told = f"```console\n{command}\n```" if command else ""
-    return f"{told}\n\n<sub>{_escaped(session.started_at)} · {_escaped(versions)}</sub>".strip()
+    code = f"```console\n{command}\n```" if command else ""
+    return f"{code}\n\n<sub>{_escaped(session.started_at)} · {_escaped(versions)}</sub>".strip()
 
 
 def _folded(title: str, lines: Iterable[str]) -> str:

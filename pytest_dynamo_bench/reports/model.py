@@ -177,9 +177,9 @@ class ConfigurationReport:
         """Each feature with what it did in the first run, and what of that is modelled."""
         found = []
         for item in self.details.get("features") or ():
-            told = str(item.get("saw", ""))
-            told += f" (modelled: {item['modelled']})" if item.get("modelled") else ""
-            found.append((str(item.get("feature", "")), told))
+            text = str(item.get("saw", ""))
+            text += f" (modelled: {item['modelled']})" if item.get("modelled") else ""
+            found.append((str(item.get("feature", "")), text))
         return found
 
     @property
@@ -326,7 +326,7 @@ class ComparisonReport:
         item = self.measured[0]
         traffic = item.details.get("traffic", {})
         records = item.metrics.run.records
-        told = "; ".join(map(str, traffic.get("history", ()))) or str(self.entry.get("traffic", ""))
+        text = "; ".join(map(str, traffic.get("history", ()))) or str(self.entry.get("traffic", ""))
         count = max(len(records), 1)
         isl = sum(record.input_tokens for record in records) / count
         osl = sum(record.output_tokens for record in records) / count
@@ -337,16 +337,16 @@ class ComparisonReport:
             if schedule.startswith("fixed")
             else item.metrics.duration_seconds
         )
-        told += f". {len(records):,} requests in {seconds:,.0f} s"
-        told += f", {schedule}" if schedule else ""
-        told += f"; mean ISL {isl:,.0f}, mean OSL {osl:,.0f} tokens"
+        text += f". {len(records):,} requests in {seconds:,.0f} s"
+        text += f", {schedule}" if schedule else ""
+        text += f"; mean ISL {isl:,.0f}, mean OSL {osl:,.0f} tokens"
         reusable, images = traffic.get("reusable_share"), traffic.get("images")
         if images:
             seen = 1 - traffic.get("distinct_images", images) / images
-            told += f"; {images:,} images, {seen:.1%} of them seen before"
+            text += f"; {images:,} images, {seen:.1%} of them seen before"
         elif isinstance(reusable, float):
-            told += f"; {reusable:.1%} of the prompt blocks are reusable"
-        return told
+            text += f"; {reusable:.1%} of the prompt blocks are reusable"
+        return text
 
     def best(self, column: Column) -> ConfigurationReport | None:
         """The configuration with the best value; None where a table does not tell it from another.
@@ -606,7 +606,7 @@ def _worker_in_words(worker: Mapping[str, Any]) -> str:
     for name, short in (("attention_dp", "DP"), ("moe_ep", "EP")):
         if (worker.get(name) or 1) > 1:
             layout.append(f"{short}{worker[name]}")
-    told = f"{worker.get('replicas', 1)} {worker.get('mode', '')} × {' '.join(layout)}"
+    text = f"{worker.get('replicas', 1)} {worker.get('mode', '')} × {' '.join(layout)}"
     extras = []
     if worker.get("prefix_caching") is False:
         extras.append("no prefix caching")
@@ -619,7 +619,7 @@ def _worker_in_words(worker: Mapping[str, Any]) -> str:
     extras += [f"--{option} {value}" for option, value in (worker.get("engine_args") or {}).items()]
     if (worker.get("nodes") or 1) > 1:
         extras.append(f"{worker['nodes']} nodes each")
-    return told + (f" ({', '.join(extras)})" if extras else "")
+    return text + (f" ({', '.join(extras)})" if extras else "")
 
 
 def attribution_rows(study: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -125,7 +125,7 @@ class LiveProgress:
         if self.done:
             self._progress.update(self._task, stage=escape(name))
         else:
-            # Time left is told from how fast requests end, not from when the stage before began.
+            # Time left follows from how fast requests end, not from when the stage before began.
             self._progress.reset(self._task, stage=escape(name), latency="")
 
     def requests(self, done: int, failed: int, total: int) -> None:

@@ -154,8 +154,8 @@ class ResultStore:
         self, benchmark: Benchmark, configuration: str, reasons: Sequence[str], repeat: int = 0
     ) -> None:
         """Add why a run that was stored is no result."""
-        told = [printable(reason, _LONGEST_ERROR) for reason in reasons]
-        self._runs[benchmark.name, configuration, repeat]["invalid"] = told
+        shown = [printable(reason, _LONGEST_ERROR) for reason in reasons]
+        self._runs[benchmark.name, configuration, repeat]["invalid"] = shown
         self._write_summary()
 
     def save_regression(

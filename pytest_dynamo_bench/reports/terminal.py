@@ -51,8 +51,8 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
         changes = _changes(report, console.width)
         if changes is not None:
             assert report.baseline is not None
-            told = f"change from {report.baseline.name}, with 95 % intervals"
-            console.print(Text(told, style="dim"))
+            text = f"change from {report.baseline.name}, with 95 % intervals"
+            console.print(Text(text, style="dim"))
             console.print(changes)
         if any(item.features_at_work for item in report.measured):
             console.print(Text("features at work", style="dim"))
@@ -61,8 +61,8 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
         console.print(_published(report.published))
     for item in report.without_result:
         lines = Text(f"no result of {item.name}: ", style="red")
-        told = printable(item.error or item.problem, _LONGEST_ERROR)
-        console.print(lines.append(told, style="not red"))
+        text = printable(item.error or item.problem, _LONGEST_ERROR)
+        console.print(lines.append(text, style="not red"))
     for test in report.unexplained:
         lines = Text(f"{test.outcome} {printable(test.test)}: ", style="red")
         console.print(lines.append(printable(test.message, _LONGEST_ERROR), style="not red"))
@@ -84,8 +84,8 @@ def render_attribution(study: AttributionStudy, width: int, color: bool) -> str:
     """What each feature brings, as text for a terminal."""
     console = _console(width, color)
     title = Text(f"{study.benchmark}, attribution of {study.metric}", style="bold")
-    told = f": {study.treatment} against {study.baseline}, % of the baseline's, simulated"
-    console.print(title.append(told, style="not bold"))
+    text = f": {study.treatment} against {study.baseline}, % of the baseline's, simulated"
+    console.print(title.append(text, style="not bold"))
     console.print(shares_table(study))
     return _written(console)
 
@@ -173,9 +173,9 @@ def _published(published: Mapping[str, Any]) -> Group:
     values = published.get("values", {})
     columns = list(dict.fromkeys(what for row in values.values() for what in row))
     source, hardware = published.get("source"), published.get("hardware")
-    told = f"published, not measured here: {source}; on {hardware}"
+    text = f"published, not measured here: {source}; on {hardware}"
     if published.get("note"):
-        told += f"; {published['note']}"
+        text += f"; {published['note']}"
     tables = []
     for start in range(0, len(columns), _PUBLISHED_COLUMNS):
         shown = columns[start : start + _PUBLISHED_COLUMNS]
@@ -187,7 +187,7 @@ def _published(published: Mapping[str, Any]) -> Group:
             cells = [f"{row[what]:,g}" if what in row else "-" for what in shown]
             table.add_row(printable(name), *cells)
         tables.append(table)
-    return Group(Text(printable(told), style="dim"), *tables)
+    return Group(Text(printable(text), style="dim"), *tables)
 
 
 def _regressions(found: Iterable[RegressionReport]) -> Table:
@@ -196,9 +196,9 @@ def _regressions(found: Iterable[RegressionReport]) -> Table:
     grid.add_column()
     marks = {"regression": "red", "improvement": "green", "unchanged": "green"}
     for item in found:
-        told = Text(f"{printable(item.configuration)}\n", style="bold")
-        told.append(printable(item.sentence), style="not bold")
-        grid.add_row(Text(item.outcome, style=marks.get(item.outcome, "yellow")), told)
+        text = Text(f"{printable(item.configuration)}\n", style="bold")
+        text.append(printable(item.sentence), style="not bold")
+        grid.add_row(Text(item.outcome, style=marks.get(item.outcome, "yellow")), text)
     return grid
 
 
@@ -209,8 +209,8 @@ def _features(report: ComparisonReport) -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column()
     for item in report.measured:
-        for index, (feature, told) in enumerate(item.features_at_work):
-            grid.add_row("" if index else item.name, feature, Text(printable(told)))
+        for index, (feature, text) in enumerate(item.features_at_work):
+            grid.add_row("" if index else item.name, feature, Text(printable(text)))
     return grid
 
 
@@ -220,10 +220,10 @@ def _verdicts(verdicts: Iterable[VerdictReport]) -> Table:
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
     for verdict in verdicts:
-        told = Text(f"{printable(verdict.name)}\n", style="bold")
-        told.append(verdict.sentence, style="not bold")
+        text = Text(f"{printable(verdict.name)}\n", style="bold")
+        text.append(verdict.sentence, style="not bold")
         if verdict.confounds:
             differs = printable("; ".join(verdict.confounds))
-            told.append(f"\nwhat differs: {differs}", style="dim not bold")
-        grid.add_row(Text(verdict.outcome, style=_MARKS.get(verdict.outcome, "")), told)
+            text.append(f"\nwhat differs: {differs}", style="dim not bold")
+        grid.add_row(Text(verdict.outcome, style=_MARKS.get(verdict.outcome, "")), text)
     return grid

@@ -56,18 +56,18 @@ class OptionGroup:
 def without_secrets(arguments: Iterable[str], options: Iterable[Option]) -> list[str]:
     """A command line as reports may show it: of values that may be secrets only what is not."""
     secret = {item.flag: item.shown for item in options if item.shown is not None}
-    told: list[str] = []
+    safe: list[str] = []
     shown: Callable[[str], str] | None = None
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if shown is not None:
-            told.append(shown(argument))
+            safe.append(shown(argument))
         elif equals and flag in secret:
-            told.append(f"{flag}={secret[flag](value)}")
+            safe.append(f"{flag}={secret[flag](value)}")
         else:
-            told.append(argument)
+            safe.append(argument)
         shown = secret.get(argument)
-    return told
+    return safe
 
 
 def count(text: str) -> int:

@@ -101,15 +101,15 @@ def ideal_cached_tokens(traffic: Traffic) -> list[int]:
 def in_words(traffic: Traffic) -> str:
     """Where traffic comes from, how much of it there is, and how it is sent; for reports."""
     figures = describe(traffic)
-    told = (
+    text = (
         f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
         f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
         f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens"
     )
     if figures.images:
-        told += (
+        text += (
             f"; {figures.images:,} images, {figures.repeated_images_share:.1%} of them seen before"
         )
     elif math.isfinite(figures.reusable_share):
-        told += f"; {figures.reusable_share:.1%} of the prompt blocks are reusable"
-    return told
+        text += f"; {figures.reusable_share:.1%} of the prompt blocks are reusable"
+    return text

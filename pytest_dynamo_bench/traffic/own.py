@@ -61,7 +61,7 @@ _XZ, _GZIP = b"\xfd7zXZ\x00", b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class TraceFile(TrafficSource):
-    """A file of a user's own traffic, its form told by its content.
+    """A file of a user's own traffic, its form recognised by its content.
 
     Attributes:
         path: the file, relative to the working directory.

@@ -104,7 +104,7 @@ class Effect:
         paired: whether requests of both arms were paired by id.
         traffic_error: the part of ``standard_error`` that more repeats of the same traffic would
             not lessen, since the change differs from request to request; 0 where that cannot be
-            told from noise (single runs), or where each repeat has traffic of its own.
+            distinguished from noise (single runs), or where each repeat has traffic of its own.
     """
 
     metric: str

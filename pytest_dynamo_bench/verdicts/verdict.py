@@ -1,4 +1,4 @@
-"""What the evidence says about a claim: it holds, it fails, or it cannot be told.
+"""What the evidence says about a claim: it holds, it fails, or it is inconclusive.
 
 A claim holds when it is true of every change in the interval, fails when it is true of none,
 and is inconclusive otherwise. It is invalid when a validity gate says that a run cannot carry any

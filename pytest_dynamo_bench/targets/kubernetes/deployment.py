@@ -167,13 +167,13 @@ class Deployment:
         Raises:
             DeploymentError: it cannot get ready any more, or takes too long.
         """
-        waiting, told = _Waiting(self.limits), ""
+        waiting, shown = _Waiting(self.limits), ""
         graph, version = self._fresh()
         while True:
             states = self.states()
             text = progress_text(graph, states)
-            if text != told:
-                told = text
+            if text != shown:
+                shown = text
                 self._progress.stage(f"bringing up: {text}")
             found = graph_state(graph)
             missing = missing_services(self._graph, found.services)

@@ -57,7 +57,7 @@ def _unsupported(engine: str, feature: str, remedy: str) -> TargetError:
 
 
 def _images(benchmark: Benchmark, worker: Worker) -> bool:
-    """Whether requests have images, which workers have to be told."""
+    """Whether requests have images, which workers need an option for."""
     used = worker.frontend_decoding or worker.embedding_cache_gib is not None
     return used or isinstance(benchmark.traffic, PooledImages | SlidingWindowImages)
 

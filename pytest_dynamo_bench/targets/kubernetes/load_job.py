@@ -72,7 +72,7 @@ def send_from_cluster(
     """Send the traffic from pods of a Job, and bring back what they measured.
 
     Args:
-        after: has the records written, and is told of problems.
+        after: has the records written, and keeps the problems.
 
     Raises:
         DeploymentError: a pod of the load or of the deployment failed.
@@ -157,7 +157,7 @@ def _wait_for_pods(
     deployment: Deployment, settings: ClusterSettings, job: str, progress: Progress
 ) -> list[str]:
     """The names of the load's pods by their index, when all of them run."""
-    limits, began, told = settings.limits, time.monotonic(), ""
+    limits, began, shown = settings.limits, time.monotonic(), ""
     while True:
         pods = deployment.cluster.all("pods", f"{_OLD_JOB_LABEL}={job}")
         events = deployment.cluster.all("events", limit=500) if pods else []
@@ -172,8 +172,8 @@ def _wait_for_pods(
         why = next((f"{s.name}: {s.reason}" for s in states if s.reason), "")
         text = f"starting load: {len(running)} of {settings.load.shards} pods run"
         text += f" ({why[:160]})" if why else ""
-        if text != told:
-            told = text
+        if text != shown:
+            shown = text
             progress.stage(text)
         bad = next((s for s in states if s.unrecoverable), None)
         waited = time.monotonic() - began

@@ -180,15 +180,15 @@ class KubernetesTarget:
         except DynamoBenchError as error:
             kind = DeploymentError if isinstance(error, ApiError) else type(error)
             raise kind(deployment.redact(str(error))) from None
-        told = configuration.as_dict()
+        described = configuration.as_dict()
         deployed = {
             "model": benchmark.model,
             "router": configuration.router,
             "workers": configuration.replicas,
             "block_size": configuration.block_size,
-            "engines": {item["mode"]: item for item in told["workers"]},
-            "frontend_args": told["frontend_args"],
-            "env": told["env"],
+            "engines": {item["mode"]: item for item in described["workers"]},
+            "frontend_args": described["frontend_args"],
+            "env": described["env"],
             "image": image_of(benchmark, self._settings),
             "load": load,
             "ready_seconds": round(ready_seconds, 1),

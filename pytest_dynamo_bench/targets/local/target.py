@@ -303,7 +303,7 @@ class _Measurement:
                         run = await self._measure(processes, frontend, ports, model, scratch, after)
                     self._progress.stage("taking down")
             # As it reads back from JSON.
-            told = json.loads(json.dumps(self._configuration.as_dict()))
+            described = json.loads(json.dumps(self._configuration.as_dict()))
             deployed = {
                 "model": self._benchmark.model,
                 "engine": self._images.name if self._images else "mocker",
@@ -313,9 +313,9 @@ class _Measurement:
                 # by this: what was asked of the workers.
                 "block_size": self._configuration.block_size,
                 "fast_forward": self._fast_forward,
-                "engines": {item["mode"]: item for item in told["workers"]},
-                "frontend_args": told["frontend_args"],
-                "env": told["env"],
+                "engines": {item["mode"]: item for item in described["workers"]},
+                "frontend_args": described["frontend_args"],
+                "env": described["env"],
                 "processes": {
                     spec.name: [_portable(part, scratch) for part in spec.argv[1:]]
                     for spec in specs
@@ -399,12 +399,12 @@ class _Measurement:
             with after.step("asking the frontend what it saw"):
                 observed |= await self._observe(frontend, model, after)
         with after.step("reading what the workers said of the requests"):
-            records, told = (
+            records, reported = (
                 self._with_engine_events(records, scratch, started_at, after)
                 if self._images is None
                 else _with_images(self._images, records, scratch)
             )
-            observed |= told
+            observed |= reported
         return self._run(records, observed, started_at)
 
     def _with_engine_events(
@@ -416,14 +416,14 @@ class _Measurement:
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
         records = self._with_mechanisms(records, events, start_wall_ms)
         prefilling = {record.prefill_worker for record in records}
-        told = {
+        reported = {
             "engine_prefill_tokens": sum(
                 tokens for worker, tokens in events.prefill_tokens.items() if worker in prefilling
             ),
             "engine_decode_steps": events.decode_steps,
             "evicted_blocks": events.removed_blocks,
         }
-        return records, told
+        return records, reported
 
     def _run(self, records: list[RequestRecord], observed: dict[str, Any], started_at: str) -> Run:
         whole = self._benchmark.traffic.load()
@@ -657,8 +657,8 @@ def _with_images(
     engine: ImageEngine, records: list[RequestRecord], scratch: Path
 ) -> tuple[list[RequestRecord], dict[str, Any]]:
     measures = engine.measures(scratch)
-    told = {**engine.versions, **engine.summary(measures, records)}
-    return engine.with_measures(records, measures), told
+    reported = {**engine.versions, **engine.summary(measures, records)}
+    return engine.with_measures(records, measures), reported
 
 
 def _choose_ports(frontend_port: int | None) -> Ports:

@@ -113,9 +113,9 @@ def clock_of(connection: ShardConnection) -> Clock:
     best = Clock(0.0, float("inf"))
     for _ in range(_CLOCK_QUESTIONS):
         before = time.time()
-        told = _said(_try(partial(connection.get, "clock"), "clock"), _Time).unix
+        shard_time = _said(_try(partial(connection.get, "clock"), "clock"), _Time).unix
         after = time.time()
-        found = Clock((told - (before + after) / 2) * 1000, (after - before) / 2 * 1000)
+        found = Clock((shard_time - (before + after) / 2) * 1000, (after - before) / 2 * 1000)
         if found.uncertainty_ms < best.uncertainty_ms:
             best = found
     return best

@@ -130,7 +130,7 @@ async def measure_service(
     """Ask a service what it is, warm it, send the traffic, and ask it what it saw.
 
     Args:
-        after: is told of what goes wrong once the load has begun.
+        after: keeps what goes wrong once the load has begun.
         ready_seconds: how long it may take to list the model.
         served_model: what it calls the benchmark's model, where that is another name.
         salt: for :func:`salted`.
@@ -152,9 +152,9 @@ async def measure_service(
     sent = await send(service, traffic, progress, processes=processes, after=after)
     observed: dict[str, Any] = {"load_generator": sent.health}
     with after.step("asking the server what it saw"):
-        told, notes = await observe(service, planned.directory / "logs")
+        seen, notes = await observe(service, planned.directory / "logs")
         after.note(notes)
-        observed |= told
+        observed |= seen
     return Measured(sent.records, sent.started_at, observed)
 
 
@@ -227,7 +227,7 @@ async def send(
         progress: shows how many requests have ended.
         prepared: awaited when everything is ready to be sent.
         processes: of the load generator; 0 for a few requests whose times do not matter.
-        after: has the records written, and is told what ends the load before its time.
+        after: has the records written, and keeps what ends the load before its time.
 
     Raises:
         LoadError: a process of the load generator died, and nothing was measured until then.

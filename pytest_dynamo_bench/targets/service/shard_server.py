@@ -1,4 +1,4 @@
-"""The process that sends one shard: told when to start, asked how it is getting on.
+"""The process that sends one shard: it is given a time to start, and asked how far it is.
 
 ``python -m pytest_dynamo_bench.targets.service.shard_server DIRECTORY --port PORT`` reads its order
 from the files of a directory and speaks HTTP: ``GET clock``, ``GET status``, ``POST start``,
@@ -180,9 +180,9 @@ async def _send(shard: _Shard, directory: Path) -> None:
     observed: dict[str, Any] = {"load_generator": sent.health}
     files = directory / "files"
     with after.step("asking the frontend what it saw"):
-        told, notes = await measure.observe(shard.service, files)
+        seen, notes = await measure.observe(shard.service, files)
         after.note(notes)
-        observed |= told
+        observed |= seen
     texts = {path.name: path.read_text(encoding="utf-8") for path in files.glob("*")}
     shard.results = pack_result(
         sent.records, started, observed, texts, problems=after.problems, notes=after.notes
@@ -204,7 +204,7 @@ async def _ask(shard: _Shard) -> Service:
 
 
 def main() -> None:
-    """Serve and send until told to quit, or until nobody asks any more."""
+    """Serve and send until asked to quit, or until no request has come for a while."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--port", type=int, default=8080)

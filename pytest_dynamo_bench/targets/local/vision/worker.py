@@ -196,7 +196,7 @@ def _digest(pixels: Pixels) -> str:
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Register, and answer until the process is told to end."""
+    """Register, and answer until the process gets the signal to end."""
     from dynamo.llm import (
         MediaDecoder,
         MediaFetcher,

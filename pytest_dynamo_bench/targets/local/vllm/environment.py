@@ -120,7 +120,7 @@ def install(
 
     Args:
         directory: of the environment.
-        say: told of each step.
+        say: called with the name of each step.
         run: runs a command line with an environment; for tests.
 
     Raises:
@@ -211,7 +211,7 @@ def _free_gb(directory: Path) -> float:
 
 
 def _settings_of_pip(python: str) -> dict[str, str]:
-    """Where pip is told to look, in the words of uv, which does not read pip's settings."""
+    """Where pip looks, as settings of uv, which does not read pip's."""
     listed = subprocess.run(
         [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
