@@ -109,7 +109,7 @@ def run_attribution_scenario(
             tell(
                 number * scenario.comparisons + world, len(scenario.metrics) * scenario.comparisons
             )
-            by_arm = {
+            by_combination = {
                 combination: {
                     index: samples(run, world, (metric,), "")[0] for index, run in enumerate(made)
                 }
@@ -117,9 +117,9 @@ def run_attribution_scenario(
             }
             values = {
                 combination: float(np.mean([sample.value for sample in made.values()]))
-                for combination, made in by_arm.items()
+                for combination, made in by_combination.items()
             }
-            draws, _, _ = resample_combinations(by_arm, resamples)
+            draws, _, _ = resample_combinations(by_combination, resamples)
             for name, (_, low, high) in _rows(attribute(FEATURES, values, draws)).items():
                 intervals.setdefault(name, []).append((low, high))
         for name, found in intervals.items():

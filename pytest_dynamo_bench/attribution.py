@@ -34,12 +34,12 @@ class AttributionPlan:
     Attributes:
         features: what differs, in a fixed order; two that were asked to go together are
             joined with ``+``.
-        arms: a configuration for every set of features that are taken from the treatment;
+        configurations: one for every set of features that are taken from the treatment;
             the empty set is the baseline itself, the full set the treatment itself.
     """
 
     features: tuple[str, ...]
-    arms: Mapping[Combination, Configuration]
+    configurations: Mapping[Combination, Configuration]
 
 
 def plan(
@@ -50,7 +50,7 @@ def plan(
     """All combinations of the features in which two configurations differ.
 
     Features are the rows of :data:`~pytest_dynamo_bench.features.FEATURES` whose fields differ,
-    among them ``kv_routing`` (``router``, where neither side or both route by KV), ``pd_split``
+    among them ``kv_routing`` (``router``, where neither or both route by KV), ``pd_split``
     (how workers are laid out; ``workers``, where no split is involved) and ``load`` (a
     configuration's own concurrency and number of requests), and each option and variable of
     Dynamo, such as ``frontend.router-temperature``, ``engine.max-model-len`` or ``env.DYN_LOG``.
@@ -59,8 +59,8 @@ def plan(
         together: features that are not to be distinguished, each group counting as one.
 
     Raises:
-        BenchmarkError: they don't differ, differ in more than four features (sixteen arms), or
-            a combination of them cannot be.
+        BenchmarkError: they don't differ, differ in more than four features (sixteen
+            combinations), or a combination of them cannot be.
     """
     owner = f"attribution of {treatment.name!r} against {baseline.name!r}"
     rows = with_options(baseline, treatment)
@@ -77,20 +77,20 @@ def plan(
             f"{owner}: {len(groups)} features ({', '.join(groups)}) make {2 ** len(groups)} arms; "
             f"name some that go together, until {MAX_FEATURES} are left"
         )
-    arms: dict[Combination, Configuration] = {}
+    configurations: dict[Combination, Configuration] = {}
     for size in range(len(groups) + 1):
         for names in itertools.combinations(groups, size):
             taken = {differing[feature].id for name in names for feature in groups[name]}
             if not names:
-                arms[frozenset()] = baseline
+                configurations[frozenset()] = baseline
             elif size == len(groups):
-                arms[frozenset(names)] = treatment
+                configurations[frozenset(names)] = treatment
             else:
-                arms[frozenset(names)] = _combine(rows, baseline, treatment, taken, names)
+                configurations[frozenset(names)] = _combine(rows, baseline, treatment, taken, names)
     everything = {row.id for row in differing.values()}
     whole = _combine(rows, baseline, treatment, everything, ())
     _check_complete(owner, rows, whole, treatment)
-    return AttributionPlan(tuple(groups), arms)
+    return AttributionPlan(tuple(groups), configurations)
 
 
 def _grouped(

@@ -147,12 +147,15 @@ def run_attribution(
         raise BenchmarkError(f"attribution: seeds: give one or more, each once, got {seeds!r}")
     target = target if target is not None else ReplayTarget()
     made = plan(benchmark.configuration(baseline), benchmark.configuration(treatment), together)
-    arms = [dataclasses.replace(arm, role="treatment") for arm in made.arms.values()]
-    target.check(benchmark.with_configurations(arms))
+    treatments = [
+        dataclasses.replace(item, role="treatment") for item in made.configurations.values()
+    ]
+    target.check(benchmark.with_configurations(treatments))
     traffic = traffic if traffic is not None else sent_traffic(target, benchmark)
     runs = _simulated(benchmark, made, seeds, target, traffic, cache, processes, on_run)
     samples = {
-        run: _sample(benchmark, made.arms[run[0]], timings, metric) for run, timings in runs.items()
+        run: _sample(benchmark, made.configurations[run[0]], timings, metric)
+        for run, timings in runs.items()
     }
     return _study(benchmark, made, metric, samples, resamples)
 
@@ -193,17 +196,17 @@ def _simulated(
     unseeded = dataclasses.replace(target, seed=None)
     # Limits and metrics are applied to what is cached, and have no part in it.
     unjudged = dataclasses.replace(benchmark, goodput=None, claims=())
-    common = fingerprint(unjudged, unseeded, traffic, made.arms.values(), [])
+    common = fingerprint(unjudged, unseeded, traffic, made.configurations.values(), [])
     keys: dict[_Run, str] = {}
-    for combination, arm in made.arms.items():
-        for seed in seeds if arm.router == "kv" else seeds[:1]:
-            keys[combination, seed] = _key(common, arm, seed)
+    for combination, configuration in made.configurations.items():
+        for seed in seeds if configuration.router == "kv" else seeds[:1]:
+            keys[combination, seed] = _key(common, configuration, seed)
     done: dict[_Run, _Timings] = {}
 
     def add(run: _Run, timings: _Timings, cached: bool) -> None:
         done[run] = timings
         if on_run is not None:
-            on_run(len(done), len(keys), made.arms[run[0]].name, run[1], cached)
+            on_run(len(done), len(keys), made.configurations[run[0]].name, run[1], cached)
 
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -211,7 +214,7 @@ def _simulated(
             found = _read(cache / f"{key}.npz")
             if found is not None:
                 add(run, found, True)
-    jobs = {run: (made.arms[run[0]], run[1]) for run in keys if run not in done}
+    jobs = {run: (made.configurations[run[0]], run[1]) for run in keys if run not in done}
     computed = compute_all(_simulate, jobs, processes=processes, shared=(unjudged, target, traffic))
     for run, timings in computed:
         if cache is not None:
@@ -323,31 +326,31 @@ def _study(
     samples: Mapping[_Run, Sample],
     resamples: int,
 ) -> AttributionStudy:
-    by_arm: dict[Combination, dict[int, Sample]] = {}
+    by_combination: dict[Combination, dict[int, Sample]] = {}
     for (combination, seed), sample in samples.items():
-        by_arm.setdefault(combination, {})[seed] = sample
+        by_combination.setdefault(combination, {})[seed] = sample
     values = {
         combination: float(np.mean([sample.value for sample in runs.values()]))
-        for combination, runs in by_arm.items()
+        for combination, runs in by_combination.items()
     }
     if not all(math.isfinite(value) for value in values.values()):
         raise BenchmarkError(f"attribution: {metric} is not defined for a combination")
-    draws, length, requests = resample_combinations(by_arm, resamples)
+    draws, length, requests = resample_combinations(by_combination, resamples)
     attribution = attribute(made.features, values, draws)
     combinations = [frozenset(names) for names, _ in attribution.combinations]
     runs = tuple(
         CombinationRuns(
             tuple(name for name in made.features if name in combination),
-            made.arms[combination].name,
-            tuple(sorted(by_arm[combination])),
-            tuple(by_arm[combination][seed].value for seed in sorted(by_arm[combination])),
+            made.configurations[combination].name,
+            tuple(sorted(by_combination[combination])),
+            tuple(sample.value for _, sample in sorted(by_combination[combination].items())),
         )
         for combination in combinations
     )
     return AttributionStudy(
         benchmark.name,
-        made.arms[frozenset()].name,
-        made.arms[frozenset(made.features)].name,
+        made.configurations[frozenset()].name,
+        made.configurations[frozenset(made.features)].name,
         metric,
         attribution,
         runs,
@@ -358,7 +361,7 @@ def _study(
 
 
 def resample_combinations(
-    by_arm: Mapping[Combination, Mapping[int, Sample]], resamples: int
+    by_combination: Mapping[Combination, Mapping[int, Sample]], resamples: int
 ) -> tuple[dict[Combination, FloatArray], int, int]:
     """The metric of every combination in every resample; block length; requests.
 
@@ -366,8 +369,8 @@ def resample_combinations(
     and Student's t with m - 1 degrees of freedom against the normal, for m blocks), those that
     seeds give by ``sqrt(s / (s - 1))`` for s seeds.
     """
-    first = next(iter(next(iter(by_arm.values())).values()))
-    everything = [sample for runs in by_arm.values() for sample in runs.values()]
+    first = next(iter(next(iter(by_combination.values())).values()))
+    everything = [sample for runs in by_combination.values() for sample in runs.values()]
     due: dict[str, float] = {}
     for sample in everything:
         due.update(zip(sample.request_ids, sample.time_ms.tolist(), strict=True))
@@ -376,7 +379,7 @@ def resample_combinations(
     n = len(order)
     aligned = {
         combination: {seed: _aligned(sample, position) for seed, sample in runs.items()}
-        for combination, runs in by_arm.items()
+        for combination, runs in by_combination.items()
     }
     series = [_influences(next(iter(runs.values()))[0], first) for runs in aligned.values()]
     against = series[0]
@@ -387,7 +390,7 @@ def resample_combinations(
     student = special.stdtrit(blocks - 1, 0.975) / special.ndtri(0.975)
     widen = float(np.sqrt(blocks / (blocks - 1)) * student)
     draws: dict[Combination, FloatArray] = {}
-    for combination, runs in by_arm.items():
+    for combination, runs in by_combination.items():
         columns = []
         for seed, sample in runs.items():
             drawn = np.array(

@@ -846,8 +846,8 @@ class Benchmark:
                     "by concurrency",
                 )
         for claim in self.claims:
-            for side in ("treatment", "baseline"):
-                _check_choice(f"Claim {claim.name!r}", side, getattr(claim, side), names)
+            for name in ("treatment", "baseline"):
+                _check_choice(f"Claim {claim.name!r}", name, getattr(claim, name), names)
             if metric_of(claim.metric).needs_limits and self.goodput is None:
                 _fail(
                     f"Claim {claim.name!r}",
@@ -884,7 +884,7 @@ class Benchmark:
     def with_configurations(self, configurations: Iterable[Configuration]) -> Benchmark:
         """This benchmark with other configurations; the only way to make one.
 
-        What names configurations follows: claims are kept where both their sides are there,
+        What names configurations follows: claims are kept where both of theirs are there,
         published results where their configuration is there unchanged. ``sizes`` bring up of
         the new configurations what they did before, and all that the benchmark did not have.
 

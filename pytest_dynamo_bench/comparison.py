@@ -247,7 +247,7 @@ class Comparison:
                 "else: " + "; ".join(differences)
             )
         new, old = (
-            [metrics.sample(tolerance.metric) for metrics in side] for side in (current, before)
+            [metrics.sample(tolerance.metric) for metrics in runs] for runs in (current, before)
         )
         for samples, where in ((new, "this session"), (old, stored.directory)):
             if not all(len(sample.values) for sample in samples):

@@ -139,7 +139,7 @@ def test_all_arms_of_an_attribution_and_all_points_of_a_sweep_make_a_benchmark(n
     benchmark = benchmark_of(name)
     for baseline, treatment in itertools.permutations(benchmark.configurations, 2):
         try:
-            arms = plan(baseline, treatment).arms.values()
+            arms = plan(baseline, treatment).configurations.values()
         except BenchmarkError:
             continue  # what differs in too much, or cannot be combined
         made = benchmark.with_configurations(arms)

@@ -184,10 +184,10 @@ def test_every_option_is_a_feature_of_its_own_in_an_attribution():
         "frontend.router-ttl-secs",
         "kv_routing+env.DYN_X",
     )
-    temperature = made.arms[frozenset(["frontend.router-temperature"])]
+    temperature = made.configurations[frozenset(["frontend.router-temperature"])]
     assert temperature.frontend_args == {"router-temperature": 1, "router-ttl-secs": 3}
     assert temperature.router == "kv" and temperature.env == {}
-    without = made.arms[frozenset(["frontend.router-ttl-secs", "engine.max-model-len"])]
+    without = made.configurations[frozenset(["frontend.router-ttl-secs", "engine.max-model-len"])]
     assert without.frontend_args == {}
     assert without.workers[0].engine_args == {"max-model-len": 9}
 
@@ -199,9 +199,9 @@ def test_an_option_of_one_role_goes_with_the_split_or_without_it():
     )
     made = plan(AGG, split)
     assert made.features == ("pd_split", "engine.x")
-    alone = made.arms[frozenset(["pd_split"])]
+    alone = made.configurations[frozenset(["pd_split"])]
     assert [worker.engine_args for worker in alone.workers] == [{}, {}]
-    assert made.arms[frozenset(["engine.x"])].workers[0].engine_args == {"x": 1}
+    assert made.configurations[frozenset(["engine.x"])].workers[0].engine_args == {"x": 1}
 
 
 # -- secrets ---------------------------------------------------------------------------------------

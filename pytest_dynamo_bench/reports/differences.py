@@ -107,7 +107,7 @@ def compare_sessions(
             f"{new.directory} is of target {new.target}, {old.directory} of {old.target}; numbers "
             "of different targets are not compared with each other"
         )
-    sides = [
+    found = [
         {
             (report.name, item.name): item
             for report in session.comparisons
@@ -119,30 +119,30 @@ def compare_sessions(
     return [
         _difference(
             *key,
-            [(new.directory, sides[0].get(key)), (old.directory, sides[1].get(key))],
+            [(new.directory, found[0].get(key)), (old.directory, found[1].get(key))],
             tolerances,
             allow_mismatches,
         )
-        for key in dict.fromkeys([*sides[0], *sides[1]])
+        for key in dict.fromkeys([*found[0], *found[1]])
     ]
 
 
 def _difference(
     benchmark: str,
     configuration: str,
-    sides: Sequence[tuple[Path, ConfigurationReport | None]],
+    items: Sequence[tuple[Path, ConfigurationReport | None]],
     tolerances: Sequence[Tolerance],
     allow_mismatches: bool,
 ) -> Difference:
     """Judge one configuration, given with its directories; the first is in question."""
     missing = tuple(
         f"{directory}: {item.unusable if item else 'has no result of it'}"
-        for directory, item in sides
+        for directory, item in items
         if item is None or item.unusable
     )
     if missing:
         return Difference(benchmark, configuration, missing=missing)
-    runs, stored = (item.runs for _, item in sides if item is not None)
+    runs, stored = (item.runs for _, item in items if item is not None)
     differs = mismatches(runs[0].run, stored[0].run)
     if differs and not allow_mismatches:
         reason = f"not the same, so not judged: {differs[0]}"
@@ -233,8 +233,8 @@ def _points(
 def _judged(
     current: Sequence[Metrics], stored: Sequence[Metrics], tolerance: Tolerance
 ) -> Regression | None:
-    sides = [[_sample(metrics, tolerance.metric) for metrics in side] for side in (current, stored)]
-    new, old = ([sample for sample in side if sample is not None] for side in sides)
+    samples = [[_sample(item, tolerance.metric) for item in runs] for runs in (current, stored)]
+    new, old = ([sample for sample in runs if sample is not None] for runs in samples)
     if len(new) < len(current) or len(old) < len(stored):
         return None
     return compare_with_stored(new, old, tolerance)

@@ -387,11 +387,11 @@ class ComparisonReport:
             for verdict in self.verdicts
         ):
             return None
-        sides = [[run.sample(metric) for run in item.runs] for item in (configuration, baseline)]
-        if any(len(sample.values) == 0 for side in sides for sample in side):
+        samples = [[run.sample(metric) for run in item.runs] for item in (configuration, baseline)]
+        if any(len(sample.values) == 0 for runs in samples for sample in runs):
             return None
         try:
-            return estimate_effect(sides[0], sides[1], resamples=_RESAMPLES)
+            return estimate_effect(*samples, resamples=_RESAMPLES)
         except ValueError:
             return None
 

@@ -116,7 +116,7 @@ def _differences(
 ) -> list[Difference]:
     found = []
     for name in dict.fromkeys((*treatment, *baseline)):
-        new, old = (side.get(name, _NOT_GIVEN) for side in (treatment, baseline))
+        new, old = (choices.get(name, _NOT_GIVEN) for choices in (treatment, baseline))
         if new != old:
             kind: Kind = "part of a feature" if name in parts else "other"
             found.append(Difference(whose + name, _text(new, name), _text(old, name), kind))
@@ -141,28 +141,28 @@ def _worker_differences(treatment: Configuration, baseline: Configuration) -> li
         others = {worker.mode: _choices(worker) for worker in baseline.workers}
         for worker in treatment.workers:
             role = "workers" if worker.mode == "aggregated" else f"{worker.mode} workers"
-            sides = [_choices(worker), others[worker.mode]]
+            choices = [_choices(worker), others[worker.mode]]
             # The number of all workers is named already where there is only one role.
             if len(treatment.workers) == 1:
-                sides = [{**side, "replicas": 0} for side in sides]
-            found += _differences(f"{role}: ", *sides)
+                choices = [{**item, "replicas": 0} for item in choices]
+            found += _differences(f"{role}: ", *choices)
         return found
     # A split has other roles than an aggregated graph; each field is compared over all workers.
     # That workers are divided over two roles is the feature itself.
-    sides_by_role = [
+    by_mode = [
         {worker.mode: {**_choices(worker), "replicas": 0} for worker in configuration.workers}
         for configuration in (treatment, baseline)
     ]
     found = []
-    for name in dict.fromkeys(n for side in sides_by_role for own in side.values() for n in own):
-        values = [[own.get(name, _NOT_GIVEN) for own in side.values()] for side in sides_by_role]
+    for name in dict.fromkeys(n for workers in by_mode for own in workers.values() for n in own):
+        values = [[own.get(name, _NOT_GIVEN) for own in workers.values()] for workers in by_mode]
         if set(values[0]) != set(values[1]):
             new, old = (
                 ", ".join(
                     f"{_text(own.get(name, _NOT_GIVEN), name)} ({mode})"
-                    for mode, own in side.items()
+                    for mode, own in workers.items()
                 )
-                for side in sides_by_role
+                for workers in by_mode
             )
             found.append(Difference(f"workers: {name}", new, old))
     return found

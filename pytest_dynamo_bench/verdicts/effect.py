@@ -99,9 +99,9 @@ class Effect:
         block_length: requests that were resampled together; the longest, where there are
             several.
         n_requests: requests of the metric, fewest of all runs.
-        repeats: runs of the arm with fewer of them.
+        repeats: runs of the configuration with fewer of them.
         resamples: of the bootstrap.
-        paired: whether requests of both arms were paired by id.
+        paired: whether requests of both configurations were paired by id.
         traffic_error: the part of ``standard_error`` that more repeats of the same traffic would
             not lessen, since the change differs from request to request; 0 where that cannot be
             distinguished from noise (single runs), or where each repeat has traffic of its own.
@@ -140,9 +140,9 @@ class Effect:
     def of_this_traffic(self) -> Effect:
         """The change under exactly this traffic, not under traffic like it.
 
-        What the traffic does to both sides is then no uncertainty; what is left is what differs
+        What the traffic does to both is then no uncertainty; what is left is what differs
         between runs of the same. The effect itself where that is hardly known: for fewer than three
-        runs of each, and where the sides had other traffic.
+        runs of each, and where they had other traffic.
         """
         if not self.paired or self.repeats < _FEWEST_RUNS or not math.isfinite(self.standard_error):
             return self
@@ -244,7 +244,7 @@ def estimate_effect(
         blocks, the minimum or maximum of a single run) the interval is infinite.
 
     Raises:
-        ValueError: no sample in an arm, different metrics, or a confidence or number of
+        ValueError: no sample of a configuration, different metrics, or a confidence or number of
             resamples that cannot be.
 
     Source: see the module's docstring and those of
@@ -304,19 +304,23 @@ def _same_traffic(a: Sample, b: Sample) -> bool:
 
 
 class _Comparison:
-    """Everything between the samples and the effect."""
+    """Everything between the samples and the effect.
+
+    A run is a pair of numbers: of its configuration, 0 for the treatment and 1 for the baseline,
+    and of the run among those of the configuration.
+    """
 
     def __init__(self, treatment: Sequence[Sample], baseline: Sequence[Sample]) -> None:
-        self.arms = (tuple(treatment), tuple(baseline))
+        self.samples = (tuple(treatment), tuple(baseline))
         metric = metric_of(treatment[0].metric)
         self.queued = metric.queued
         self.scale: Scale = "difference" if metric.is_share else "log ratio"
-        self.run_values = tuple(np.array([s.value for s in arm]) for arm in self.arms)
+        self.run_values = tuple(np.array([s.value for s in samples]) for samples in self.samples)
         self.values = tuple(float(np.mean(values)) for values in self.run_values)
         self.estimate = float(self._on_scale(np.array(self.values[0]), np.array(self.values[1])))
         self.change = self._change()
         self.groups = self._group()
-        self.paired = any({arm for arm, _ in group} == {0, 1} for group in self.groups)
+        self.paired = any({which for which, _ in group} == {0, 1} for group in self.groups)
 
     def _on_scale(self, treatment: FloatArray, baseline: FloatArray) -> FloatArray:
         if self.scale == "difference":
@@ -332,35 +336,37 @@ class _Comparison:
 
     def _group(self) -> list[list[tuple[int, int]]]:
         groups: list[list[tuple[int, int]]] = []
-        for arm, samples in enumerate(self.arms):
+        for which, samples in enumerate(self.samples):
             for index, sample in enumerate(samples):
                 for group in groups:
-                    other_arm, other_index = group[0]
-                    if _same_traffic(sample, self.arms[other_arm][other_index]):
-                        group.append((arm, index))
+                    other, other_index = group[0]
+                    if _same_traffic(sample, self.samples[other][other_index]):
+                        group.append((which, index))
                         break
                 else:
-                    groups.append([(arm, index)])
-        # In an order that does not depend on which arm is called the treatment.
+                    groups.append([(which, index)])
+        # In an order that does not depend on which is called the treatment.
         key = [(len(g), float(sum(self.run_values[a][i] for a, i in g))) for g in groups]
         return [groups[i] for i in sorted(range(len(groups)), key=key.__getitem__)]
 
     def _sample(self, run: tuple[int, int]) -> Sample:
-        return self.arms[run[0]][run[1]]
+        return self.samples[run[0]][run[1]]
 
     def _slope(self, run: tuple[int, int]) -> float:
         """How the estimate moves with the value of one run."""
-        arm = run[0]
-        per_run = (1 if arm == 0 else -1) / len(self.arms[arm])
-        return per_run if self.scale == "difference" else per_run / self.values[arm]
+        which = run[0]
+        per_run = (1 if which == 0 else -1) / len(self.samples[which])
+        return per_run if self.scale == "difference" else per_run / self.values[which]
 
     def uncertainty(self, resamples: int, seed: int) -> _Uncertainty:
         """How sure the estimate is."""
         if not all(np.isfinite(values).all() for values in self.run_values):
             return _Uncertainty("no interval: a run has no value of this metric")
-        if any(not np.isfinite(sample.values).all() for arm in self.arms for sample in arm):
+        if any(
+            not np.isfinite(sample.values).all() for samples in self.samples for sample in samples
+        ):
             return _Uncertainty("no interval: values that are not finite numbers")
-        if self.arms[0][0].statistic in ("min", "max"):
+        if self.samples[0][0].statistic in ("min", "max"):
             return self._between_runs_only()
         if self.scale == "log ratio" and min(self.values) <= 0:
             return _Uncertainty("no interval: a relative change needs values above zero")
@@ -400,7 +406,7 @@ class _Comparison:
             squares = enlarged**2 / freedom + between**2 / between_freedom
             freedom = max(total**2 / squares, 1.0) if squares > 0 else freedom
             enlarged = total
-            count = len(self.arms[0]) + len(self.arms[1])
+            count = len(self.samples[0]) + len(self.samples[1])
             method += f", with the variation between {count} runs"
         return _Uncertainty(method, math.sqrt(enlarged), freedom, longest, math.sqrt(traffic))
 
@@ -411,14 +417,15 @@ class _Comparison:
         series = np.sum(influences, axis=0)
         if np.abs(series).max() < _NEGLIGIBLE:
             series = np.zeros(group.n)
-        by_arm = [
+        by_configuration = [
             np.sum(
-                [x for run, x in zip(group.runs, influences, strict=True) if run[0] == arm], axis=0
+                [x for run, x in zip(group.runs, influences, strict=True) if run[0] == which],
+                axis=0,
             )
-            for arm in sorted({arm for arm, _ in group.runs})
+            for which in sorted({which for which, _ in group.runs})
         ]
-        repeated = len(self.arms[0]) + len(self.arms[1]) > 2
-        length = block_length([series, *by_arm], repeated=repeated)
+        repeated = len(self.samples[0]) + len(self.samples[1]) > 2
+        length = block_length([series, *by_configuration], repeated=repeated)
         if group.n < max(_FEWEST_REQUESTS, 2 * length):
             return _Uncertainty("no interval: too few requests", block_length=length)
         seen = uncertainty_of_mean(series, length)
@@ -456,8 +463,8 @@ class _Comparison:
             # Whole blocks make a resample a little longer than the run.
             lengthened = max(lengthened, starts.shape[1] * length / group.n)
             counts = picks(starts, group.n)
-            for (arm, _), statistic in zip(group.runs, group.statistics, strict=True):
-                drawn[arm] += statistic.resampled(counts, length) / len(self.arms[arm])
+            for (which, _), statistic in zip(group.runs, group.statistics, strict=True):
+                drawn[which] += statistic.resampled(counts, length) / len(self.samples[which])
         variance = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened
         raw = sum(part.seen.block_variance for part in parts)
         if raw > 0:
@@ -472,12 +479,14 @@ class _Comparison:
     ) -> float:
         """Variance of the estimate that noise within runs explains.
 
-        Runs of one arm with the same traffic share what the traffic does; what is left after
-        taking out their mean is noise. A run alone in its group keeps all of its variation.
+        Runs of one configuration with the same traffic share what the traffic does; what is left
+        after taking out their mean is noise. A run alone in its group keeps all of its variation.
         """
         variance = 0.0
-        for arm in (0, 1):
-            mine = [series for run, series in zip(group, influences, strict=True) if run[0] == arm]
+        for which in (0, 1):
+            mine = [
+                series for run, series in zip(group, influences, strict=True) if run[0] == which
+            ]
             if not mine:
                 continue
             mean = np.mean(mine, axis=0) if len(mine) > 1 else np.zeros_like(mine[0])
@@ -494,12 +503,14 @@ class _Comparison:
         share of 3/n at 95 %. Without it two runs with equal goodput would have an interval of
         no width at all.
         """
-        if not metric_of(self.arms[0][0].metric).needs_limits:
+        if not metric_of(self.samples[0][0].metric).needs_limits:
             return 0.0
-        good = min(float(sample.values.sum()) for arm in self.arms for sample in arm)
+        good = min(float(sample.values.sum()) for samples in self.samples for sample in samples)
         changed = 0.0
         by_run = [
-            dict(zip(s.request_ids, s.values.tolist(), strict=True)) for a in self.arms for s in a
+            dict(zip(s.request_ids, s.values.tolist(), strict=True))
+            for samples in self.samples
+            for s in samples
         ]
         first = by_run[0]
         changed = sum(first.get(key, 0.0) != value for o in by_run[1:] for key, value in o.items())
@@ -509,16 +520,16 @@ class _Comparison:
         """Variance of the estimate by the spread of repeats, and its degrees of freedom.
 
         Repeats with the same index that share their traffic with each other but with no other
-        repeat are compared in pairs; otherwise the spread within each arm is pooled.
+        repeat are compared in pairs; otherwise the spread within each configuration is pooled.
         """
-        counts = [len(arm) for arm in self.arms]
+        counts = [len(samples) for samples in self.samples]
         in_pairs = (
             counts[0] == counts[1] > 1
             and len(self.groups) == counts[0]
             and all(len(g) == 2 and g[0][1] == g[1][1] for g in self.groups)
         )
         if in_pairs:
-            slopes = [self._slope((arm, 0)) for arm in (0, 1)]
+            slopes = [self._slope((which, 0)) for which in (0, 1)]
             pairs = sum(
                 slope * values for slope, values in zip(slopes, self.run_values, strict=True)
             )
@@ -527,8 +538,8 @@ class _Comparison:
         if freedom < 1:
             return 0.0, 0.0
         squares = 0.0
-        for arm, values in enumerate(self.run_values):
-            unit = 1.0 if self.scale == "difference" else self.values[arm]
+        for which, values in enumerate(self.run_values):
+            unit = 1.0 if self.scale == "difference" else self.values[which]
             squares += float(np.sum((values / unit - values.mean() / unit) ** 2))
         return squares / freedom * (1 / counts[0] + 1 / counts[1]), float(freedom)
 

@@ -185,9 +185,9 @@ def mismatches(current: Run, stored: Run) -> tuple[str, ...]:
         for name in ("benchmark", "configuration", "target", "gpus", "simulated")
         if getattr(current, name) != getattr(stored, name)
     ]
-    sides = [_comparable(run) for run in (current, stored)]
-    for name in sorted(sides[0].keys() | sides[1].keys()):
-        values = [side.get(name, "nothing") for side in sides]
+    compared = [_comparable(run) for run in (current, stored)]
+    for name in sorted(compared[0].keys() | compared[1].keys()):
+        values = [fields.get(name, "nothing") for fields in compared]
         if values[0] != values[1]:
             found.append(f"{name}: {_short(values[0])}, stored {_short(values[1])}")
     return tuple(found)

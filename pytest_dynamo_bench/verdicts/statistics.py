@@ -163,15 +163,15 @@ class RequestGroup:
     """Runs that had the same requests, and so are resampled together.
 
     Attributes:
-        runs: (arm, index) of each, with arm 0 for the treatment and 1 for the baseline.
+        runs: (configuration, index) of each, with 0 for the treatment and 1 for the baseline.
         n: requests, of all runs together.
         statistics: of each run.
-        both_arms: whether requests are paired across the configurations.
+        paired: whether requests are paired across the configurations.
     """
 
     def __init__(self, samples: Sequence[Sample], runs: Sequence[tuple[int, int]]) -> None:
         self.runs = list(runs)
-        self.both_arms = {arm for arm, _ in runs} == {0, 1}
+        self.paired = {which for which, _ in runs} == {0, 1}
         self._ends: list[FloatArray] = []
         rests: list[float | None] = [None] * len(samples)
         first = samples[0].request_ids
@@ -182,10 +182,10 @@ class RequestGroup:
             rank[order] = np.arange(len(order))
             owners = [rank] * len(samples)
             self.n = len(first)
-            if self.both_arms and _same_schedule(samples):
+            if self.paired and _same_schedule(samples):
                 self._ends = [_ends(sample, order) for sample in samples]
                 rests = [float(np.mean([_rest_ms(sample) for sample in samples]))] * len(samples)
-            elif self.both_arms and all(_sessions(sample) for sample in samples):
+            elif self.paired and all(_sessions(sample) for sample in samples):
                 self._ends = [_idle_at_the_end(sample, order) for sample in samples]
         else:
             times: dict[str, list[float]] = {}
@@ -210,7 +210,7 @@ class RequestGroup:
     @property
     def paired_percentile(self) -> bool:
         """Whether it is a percentile of paired runs, which has a formula and no bootstrap."""
-        return self.both_arms and isinstance(self.statistics[0], Quantile)
+        return self.paired and isinstance(self.statistics[0], Quantile)
 
     def influences(self, slopes: Sequence[float]) -> list[FloatArray]:
         """(n,) for each run: first-order effect of each request on the estimate, times n.
@@ -234,9 +234,9 @@ class RequestGroup:
 
     @cached_property
     def _near(self) -> tuple[float, float]:
-        """Values that the density of each arm is estimated from."""
+        """Values that the density of each configuration is estimated from."""
         both = list(zip(self.runs, self._quantiles, strict=True))
-        first, second = (sum(q.near for run, q in both if run[0] == arm) for arm in (0, 1))
+        first, second = (sum(q.near for run, q in both if run[0] == which) for which in (0, 1))
         return first, second
 
     @cached_property
@@ -255,11 +255,11 @@ class RequestGroup:
             return own
         relative = [spread / value for spread, value in zip(own, values, strict=True)]
         both = list(zip(self.runs, relative, strict=True))
-        arms = [np.mean([one for run, one in both if run[0] == arm]) for arm in (0, 1)]
-        ratio = math.log(arms[0] / arms[1])
+        means = [np.mean([one for run, one in both if run[0] == which]) for which in (0, 1)]
+        ratio = math.log(means[0] / means[1])
         noise = sum(1 / near for near in self._near)
         kept = ratio * max(0.0, 1 - 4 * noise / ratio**2) if ratio else 0.0
-        middle = float(np.mean(arms))
+        middle = float(np.mean(means))
         pooled = (middle * math.exp(kept / 2), middle * math.exp(-kept / 2))
         return [pooled[run[0]] * value for run, value in zip(self.runs, values, strict=True)]
 

@@ -27,13 +27,13 @@ KNOWN = {NOTHING: 9836.0, ROUTING: 10138.0, SPLIT: 9295.0, BOTH: 10356.0}
 
 
 def test_routing_and_split_make_four_arms():
-    arms = plan(AGG, SPLIT_KV).arms
-    assert set(arms) == {NOTHING, ROUTING, SPLIT, BOTH}
-    assert arms[NOTHING] is AGG and arms[BOTH] is SPLIT_KV
-    assert arms[ROUTING].workers == AGG.workers and arms[ROUTING].router == "kv"
-    assert arms[SPLIT].workers == SPLIT_KV.workers and arms[SPLIT].router == "round-robin"
-    assert len({arm.name for arm in arms.values()}) == 4
-    assert not arms[ROUTING].published
+    found = plan(AGG, SPLIT_KV).configurations
+    assert set(found) == {NOTHING, ROUTING, SPLIT, BOTH}
+    assert found[NOTHING] is AGG and found[BOTH] is SPLIT_KV
+    assert found[ROUTING].workers == AGG.workers and found[ROUTING].router == "kv"
+    assert found[SPLIT].workers == SPLIT_KV.workers and found[SPLIT].router == "round-robin"
+    assert len({item.name for item in found.values()}) == 4
+    assert not found[ROUTING].published
 
 
 def test_the_known_result_routing_helps_and_the_split_alone_hurts():
@@ -135,13 +135,13 @@ def test_prefix_caching_is_told_apart_from_the_split():
     )
     made = plan(baseline, treatment)
     assert made.features == ("kv_routing", "pd_split", "prefix_caching", "wideep")
-    assert len(made.arms) == 16
-    caching = made.arms[frozenset(["prefix_caching"])]
+    assert len(made.configurations) == 16
+    caching = made.configurations[frozenset(["prefix_caching"])]
     assert caching.workers[0].prefix_caching and caching.workers[0].mode == "aggregated"
-    split = made.arms[frozenset(["pd_split"])]
+    split = made.configurations[frozenset(["pd_split"])]
     assert [worker.prefix_caching for worker in split.workers] == [False, False]
     assert not split.workers[1].wideep
-    assert made.arms[frozenset(["wideep"])].workers[0].wideep
+    assert made.configurations[frozenset(["wideep"])].workers[0].wideep
 
 
 def test_speculation_and_offload_follow_the_role_that_has_them():
@@ -156,10 +156,10 @@ def test_speculation_and_offload_follow_the_role_that_has_them():
     baseline = AGG.but(workers=[Worker(3, tp=8)])
     made = plan(baseline, treatment)
     assert made.features == ("kv_routing", "pd_split", "spec_decode", "kv_offload")
-    assert made.arms[frozenset(["spec_decode"])].workers[0].speculative == drafts
-    split = made.arms[frozenset(["pd_split"])]
+    assert made.configurations[frozenset(["spec_decode"])].workers[0].speculative == drafts
+    split = made.configurations[frozenset(["pd_split"])]
     assert all(w.speculative is None and w.kv_offload is None for w in split.workers)
-    offload = made.arms[frozenset(["pd_split", "kv_offload"])]
+    offload = made.configurations[frozenset(["pd_split", "kv_offload"])]
     assert [bool(w.kv_offload) for w in offload.workers] == [True, False]
 
 
@@ -167,16 +167,16 @@ def test_a_load_of_its_own_is_told_apart_from_the_features():
     treatment = AGG.but(name="kv", router="kv", concurrency=64, requests=640)
     made = plan(AGG, treatment)
     assert made.features == ("kv_routing", "load")
-    routing = made.arms[ROUTING]
+    routing = made.configurations[ROUTING]
     assert (routing.concurrency, routing.requests) == (None, None)
-    load = made.arms[frozenset(["load"])]
+    load = made.configurations[frozenset(["load"])]
     assert (load.router, load.concurrency, load.requests) == ("round-robin", 64, 640)
 
 
 def test_a_change_of_router_is_kv_routing_only_to_or_from_the_kv_router():
     made = plan(AGG, SPLIT_KV.but(router="power-of-two"))
     assert made.features == ("router", "pd_split")
-    assert made.arms[frozenset(["router"])].router == "power-of-two"
+    assert made.configurations[frozenset(["router"])].router == "power-of-two"
     assert plan(AGG.but(router="kv"), AGG).features == ("kv_routing",)
 
 
@@ -191,12 +191,12 @@ def test_what_is_done_to_images_is_no_part_of_the_layout(feature, change):
     worker = Worker(8, tp=2, kv_blocks=100, **change)
     made = plan(AGG, AGG.but(name="images", router="kv", workers=[worker]))
     assert made.features == ("kv_routing", feature)
-    assert made.arms[frozenset([feature])].workers == (worker,)
+    assert made.configurations[frozenset([feature])].workers == (worker,)
 
 
 def test_features_can_go_together():
     made = plan(AGG, SPLIT_KV, together=[("kv_routing", "pd_split")])
-    assert made.features == ("kv_routing+pd_split",) and len(made.arms) == 2
+    assert made.features == ("kv_routing+pd_split",) and len(made.configurations) == 2
 
 
 def test_more_workers_without_a_split_is_a_feature_too():

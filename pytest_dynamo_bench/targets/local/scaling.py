@@ -55,8 +55,8 @@ def survived(
         input tokens per second and worker on a fixed schedule, sessions in flight per worker in
         a closed loop. The KV cache is that of all workers that process prompts.
     """
-    sides = [traffic_for(traffic, configuration) for traffic in (whole, part)]
-    figures = [describe(traffic) for traffic in sides]
+    traffics = [traffic_for(traffic, configuration) for traffic in (whole, part)]
+    figures = [describe(traffic) for traffic in traffics]
     workers = configuration.prefill_replicas
     found = {
         "requests": [float(item.requests) for item in figures],
@@ -66,17 +66,17 @@ def survived(
     }
     flying = [
         min(traffic.schedule.sessions, item.sessions)
-        for traffic, item in zip(sides, figures, strict=True)
+        for traffic, item in zip(traffics, figures, strict=True)
         if isinstance(traffic.schedule, Concurrency)
     ]
-    if len(flying) == len(sides):
+    if len(flying) == len(traffics):
         found["sessions in flight per worker"] = [sessions / workers for sessions in flying]
     else:
         found["input tokens/s per worker"] = [item.load_per_worker(workers) for item in figures]
     kv_tokens = _kv_tokens(benchmark, configuration)
     if kv_tokens:
         found["working set over KV cache"] = [item.cache_pressure(kv_tokens) for item in figures]
-        if len(flying) == len(sides):
+        if len(flying) == len(traffics):
             found["prompts in flight over KV cache"] = [
                 sessions * item.mean_isl / kv_tokens
                 for sessions, item in zip(flying, figures, strict=True)
