@@ -205,7 +205,7 @@ def _check_complete(
     shown_by = {row.worker_field: row.shown_by for row in rows if not row.entry}
     for one, other in zip(combined.workers, treatment.workers, strict=True):
         for item in dataclasses.fields(Worker):
-            # The side of a split that does not show a feature has no say in it.
+            # The role of a split that does not show a feature is not compared.
             shows = shown_by.get(item.name) in (None, other.mode) or other.mode == "aggregated"
             if shows and getattr(one, item.name) != getattr(other, item.name):
                 raise BenchmarkError(

@@ -139,7 +139,7 @@ def _prepare(function: Callable[..., Any], shared: tuple[Any, ...], directory: s
 
 
 def _leave() -> None:
-    """End, without a pool that would hear of a result or end this."""
+    """End by itself: there is no pool any more that takes a result or ends this process."""
     with contextlib.suppress(OSError):
         # The last one out finds it empty.
         Path(_directory).rmdir()

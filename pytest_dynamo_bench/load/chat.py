@@ -492,7 +492,7 @@ class RecordMaker:
                     return
 
     def _texts(self, contents: list[bytes | None]) -> list[str] | None:
-        """What texts say, as far as anybody wants to know; None when one of them is no text."""
+        """What texts say, as far as it is needed; None when one of them is no text."""
         if not all(contents):
             return None
         known = cast(list[bytes], contents)
@@ -634,10 +634,10 @@ class RecordMaker:
             self.receive_lag.add(max(seen_ns - int(times[index]), 0))
 
     def _chunk_tokens(self, reading: Reading) -> tuple[int, ...] | None:
-        """Tokens of each chunk, where a chunk holds several and somebody knows how many.
+        """Tokens of each chunk, where a chunk holds several and their number is known.
 
         The server may say in each chunk how many there have been; otherwise the texts are
-        counted, and believed only when they add up to what the server says.
+        counted, and the counts used only when they add up to what the server says.
         """
         chunks, tokens = len(reading.chunk_reads), reading.completion_tokens
         if not chunks or tokens is None or tokens == chunks:

@@ -643,7 +643,7 @@ class Driver:
 def _reachable_address(server: Server) -> tuple[int, tuple[Any, ...]]:
     """Family and address of the first that takes a connection; the first of all if none does.
 
-    A name may stand for several, such as ``localhost`` for ``::1``, where nobody listens.
+    A name may stand for several, such as ``localhost`` for ``::1``, where no server listens.
 
     Raises:
         OSError: the name cannot be resolved.

@@ -70,7 +70,7 @@ class LoadGenerator:
             times and those of the records are modelled time.
         ramp_seconds: of a closed loop, modelled time over which its places start one by one.
         count_tokens: how many tokens each text of a list has, to tell the chunks of several
-            tokens; believed where it adds up to the server's count. None: the server alone says.
+            tokens; used where it adds up to the server's count. None: the server alone says.
         dialect: what a body may say, and of which words prompts are made.
     """
 

@@ -46,8 +46,8 @@ def with_cached_tokens(
 
     A stored block is charged to the request that it was stored for: of those on its worker
     and rank whose prompt has the block, with all before it, the first whose first token came
-    after the event, and that was not charged with it before. Where nobody said which rank a
-    request was on, any rank of its worker counts.
+    after the event, and that was not charged with it before. Where the rank of a request
+    is not known, any rank of its worker counts.
 
     Args:
         prompts: request id to the prompt's full blocks, as

@@ -156,7 +156,7 @@ def check_options(benchmark: Benchmark, configuration: Configuration, *, images:
 
 
 def kv_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int | None:
-    """Blocks that a mocker gets per replica or rank; None where nobody knows how many there are.
+    """Blocks that a mocker gets per replica or rank; None where their number is not known.
 
     The published build of Dynamo's mocker has KV offload compiled out
     (``dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED`` is False). So a host tier is modelled as more

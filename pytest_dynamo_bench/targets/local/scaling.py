@@ -85,7 +85,7 @@ def survived(
 
 
 def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int:
-    """Tokens of KV cache on all workers that process prompts; 0 where nobody knows."""
+    """Tokens of KV cache on all workers that process prompts; 0 where that is not known."""
     try:
         return sum(
             worker.replicas

@@ -339,7 +339,7 @@ class _Measurement:
         """Wait until the frontend lists our model with all its workers, then ask it once.
 
         The model's name is a directory made for this deployment, so that an answer cannot
-        come from anybody else's frontend.
+        come from another frontend.
         """
         seen = 0
         seconds = self._images.ready_seconds if self._images else _READY_SECONDS
@@ -511,7 +511,7 @@ class _Measurement:
             self._processor_use.append(max(0.0, psutil.cpu_percent() / 100 - share))
 
     async def _warm_up(self, server: Server, model: str, scratch: Path) -> None:
-        """Two short requests per worker, so that none of the measured ones is anybody's first."""
+        """Two short requests per worker, so that none has its first request measured."""
         count = 2 * self._configuration.replicas
         images = _WARM_UP_IMAGES if self._images is not None else None
         requests = [

@@ -193,7 +193,7 @@ def _try(ask: Callable[[], bytes], what: str, still_there: Callable[[], None] = 
     """Ask until there is an answer: what is in between may be away for a while.
 
     Raises:
-        DeploymentError: there was none for a minute, or there is nobody left to answer.
+        DeploymentError: there was none for a minute, or what is asked has ended.
     """
     deadline, wait = time.monotonic() + _SILENCE_SECONDS, _FIRST_WAIT_SECONDS
     while True:

@@ -188,7 +188,7 @@ def as_run(
 
 
 async def warm_up(service: Service, block_tokens: int, count: int) -> None:
-    """Send a few short requests, so that none of the measured ones is anybody's first.
+    """Send a few short requests, so that no worker has its first request measured.
 
     Raises:
         DeploymentError: one of them failed.

@@ -3,7 +3,7 @@
 ``python -m pytest_dynamo_bench.targets.service.shard_server DIRECTORY --port PORT`` reads its order
 from the files of a directory and speaks HTTP: ``GET clock``, ``GET status``, ``POST start``,
 ``GET results``, ``POST quit``, all below a path that only who gave the order knows. It ends by
-itself when nobody has asked for a while, so that nothing is left when the other side is gone.
+itself when no request has come for a while, so that nothing is left when the run is gone.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _Notes(Unwatched):
             self._shard.done, self._shard.failed = done, failed
 
     def latency(self, records: Sequence[RequestRecord]) -> None:
-        # Packed when somebody asks: requests end more often than that, beside what measures them.
+        # Packed when it is asked for: requests end more often than that, beside what measures them.
         with self._shard.lock:
             self._shard.recent = records
 

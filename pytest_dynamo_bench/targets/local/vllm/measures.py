@@ -140,7 +140,7 @@ def with_observations(records: Sequence[RequestRecord], measures: Measures) -> l
                 marks = MARKS_OF_AN_IMAGE * own["images"]
                 changes["prompt_tokens"] = record.prompt_tokens - own["image_tokens"] - marks
                 if own["images"]:
-                    # Nobody says how many of these are tokens of images.
+                    # How many of these are tokens of images is not reported.
                     changes["cached_tokens"] = None
             record = dataclasses.replace(record, **changes)
         joined.append(record)
