@@ -479,7 +479,7 @@ class AttributionItem(pytest.Item):
                     on_run=lambda done, total, *_: progress.requests(done, 0, total),
                 )
             except DynamoBenchError as error:
-                raise _told(error) from None
+                raise _as_outcome(error) from None
         dynamo.studies.append(study)
         dynamo.store.save_attribution(study)
         _record(self, junit.attribution_properties(study))
@@ -535,7 +535,7 @@ class RegressionItem(pytest.Item):
         except (NotMeasuredError, ResultsError, UnavailableError) as error:
             self._end_missing(str(error))
         except DynamoBenchError as error:
-            raise _told(error) from None
+            raise _as_outcome(error) from None
 
     def _end_missing(self, reason: str) -> NoReturn:
         """One side has nothing to compare: an error, unless the user said otherwise."""
@@ -659,7 +659,7 @@ class MeasuredComparison:
         try:
             return self._comparison[configuration]
         except DynamoBenchError as error:
-            raise _told(error) from None
+            raise _as_outcome(error) from None
 
     def runs(self, configuration: str) -> list[Metrics]:
         """The metrics of each run of a configuration; brought up if it has not been yet."""
@@ -667,7 +667,7 @@ class MeasuredComparison:
         try:
             return self._comparison.runs(configuration)
         except DynamoBenchError as error:
-            raise _told(error) from None
+            raise _as_outcome(error) from None
 
     def check(self, claim: Claim) -> Verdict:
         """Judge a claim, and give the test the outcome that follows.
@@ -682,7 +682,7 @@ class MeasuredComparison:
         try:
             verdict = self._comparison.verdict(claim)
         except DynamoBenchError as error:
-            raise _told(error) from None
+            raise _as_outcome(error) from None
         results = _relative(self._comparison.store.directory)
         if claim not in self._checked:
             self._checked.append(claim)
@@ -698,7 +698,7 @@ class MeasuredComparison:
         pytest.fail(message, pytrace=False)
 
 
-def _told(error: DynamoBenchError) -> BaseException:
+def _as_outcome(error: DynamoBenchError) -> BaseException:
     """The error as pytest shows it without a traceback."""
     message = printable(str(error), _LONGEST_MESSAGE)
     if isinstance(error, UnavailableError):
@@ -749,7 +749,7 @@ def _measured(request: pytest.FixtureRequest) -> MeasuredComparison:
     except NotMeasuredError as error:
         pytest.skip(str(error))
     except DynamoBenchError as error:
-        raise _told(error) from None
+        raise _as_outcome(error) from None
     if verdict is not None and verdict.outcome == "invalid":
         results = _relative(measured.store.directory)
         _record(request.node, junit.verdict_properties(measured, verdict, results))

@@ -43,7 +43,7 @@ def load_module(path: Path) -> ModuleType:
         shown = path if where == path.resolve() else where
         raise BenchmarkError(f"{shown}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
-        raise BenchmarkError(f"{_place(path, error)}: {_told(error)}") from None
+        raise BenchmarkError(f"{_place(path, error)}: {_message(error)}") from None
     except SystemExit as error:
         raise BenchmarkError(f"{_place(path, error)}: ends the program") from None
     return module
@@ -56,7 +56,7 @@ def _place(path: Path, error: BaseException) -> str:
     return f"{path}, line {own[-1].lineno}" if own else str(path)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, DynamoBenchError) else f"{type(error).__name__}: {error}"
 
 

@@ -181,7 +181,7 @@ class Deployment:
                 return
             problem = waiting.problem(found, states)
             if problem:
-                raise DeploymentError(self._told(problem, states))
+                raise DeploymentError(self._with_logs(problem, states))
             graph, version = self._changed(graph, version)
 
     def _fresh(self) -> tuple[Object, str]:
@@ -233,7 +233,9 @@ class Deployment:
         broken = [s for s in states if s.phase != "ready" and (s.reason or s.phase == "ended")]
         if broken:
             raise DeploymentError(
-                self._told(f"{broken[0].name} ({broken[0].service}): {broken[0].reason}", states)
+                self._with_logs(
+                    f"{broken[0].name} ({broken[0].service}): {broken[0].reason}", states
+                )
             )
 
     def restarts(self) -> dict[str, int]:
@@ -252,7 +254,7 @@ class Deployment:
         except ApiError:
             return []
 
-    def _told(self, problem: str, states: Sequence[PodState]) -> str:
+    def _with_logs(self, problem: str, states: Sequence[PodState]) -> str:
         lines = [f"{self.name} in namespace {self.cluster.namespace}: {problem}"]
         for state in [s for s in states if s.reason and s.phase in ("starting", "ended")][:2]:
             container = state.container or "main"
