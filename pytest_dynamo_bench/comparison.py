@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
@@ -18,6 +17,7 @@ from pytest_dynamo_bench.errors import (
     ResultsError,
 )
 from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
+from pytest_dynamo_bench.plain_text import did_you_mean
 from pytest_dynamo_bench.records import Run, possible_run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.aftermath import unexpected
@@ -179,10 +179,10 @@ class Comparison:
         """
         known = [item.name for item in self.benchmark.configurations]
         if configuration not in known:
-            close = difflib.get_close_matches(configuration, known, n=1)
+            meant = did_you_mean(configuration, known)
             raise BenchmarkError(
                 f"benchmark {self.benchmark.name!r} has no configuration {configuration!r}; "
-                + (f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}")
+                + (meant or f"it has {', '.join(known)}")
             )
         self.ensure([configuration])
         if configuration in self._errors:

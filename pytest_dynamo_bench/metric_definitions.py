@@ -7,7 +7,6 @@ schedule, the per-GPU forms and the metrics of images are ours.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric import Heading, Metric, Need, Table
+from pytest_dynamo_bench.plain_text import did_you_mean
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.columns import Columns
@@ -259,8 +259,7 @@ def find_metric(name: str) -> Metric | None:
 
 def unknown_metric(name: str) -> str:
     """What to say of a name that no metric has: what was meant, and what there is."""
-    close = difflib.get_close_matches(name, [*SHORT_NAMES, *METRICS], n=1, cutoff=0.5)
-    meant = f"did you mean {close[0]!r}? " if close else ""
+    meant = did_you_mean(name, [*SHORT_NAMES, *METRICS], after=" ", cutoff=0.5)
     return (
         f"{name!r} is not a metric; {meant}short names: {', '.join(SHORT_NAMES)}; "
         f"metrics: {', '.join(METRICS)}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -116,3 +117,19 @@ def printable(text: str, longest: int | None = None) -> str:
 def one_line(text: str, longest: int = LONGEST) -> str:
     """The text as one printable line of limited length."""
     return printable(" ".join(printable(text, 4 * longest).split()), longest)
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], *, before: str = "", after: str = "", cutoff: float = 0.6
+) -> str:
+    """A question with the closest known name, for an error; empty where none is close.
+
+    Args:
+        name: that is not known.
+        known: names that there are.
+        before: put in front of a question.
+        after: put behind it.
+        cutoff: how alike two names must be, from 0 to 1.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"{before}did you mean {close[0]!r}?{after}" if close else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import difflib
 import io
 import math
 import os
@@ -33,7 +32,7 @@ from pytest_dynamo_bench.metric_definitions import (
     full_name,
     register_metric,
 )
-from pytest_dynamo_bench.plain_text import printable
+from pytest_dynamo_bench.plain_text import did_you_mean, printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
 from pytest_dynamo_bench.targets.caveats import of_arrivals
@@ -69,8 +68,7 @@ def choose(what: str, name: str, known: Sequence[str]) -> str:
     """
     if name in known:
         return name
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    meant = f"did you mean {close[0]!r}? " if close else ""
+    meant = did_you_mean(name, known, after=" ", cutoff=0.5)
     raise BenchmarkError(f"there is no {what} {name!r}; {meant}known: {', '.join(known)}")
 
 

@@ -7,7 +7,6 @@ could not be used, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import argparse
-import difflib
 import signal
 import sys
 import threading
@@ -41,6 +40,7 @@ from pytest_dynamo_bench.errors import (
     LoadError,
     RegressionError,
 )
+from pytest_dynamo_bench.plain_text import did_you_mean
 from pytest_dynamo_bench.targets.registry import TargetRegistry
 
 _SCRIPT = "dynamo-bench"
@@ -131,8 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(Text(f"error: {error}"))
         return EXIT_USAGE
     if given and not given[0].startswith("-") and given[0] not in _COMMANDS:
-        close = difflib.get_close_matches(given[0], _COMMANDS, n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
+        meant = did_you_mean(given[0], _COMMANDS, after=" ")
         top.error(f"there is no command {given[0]!r}; {meant}commands: {', '.join(_COMMANDS)}")
     options = top.parse_args(given)
     if threading.current_thread() is threading.main_thread():

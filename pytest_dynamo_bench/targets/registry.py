@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_dynamo_bench.benchmark import Benchmark, claimed_as
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
+from pytest_dynamo_bench.plain_text import did_you_mean
 from pytest_dynamo_bench.targets.definition import TargetDefinition
 from pytest_dynamo_bench.targets.endpoint import ENDPOINT
 from pytest_dynamo_bench.targets.kubernetes import KUBERNETES
@@ -161,5 +161,4 @@ class TargetRegistry:
 
 def _known(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"targets: {', '.join(names)}" + (f"; did you mean {close[0]!r}?" if close else "")
+    return f"targets: {', '.join(names)}{did_you_mean(name, names, before='; ')}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.plain_text import did_you_mean
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress
@@ -218,10 +218,8 @@ class EndpointTarget:
         for given in self._options.urls:
             name = given.rpartition("/")[2]
             if name and name not in known:
-                close = difflib.get_close_matches(name, missing, n=1, cutoff=0.5)
-                hints.append(f"{given!r} is none of its configurations")
-                if close:
-                    hints[-1] += f"; did you mean {close[0]!r}?"
+                meant = did_you_mean(name, missing, before="; ", cutoff=0.5)
+                hints.append(f"{given!r} is none of its configurations{meant}")
         hint = f" ({'; '.join(hints)})" if hints else ""
         return (
             f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "

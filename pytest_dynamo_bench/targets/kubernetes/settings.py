@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -14,7 +13,7 @@ from typing import Any
 
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import TargetError
-from pytest_dynamo_bench.plain_text import SECRET_NAME
+from pytest_dynamo_bench.plain_text import SECRET_NAME, did_you_mean
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -204,8 +203,7 @@ class _Reader:
         values = {}
         for key, value in content.items():
             if key not in fields:
-                close = difflib.get_close_matches(str(key), fields, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(str(key), fields, before="; ")
                 self.fail(
                     (*at, key), f"there is no such field{hint}; there are {', '.join(fields)}"
                 )
