@@ -43,6 +43,8 @@ def dynamo(
         free, *events = (sock.getsockname()[1] for sock in sockets)
     port = port or free
     variables = {**inherited_environment(), **environment(directory, Ports(port, *events))}
+    # Where Dynamo keeps files of each model, for good.
+    variables["HOME"] = str(directory)
     tap = Path(sys.modules[Ports.__module__].__file__ or "").with_name("event_tap.py")
     commands = [
         [str(tap), "--publishers-port", str(events[0]), "--subscribers-port", str(events[1]),
