@@ -28,7 +28,8 @@ from pytest_dynamo_bench.cli.common import load_benchmark
 from pytest_dynamo_bench.errors import DynamoBenchError
 from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched
 from pytest_dynamo_bench.targets.replay.child import peak_memory_mb
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget, write_trace
+from pytest_dynamo_bench.targets.replay.results import write_trace
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import Traffic
 
 

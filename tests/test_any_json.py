@@ -33,7 +33,7 @@ from pytest_dynamo_bench.targets.local.engine_events import read_events
 from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
 from pytest_dynamo_bench.targets.local.vllm.measures import read_observations, summary
 from pytest_dynamo_bench.targets.recorded import RecordedTarget
-from pytest_dynamo_bench.targets.replay.target import _read_rows
+from pytest_dynamo_bench.targets.replay.results import read_rows
 from pytest_dynamo_bench.targets.service.coordinate import _said, _Status
 from pytest_dynamo_bench.targets.service.probe import _usage
 from pytest_dynamo_bench.targets.service.shards import Clock, pack_result, unpack_result
@@ -241,7 +241,7 @@ ROW = {
 def test_requests_of_a_simulation(directory, texts):
     path = directory / "rows.jsonl"
     path.write_text("\n".join(texts), errors="surrogatepass")
-    rows = unless(DeploymentError, "request ", lambda: _read_rows(path)) or ()
+    rows = unless(DeploymentError, "request ", lambda: read_rows(path)) or ()
     assert all(0 <= row["arrival_time_ms"] < math.inf for row in rows)
 
 

@@ -37,7 +37,7 @@ from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.vllm.deployment import CachePlan, worker_command
 from pytest_dynamo_bench.targets.local.vllm.environment import VllmEnvironment, find_environment
 from pytest_dynamo_bench.targets.option_check import parse_command
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget, engine_arguments
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, describe
 from tests.any_configuration import ENGINES, benchmark_with, configurations
 from tests.dynamo_parsers import Parsers, problem
 from tests.kubernetes.test_manifests import CLUSTERS, benchmark_of
@@ -284,7 +284,7 @@ def test_what_the_installed_dynamo_does_not_take_is_found_before_anything_is_bro
 def test_the_replay_gets_what_it_has_and_names_the_rest():
     benchmark = benchmark_with(TUNED, "vllm")
     target = ReplayTarget()
-    arguments = engine_arguments(target, benchmark, TUNED)
+    arguments = describe(target, benchmark, TUNED)
     assert arguments["router_config"] == {
         "router_temperature": 0.5, "overlap_score_credit": 2.0, "use_kv_events": False,
     }  # fmt: skip
@@ -299,17 +299,17 @@ def test_the_replay_gets_what_it_has_and_names_the_rest():
     random = TUNED.but(
         router="round-robin", workers=[Worker(2, tp=2, engine_args={"max-loras": 3})]
     )
-    assert "router_config" not in engine_arguments(target, benchmark, random)
+    assert "router_config" not in describe(target, benchmark, random)
     assert "session-affinity-absent" in {item.id for item in target.caveats(benchmark, TUNED)}
     limits = target.limitations(benchmark, random)
     assert "The frontend's --router-temperature has no effect in a simulation." in limits
     assert "--max-loras of the aggregated workers has no effect in a simulation." in limits
     with pytest.raises(TargetError, match="did you mean --router-temperature"):
-        engine_arguments(target, benchmark, TUNED.but(frontend_args={"router-temperatur": 1}))
+        describe(target, benchmark, TUNED.but(frontend_args={"router-temperatur": 1}))
 
 
 @pytest.mark.parametrize("router", sorted(set(get_args(RouterMode)) - {"kv", "round-robin"}))
 def test_the_replay_says_which_routers_it_does_not_have(router):
     benchmark = benchmark_with(TUNED, "vllm")
     with pytest.raises(TargetError, match=f"router '{router}' cannot be simulated"):
-        engine_arguments(ReplayTarget(), benchmark, TUNED.but(router=router))
+        describe(ReplayTarget(), benchmark, TUNED.but(router=router))

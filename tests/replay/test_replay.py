@@ -25,7 +25,8 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.replay import child as replay_child
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget, to_records, write_trace
+from pytest_dynamo_bench.targets.replay.results import to_records, write_trace
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.verdicts.regression import mismatches
 from tests.simulations import simulating
 

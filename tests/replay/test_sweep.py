@@ -111,7 +111,7 @@ def test_other_code_of_the_target_is_not_answered_from_the_cache(tmp_path, monke
     shutil.copytree(sweep._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
     monkeypatch.setattr(sweep, "_PACKAGE", copy)
     assert found() == before
-    path = copy / "targets" / "replay" / "target.py"
+    path = copy / "targets" / "replay" / "arguments.py"
     code = path.read_text("utf-8")
     path.write_text(code.replace("_PREFILLS_AT_A_TIME = 1", "_PREFILLS_AT_A_TIME = 2"), "utf-8")
     assert found() != before
