@@ -47,6 +47,8 @@ from calibration.study import (
 )
 from pytest_dynamo_bench.errors import DynamoBenchError, TargetError
 from pytest_dynamo_bench.files import write_whole
+from pytest_dynamo_bench.targets.options import LOCAL_EXECUTOR, count, executor
+from pytest_dynamo_bench.targets.replay.runner import Runner, SimulationCache
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -141,6 +143,15 @@ def _parser(parts: list[str]) -> argparse.ArgumentParser:
         f"{_KEEP} for the part local by default",
     )  # fmt: skip
     parser.add_argument(
+        "--executor", type=executor, default=LOCAL_EXECUTOR, metavar="WHERE",
+        help="where the replay's parts are simulated: local, or dask:ADDRESS; %(default)s by "
+        "default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--processes", type=count, metavar="N",
+        help="simulations at a time on this machine; as many as it has cores by default",
+    )  # fmt: skip
+    parser.add_argument(
         "--pairs", type=int, default=15, help="of the part local; %(default)s by default"
     )
     parser.add_argument(
@@ -189,14 +200,16 @@ def _results(
     part: str, scenario: _Computed | None, options: argparse.Namespace
 ) -> dict[str, ScenarioResult | ReplayResult | LocalResult]:
     how: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
-    kept = KeptRuns(options.keep) if options.keep else None
     with _OnTerminal(part) as shown:
         if isinstance(scenario, Scenario):
             return {part: run_scenario(scenario, tell=shown.comparisons, **how)}
         if isinstance(scenario, AttributionScenario):
             return {part: run_attribution_scenario(scenario, tell=shown.comparisons, **how)}
         if isinstance(scenario, ReplayScenario):
-            return {part: run_replay_scenario(scenario, kept=kept, tell=shown.comparisons, **how)}
+            cache = SimulationCache(directory=options.keep and options.keep / "replay")
+            runner = Runner(options.executor, options.processes, cache)
+            found = run_replay_scenario(scenario, runner=runner, tell=shown.comparisons, **how)
+            return {part: found}
         if options.pairs < 1:
             raise TargetError(f"--pairs: must be at least 1, got {options.pairs}")
         until = None if options.minutes is None else time.monotonic() + 60 * options.minutes

@@ -14,18 +14,14 @@ comparisons with overlapping windows are alike: their binomial intervals are too
 from __future__ import annotations
 
 import dataclasses
-import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.kept import KeptRuns
 from calibration.study import (
     METRICS,
     MetricResult,
@@ -36,8 +32,9 @@ from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Goodput, Har
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.metrics import Metrics, Sample
 from pytest_dynamo_bench.records import Run
-from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget
+from pytest_dynamo_bench.targets.replay.runner import Runner
+from pytest_dynamo_bench.targets.replay.simulation import Simulation
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, plain_run
 from pytest_dynamo_bench.traffic import MooncakeTrace, Traffic
 from pytest_dynamo_bench.verdicts import check_pair, check_run, estimate_effect
 
@@ -153,16 +150,16 @@ def run_replay_scenario(
     *,
     resamples: int = 500,
     seed: int = 0,
-    kept: KeptRuns | None = None,
+    runner: Runner | None = None,
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> ReplayResult:
-    """Make all comparisons of a scenario, one simulation after another.
+    """Make all comparisons of a scenario.
 
     Args:
         scenario: what to compare.
         resamples: of the bootstrap in every comparison.
         seed: of the first comparison's seeds; the same seed gives the same result.
-        kept: where simulated runs are found and kept; None is nowhere.
+        runner: simulates.
         tell: called with how many of how many comparisons are made.
 
     Raises:
@@ -170,61 +167,74 @@ def run_replay_scenario(
             nothing to judge.
     """
     started = time.monotonic()
+    runner = runner or Runner()
     traffic = BENCHMARK.traffic.load()
     configuration = BENCHMARK.configuration(scenario.configuration)
     span = scenario.n * (1 if scenario.same_traffic else 2)
     starts = np.linspace(0, len(traffic.requests) - span, scenario.comparisons).astype(int)
-    intervals: dict[str, list[tuple[float, float]]] = {metric: [] for metric in scenario.metrics}
-    naive: dict[str, list[bool]] = {metric: [] for metric in scenario.metrics}
-    closed: Counter[str] = Counter()
-    for number, start in enumerate(starts):
-        baseline_traffic = window(traffic, int(start), scenario.n)
-        treatment_traffic = (
-            baseline_traffic
-            if scenario.same_traffic
-            else window(traffic, int(start) + scenario.n, scenario.n)
-        )
-        first_seed = 2 * (seed * scenario.comparisons + number)
-        tell(number, scenario.comparisons)
-        baseline = _simulate(configuration, baseline_traffic, first_seed, kept)
-        treatment = _simulate(configuration, treatment_traffic, first_seed + 1, kept)
-        if scenario.same_traffic and treatment.records == baseline.records:
-            raise DeploymentError(
-                f"seeds {first_seed} and {first_seed + 1} gave identical runs; nothing is random"
-            )
-        closed.update(
-            _closed_gates(scenario, (treatment, treatment_traffic), (baseline, baseline_traffic))
-        )
-        sides = [Metrics(run, BENCHMARK.goodput) for run in (treatment, baseline)]
-        for metric in scenario.metrics:
-            samples: list[Sample] = [side.sample(metric) for side in sides]
-            effect = estimate_effect(samples[:1], samples[1:], resamples=resamples, seed=number)
-            intervals[metric].append((effect.low, effect.high))
-            if scenario.naive:
-                naive[metric].append(naive_claims(samples[0], samples[1], number))
+    windows: dict[tuple[int, int], Traffic] = {}
+    jobs: dict[tuple[int, int], Simulation] = {}
+    for number, start in enumerate(starts.tolist()):
+        # Baseline and treatment.
+        for side in range(2):
+            first = start + (0 if scenario.same_traffic else side * scenario.n)
+            target = ReplayTarget(seed=2 * (seed * scenario.comparisons + number) + side)
+            windows[number, side] = window(traffic, first, scenario.n)
+            jobs[number, side] = target.simulation(BENCHMARK, configuration, windows[number, side])
+    runs: dict[tuple[int, int], Run] = {}
+    judged: dict[int, _Judged] = {}
+    for key, simulated, _ in runner.simulated(jobs):
+        if simulated.seeding != "seeded":
+            raise DeploymentError(f"the simulation is not reproducible: {simulated.seeding}")
+        runs[key] = plain_run(BENCHMARK, configuration, jobs[key], simulated)
+        number = key[0]
+        if {(number, 0), (number, 1)} <= runs.keys():
+            pair = [(runs.pop((number, side)), windows[number, side]) for side in (1, 0)]
+            judged[number] = _judged(scenario, pair[0], pair[1], resamples, number)
+            tell(len(judged), scenario.comparisons)
+    every = [judged[number] for number in sorted(judged)]
     results = tuple(
-        metric_result(metric, 0.0, intervals[metric], naive[metric]) for metric in scenario.metrics
+        metric_result(
+            metric,
+            0.0,
+            [one.intervals[metric] for one in every],
+            [one.naive[metric] for one in every if scenario.naive],
+        )
+        for metric in scenario.metrics
     )
+    closed = Counter(gate for one in every for gate in one.closed)
     return ReplayResult(scenario, results, time.monotonic() - started, dict(sorted(closed.items())))
 
 
-def _simulate(
-    configuration: Configuration, traffic: Traffic, seed: int, kept: KeptRuns | None
-) -> Run:
-    # The last step of a traffic's history says which window it is.
-    window = re.sub(r"\D+", "-", traffic.history[-1]).strip("-")
-    name = f"replay-{configuration.name}-{window}-seed-{seed}"
-    run = kept.get(name) if kept else None
-    if run is None:
-        with tempfile.TemporaryDirectory(prefix="replay-aa-") as directory:
-            run = ReplayTarget(seed=seed).measure(
-                PlannedRun(BENCHMARK, configuration, traffic, Path(directory)), Unwatched()
-            )
-        if run.problems:
-            raise DeploymentError("; ".join(run.problems))
-        if kept:
-            run = kept.put(name, run)
-    return run
+@dataclass(frozen=True)
+class _Judged:
+    """One comparison: intervals and naive claims by metric, and the gates that are closed."""
+
+    intervals: dict[str, tuple[float, float]]
+    naive: dict[str, bool]
+    closed: set[str]
+
+
+def _judged(
+    scenario: ReplayScenario,
+    treatment: tuple[Run, Traffic],
+    baseline: tuple[Run, Traffic],
+    resamples: int,
+    number: int,
+) -> _Judged:
+    if scenario.same_traffic and treatment[0].records == baseline[0].records:
+        raise DeploymentError(
+            f"comparison {number}: two seeds gave identical runs; nothing is random"
+        )
+    found = _Judged({}, {}, _closed_gates(scenario, treatment, baseline))
+    sides = [Metrics(run, BENCHMARK.goodput) for run, _ in (treatment, baseline)]
+    for metric in scenario.metrics:
+        samples: list[Sample] = [side.sample(metric) for side in sides]
+        effect = estimate_effect(samples[:1], samples[1:], resamples=resamples, seed=number)
+        found.intervals[metric] = (effect.low, effect.high)
+        if scenario.naive:
+            found.naive[metric] = naive_claims(samples[0], samples[1], number)
+    return found
 
 
 def _closed_gates(

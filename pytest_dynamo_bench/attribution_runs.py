@@ -9,19 +9,12 @@ combinations, so that what the traffic does to all of them cancels.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from pytest_dynamo_bench.arrays import FloatArray, IntArray
@@ -32,15 +25,13 @@ from pytest_dynamo_bench.attribution import (
     attribute,
     plan,
 )
-from pytest_dynamo_bench.benchmark import LABELS, Benchmark, Configuration
+from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.errors import BenchmarkError, DeploymentError
 from pytest_dynamo_bench.metric_definitions import METRICS, full_name, parse_metric
 from pytest_dynamo_bench.metrics import Metrics, Sample, evaluate
-from pytest_dynamo_bench.parallel import compute_all
-from pytest_dynamo_bench.records import RequestRecord, Run
-from pytest_dynamo_bench.sweep import fingerprint
-from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched, sent_traffic
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget
+from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.targets.base import sent_traffic
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, plain_run
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
 
@@ -114,8 +105,6 @@ def run_attribution(
     together: Iterable[Sequence[str]] = (),
     target: ReplayTarget | None = None,
     traffic: Traffic | None = None,
-    cache: Path | None = None,
-    processes: int | None = None,
     resamples: int = 2000,
     on_run: Callable[[int, int, str, int, bool], None] | None = None,
 ) -> AttributionStudy:
@@ -128,10 +117,8 @@ def run_attribution(
         metric: such as ``goodput`` or ``ttft.mean``.
         seeds: of the simulations.
         together: features that count as one, as in :func:`~pytest_dynamo_bench.attribution.plan`.
-        target: its seed is not used.
+        target: its runner simulates; its seed is not used.
         traffic: what is sent; the benchmark's own when None.
-        cache: a directory for what has been simulated; None simulates everything anew.
-        processes: simulations at a time; by default as many as there are cores.
         resamples: of the traffic and the seeds.
         on_run: called after each run with how many are done, of how many, the configuration, the
             seed, and whether it was read from the cache.
@@ -140,7 +127,7 @@ def run_attribution(
         BenchmarkError: an unknown configuration or metric, a metric that cannot be resampled,
             or configurations whose difference cannot be divided.
         TargetError: a combination cannot be simulated; found out before any is.
-        DeploymentError: a simulation failed. Runs that were done are in the cache.
+        DeploymentError: a simulation failed. Runs that were done are in the runner's cache.
     """
     metric = _checked_metric(benchmark, metric)
     if not seeds or len(set(seeds)) != len(seeds):
@@ -152,12 +139,22 @@ def run_attribution(
     ]
     target.check(benchmark.with_configurations(treatments))
     traffic = traffic if traffic is not None else sent_traffic(target, benchmark)
-    runs = _simulated(benchmark, made, seeds, target, traffic, cache, processes, on_run)
-    samples = {
-        run: _sample(benchmark, made.configurations[run[0]], timings, metric)
-        for run, timings in runs.items()
+    jobs = {
+        (combination, seed): dataclasses.replace(target, seed=seed).simulation(
+            benchmark, configuration, traffic
+        )
+        for combination, configuration in made.configurations.items()
+        for seed in (seeds if configuration.router == "kv" else seeds[:1])
     }
-    return _study(benchmark, made, metric, samples, resamples)
+    samples: dict[_Run, Sample] = {}
+    for run, simulated, known in target.runner.simulated(jobs):
+        configuration = made.configurations[run[0]]
+        records = plain_run(benchmark, configuration, jobs[run], simulated)
+        samples[run] = _sample(benchmark, records, metric)
+        if on_run is not None:
+            on_run(len(samples), len(jobs), configuration.name, run[1], known)
+    # Not in the order in which they ended: random numbers are drawn for one after the other.
+    return _study(benchmark, made, metric, {run: samples[run] for run in jobs}, resamples)
 
 
 def _checked_metric(benchmark: Benchmark, metric: str) -> str:
@@ -182,135 +179,13 @@ def _checked_metric(benchmark: Benchmark, metric: str) -> str:
 _Run = tuple[Combination, int]
 
 
-def _simulated(
-    benchmark: Benchmark,
-    made: AttributionPlan,
-    seeds: Sequence[int],
-    target: ReplayTarget,
-    traffic: Traffic,
-    cache: Path | None,
-    processes: int | None,
-    on_run: Callable[[int, int, str, int, bool], None] | None,
-) -> dict[_Run, _Timings]:
-    """What was measured in every run."""
-    unseeded = dataclasses.replace(target, seed=None)
-    # Limits and metrics are applied to what is cached, and have no part in it.
-    unjudged = dataclasses.replace(benchmark, goodput=None, claims=())
-    common = fingerprint(unjudged, unseeded, traffic, made.configurations.values(), [])
-    keys: dict[_Run, str] = {}
-    for combination, configuration in made.configurations.items():
-        for seed in seeds if configuration.router == "kv" else seeds[:1]:
-            keys[combination, seed] = _key(common, configuration, seed)
-    done: dict[_Run, _Timings] = {}
-
-    def add(run: _Run, timings: _Timings, cached: bool) -> None:
-        done[run] = timings
-        if on_run is not None:
-            on_run(len(done), len(keys), made.configurations[run[0]].name, run[1], cached)
-
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        for run, key in keys.items():
-            found = _read(cache / f"{key}.npz")
-            if found is not None:
-                add(run, found, True)
-    jobs = {run: (made.configurations[run[0]], run[1]) for run in keys if run not in done}
-    computed = compute_all(_simulate, jobs, processes=processes, shared=(unjudged, target, traffic))
-    for run, timings in computed:
-        if cache is not None:
-            _write(cache / f"{keys[run]}.npz", timings)
-        add(run, timings, False)
-    # Not in the order in which they ended: random numbers are drawn for one after the other.
-    return {run: done[run] for run in keys}
-
-
-@dataclass(frozen=True)
-class _Timings:
-    """What all metrics need of a simulated run, as arrays: (n,) each, one value per request."""
-
-    request_id: npt.NDArray[np.str_]
-    scheduled_ms: FloatArray
-    sent_ms: FloatArray
-    first_token_ms: FloatArray
-    last_token_ms: FloatArray
-    end_ms: FloatArray
-    input_tokens: IntArray
-    output_tokens: IntArray
-    completion_tokens: IntArray
-    cached_tokens: IntArray
-
-    def records(self) -> list[RequestRecord]:
-        columns = [getattr(self, item.name).tolist() for item in dataclasses.fields(self)]
-        return [
-            RequestRecord(
-                name, name, 0, scheduled, sent, (first, last) if asked > 1 else (first,), end,
-                given, asked, given, completed, cached,
-            )
-            for name, scheduled, sent, first, last, end, given, asked, completed, cached
-            in zip(*columns, strict=True)
-        ]  # fmt: skip
-
-
-def _simulate(
-    configuration: Configuration,
-    seed: int,
-    benchmark: Benchmark,
-    target: ReplayTarget,
-    traffic: Traffic,
-) -> _Timings:
-    seeded = dataclasses.replace(target, seed=seed)
-    with tempfile.TemporaryDirectory(prefix="dynamo-bench-attribution-") as directory:
-        planned = PlannedRun(benchmark, configuration, traffic, Path(directory))
-        run = seeded.measure(planned, Unwatched())
+def _sample(benchmark: Benchmark, run: Run, metric: str) -> Sample:
     failed = sum(not record.succeeded for record in run.records)
     if failed:
         raise DeploymentError(
             f"attribution: {failed} of {len(run.records)} requests failed in "
-            f"{configuration.name!r}; what was dropped would make the others look faster"
+            f"{run.configuration!r}; what was dropped would make the others look faster"
         )
-    columns: dict[str, Any] = {
-        item.name: np.array([getattr(record, item.name) or 0 for record in run.records])
-        for item in dataclasses.fields(_Timings)
-    }
-    return _Timings(**columns)
-
-
-def _key(common: str, configuration: Configuration, seed: int) -> str:
-    row = dataclasses.asdict(configuration)
-    for name in LABELS:
-        del row[name]
-    text = json.dumps({"configuration": row, "seed": seed}, sort_keys=True, default=str)
-    return hashlib.sha256(f"attribution {common} {text}".encode()).hexdigest()[:32]
-
-
-def _write(path: Path, timings: _Timings) -> None:
-    buffer = io.BytesIO()
-    columns = {item.name: getattr(timings, item.name) for item in dataclasses.fields(timings)}
-    np.savez_compressed(buffer, **columns)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> _Timings | None:
-    """A cached run; None where there is none, or the file is damaged."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return _Timings(**{name: arrays[name] for name in arrays.files})
-    except Exception:  # zip files break in many ways, and all mean the same
-        return None
-
-
-def _sample(
-    benchmark: Benchmark, configuration: Configuration, timings: _Timings, metric: str
-) -> Sample:
-    run = Run(
-        benchmark.name, configuration.name, "replay", configuration.gpus, timings.records(), "",
-        simulated=True,
-    )  # fmt: skip
     return Metrics(run, benchmark.goodput).sample(metric)
 
 

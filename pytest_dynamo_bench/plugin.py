@@ -463,9 +463,13 @@ class AttributionItem(pytest.Item):
     def runtest(self) -> None:
         """Simulate all combinations; it passes when they could be simulated."""
         from pytest_dynamo_bench.attribution_runs import run_attribution
+        from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
         _refuse_xdist(self.config)
         dynamo = self.config.stash[_SESSION]
+        # The option is refused where another target is chosen.
+        assert isinstance(dynamo.target, ReplayTarget)
+        target = dynamo.target.keeping(self.config.rootpath / ".dynamo-bench-cache")
         benchmark = dynamo.with_own_traffic(self._benchmark)
         with dynamo.show(benchmark.name, "attribution", "simulations") as progress:
             progress.stage("simulating all combinations")
@@ -474,8 +478,7 @@ class AttributionItem(pytest.Item):
                     benchmark,
                     *self._pair,
                     metric="goodput" if benchmark.goodput else "time_to_first_token.mean",
-                    cache=self.config.rootpath / ".dynamo-bench-cache",
-                    processes=self.config.getoption("dynamo_replay_processes"),
+                    target=target,
                     on_run=lambda done, total, *_: progress.requests(done, 0, total),
                 )
             except DynamoBenchError as error:

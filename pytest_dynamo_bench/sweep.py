@@ -1,37 +1,25 @@
-"""The same comparison over a range of load, KV capacity or worker split.
-
-Every point is a simulation; they run in parallel over the machine's cores, and what has been
-computed once is read from a cache, found by a hash of everything that went in.
-"""
+"""The same comparison over a range of load, KV capacity or worker split: a simulation a point."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from pytest_dynamo_bench import __version__
-from pytest_dynamo_bench.benchmark import LABELS, Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import full_name, headings, metric_of
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.parallel import compute_all
-from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched, sent_traffic
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget
+from pytest_dynamo_bench.targets.base import sent_traffic
+from pytest_dynamo_bench.targets.replay.simulation import Simulation
+from pytest_dynamo_bench.targets.replay.target import ReplayTarget, plain_run
 from pytest_dynamo_bench.traffic import Concurrency, Traffic
 
 METRICS_OF_A_POINT = tuple(name for name, _ in headings("point"))
-_CACHE_FORMAT = 1
-_PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ class SweepPoint:
     Attributes:
         metrics: value of each metric; NaN where no request has it.
         failed: requests that did not succeed.
-        cached: whether the numbers were read from the cache.
+        cached: whether its simulation was read from the cache.
     """
 
     configuration: str
@@ -124,7 +112,7 @@ class Sweep:
             values = tuple(getattr(self, name))
             if not values or any(isinstance(v, bool) or not v > 0 for v in values):
                 raise BenchmarkError(f"Sweep: {name}: give numbers greater than 0, got {values!r}")
-            # 1 and 1.0 are the same point, and must be found as such in the cache.
+            # 1 and 1.0 are the same point.
             object.__setattr__(self, name, tuple(map(float, values)))
         object.__setattr__(self, "splits", tuple(tuple(split) for split in self.splits))
         for split in self.splits:
@@ -136,13 +124,6 @@ class Sweep:
             names = [full_name(name) for name in self.metrics]
         except ValueError as error:
             raise BenchmarkError(f"Sweep: metrics: {error}") from None
-        for metric in map(metric_of, names):
-            # Points are kept by the package's code, and computed by processes that have no other.
-            if metric.own:
-                raise BenchmarkError(
-                    f"Sweep: metrics: {metric.name} is a metric of your own, which a sweep cannot "
-                    "compute; claims, attributions and comparisons can name it"
-                )
         limited = self.benchmark.goodput is not None
         wanted = (name for name in names if limited or not metric_of(name).needs_limits)
         object.__setattr__(self, "metrics", tuple(dict.fromkeys(wanted)))
@@ -161,16 +142,11 @@ class Sweep:
         return tuple(found)
 
     def run(
-        self,
-        cache: Path | None = None,
-        processes: int | None = None,
-        on_point: Callable[[int, int, SweepPoint], None] | None = None,
+        self, on_point: Callable[[int, int, SweepPoint], None] | None = None
     ) -> tuple[SweepPoint, ...]:
-        """Compute all points, or read them from the cache.
+        """Simulate all points, as the target's runner does.
 
         Args:
-            cache: a directory, made if need be; None computes everything anew.
-            processes: simulations at a time; by default as many as there are cores.
             on_point: called after each point with how many are done, of how many, and the point.
 
         Returns:
@@ -178,153 +154,35 @@ class Sweep:
 
         Raises:
             TargetError: a configuration cannot be simulated; found out before any is.
-            DeploymentError: a simulation failed. Points that were done are in the cache.
+            DeploymentError: a simulation failed. Points that were done are in the runner's cache.
         """
-        for configuration, _ in self.points:
-            self.target.check(self.benchmark.with_configurations([configuration]))
+        self.target.check(self.benchmark)
         traffic = self.traffic
         if traffic is None:
             traffic = sent_traffic(self.target, self.benchmark)
-        configurations = [configuration for configuration, _ in self.points]
-        common = fingerprint(self.benchmark, self.target, traffic, configurations, self.metrics)
-        keys = [_key(common, *point) for point in self.points]
-        done: dict[str, SweepPoint] = {}
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
-            done = {key: point for key in keys if (point := _read(cache / f"{key}.json"))}
-        count = 0
-        for key, (configuration, _) in zip(keys, self.points, strict=True):
-            if key in done and on_point is not None:
-                count += 1
-                on_point(count, len(keys), _named(done[key], configuration))
-        missing = {
-            key: point for key, point in zip(keys, self.points, strict=True) if key not in done
-        }
-        computed = compute_all(
-            _simulate,
-            missing,
-            processes=processes,
-            shared=(self.benchmark, self.target, traffic, tuple(self.metrics)),
-        )
-        for key, point in computed:
-            done[key] = point
-            if cache is not None:
-                _write(cache / f"{key}.json", point)
-            count += keys.count(key)
+        jobs: dict[int, Simulation] = {}
+        for number, (configuration, variation) in enumerate(self.points):
+            target, configuration, sent = _loaded(
+                self.target, configuration, traffic, variation.speedup
+            )
+            jobs[number] = target.simulation(self.benchmark, configuration, sent)
+        done: dict[int, SweepPoint] = {}
+        for number, simulated, known in self.target.runner.simulated(jobs):
+            configuration, variation = self.points[number]
+            run = plain_run(self.benchmark, configuration, jobs[number], simulated)
+            metrics = Metrics(run, self.benchmark.goodput)
+            done[number] = SweepPoint(
+                configuration.name,
+                variation,
+                configuration.gpus,
+                {name: float(metrics.value(name)) for name in self.metrics},
+                len(run.records),
+                sum(not record.succeeded for record in run.records),
+                known,
+            )
             if on_point is not None:
-                on_point(count, len(keys), point)
-        return tuple(
-            _named(done[key], configuration)
-            for key, (configuration, _) in zip(keys, self.points, strict=True)
-        )
-
-
-def fingerprint(
-    benchmark: Benchmark,
-    target: ReplayTarget,
-    traffic: Traffic,
-    configurations: Iterable[Configuration],
-    metrics: Sequence[str],
-) -> str:
-    """A hash of everything, beside a configuration, that decides what it measures."""
-    options = dataclasses.asdict(target)
-    del options["timeout_seconds"], options["profile_directories"]
-    digest = hashlib.sha256()
-    _update(
-        digest,
-        {
-            "format": _CACHE_FORMAT,
-            "plugin": __version__,
-            "code": _code_digest(_PACKAGE),
-            "dynamo": metadata.version("ai-dynamo"),
-            "target": options,
-            "model": benchmark.model,
-            "engine": benchmark.engine,
-            "hardware": dataclasses.asdict(benchmark.hardware),
-            "goodput": dataclasses.asdict(benchmark.goodput) if benchmark.goodput else None,
-            "metrics": list(metrics),
-            "schedule": traffic.schedule.description,
-            "block_tokens": traffic.block_tokens,
-        },
-    )
-    for request in traffic.requests:
-        digest.update(repr(dataclasses.astuple(request)).encode())
-    used = {
-        profile.path: profile
-        for configuration in configurations
-        for profile in target.profiles(benchmark, configuration)
-    }
-    for path in sorted(used):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _code_digest(package: Path) -> str:
-    """A hash of the package's code: how a configuration is simulated is nowhere else to be read."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        code = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()} {len(code)}\n".encode())
-        digest.update(code)
-    return digest.hexdigest()
-
-
-def _update(digest: Any, data: Mapping[str, Any]) -> None:
-    digest.update(json.dumps(data, sort_keys=True, default=str).encode())
-
-
-def _key(common: str, configuration: Configuration, variation: Variation) -> str:
-    """A hash of what a point is computed from; its name and role are not part of that."""
-    row = dataclasses.asdict(configuration)
-    for name in LABELS:
-        del row[name]
-    digest = hashlib.sha256(common.encode())
-    _update(digest, {"configuration": row, "variation": dataclasses.asdict(variation)})
-    return digest.hexdigest()[:32]
-
-
-def _named(point: SweepPoint, configuration: Configuration) -> SweepPoint:
-    return dataclasses.replace(point, configuration=configuration.name)
-
-
-def _write(path: Path, point: SweepPoint) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(dataclasses.asdict(point), file)
-    Path(file.name).replace(path)
-
-
-def _read(path: Path) -> SweepPoint | None:
-    """A cached point; None where there is none, or the file is damaged."""
-    try:
-        row = json.loads(path.read_text("utf-8"))
-        variation = row.pop("variation")
-        split = tuple(variation.pop("split") or ()) or None
-        return SweepPoint(**row | {"variation": Variation(split=split, **variation),
-                                   "cached": True})  # fmt: skip
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _simulate(
-    configuration: Configuration,
-    variation: Variation,
-    benchmark: Benchmark,
-    target: ReplayTarget,
-    traffic: Traffic,
-    names: tuple[str, ...],
-) -> SweepPoint:
-    at_point, configuration, traffic = _loaded(target, configuration, traffic, variation.speedup)
-    with tempfile.TemporaryDirectory(prefix="dynamo-bench-sweep-") as directory:
-        planned = PlannedRun(benchmark, configuration, traffic, Path(directory))
-        run = at_point.measure(planned, Unwatched())
-    metrics = Metrics(run, benchmark.goodput)
-    failed = sum(not record.succeeded for record in run.records)
-    values = {name: float(metrics.value(name)) for name in names}
-    return SweepPoint(
-        configuration.name, variation, configuration.gpus, values, len(run.records), failed
-    )
+                on_point(len(done), len(jobs), done[number])
+        return tuple(done[number] for number in jobs)
 
 
 def _loaded(

@@ -242,7 +242,7 @@ def test_requests_of_a_simulation(directory, texts):
     path = directory / "rows.jsonl"
     path.write_text("\n".join(texts), errors="surrogatepass")
     rows = unless(DeploymentError, "request ", lambda: read_rows(path)) or ()
-    assert all(0 <= row["arrival_time_ms"] < math.inf for row in rows)
+    assert all(0 <= row.arrival_time_ms < math.inf for row in rows)
 
 
 @FAST

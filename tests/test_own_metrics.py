@@ -16,7 +16,7 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import METRICS, forget_metrics
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.sweep import Sweep
-from tests.replay.replay_bench import make_benchmark
+from tests.replay.replay_bench import AGGREGATED, make_benchmark, make_traffic
 from tests.test_plugin import CONFTEST, PROJECT, junit_of, report_directory
 from tests.verdicts.making import record, run
 
@@ -107,10 +107,13 @@ def test_what_cannot_be_a_metric_is_refused(monkeypatch):
         of_frame(len)
 
 
-def test_a_sweep_says_that_it_has_only_the_plugins_own(registered):
-    registered(len)
-    with pytest.raises(BenchmarkError, match="mine is a metric of your own, which a sweep cannot"):
-        Sweep(make_benchmark(), metrics=["ttft.mean", "mine.mean"])
+def test_a_sweep_has_it_too(registered):
+    pytest.importorskip("dynamo.replay")
+    registered(lambda requests: requests.output_tokens)
+    sweep = Sweep(make_benchmark(AGGREGATED), metrics=["mine.mean"], traffic=make_traffic(5))
+    (point,) = sweep.run()
+    asked = [request.output_tokens for request in make_traffic(5).requests]
+    assert point.metrics == {"mine.mean": sum(asked) / 5}
 
 
 # --- the example, in a session and on its results ------------------------------------------

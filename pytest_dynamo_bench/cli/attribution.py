@@ -18,7 +18,6 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import in_words, metric_of
 from pytest_dynamo_bench.reports import figures
 from pytest_dynamo_bench.reports.attribution import shares_table
-from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
 
 def add_arguments(commands: Any) -> None:
@@ -70,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     cached = 0
     directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-attribution")
 
+    target = common.simulating_target(options)
     with common.progress("attribution") as tell:
 
         def on_run(done: int, total: int, configuration: str, seed: int, known: bool) -> None:
@@ -82,8 +82,7 @@ def run(options: argparse.Namespace) -> None:
             metric=metric,
             seeds=range(options.seeds),
             together=[group.split("+") for group in options.together],
-            cache=common.cache_directory(options),
-            processes=options.processes,
+            target=target,
             on_run=on_run,
         )  # fmt: skip
     console = common.output_console()
@@ -101,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     compared = benchmark.only((baseline, treatment))
-    content = study.as_dict() | {"limitations": common.limitations(ReplayTarget(), compared)}
+    content = study.as_dict() | {"limitations": common.limitations(target, compared)}
     files = common.write_results(directory, "attribution", content, _csv_rows(study))
     files += common.draw(
         console, directory, "attribution", options.png,

@@ -36,10 +36,11 @@ from pytest_dynamo_bench.plain_text import did_you_mean, printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
 from pytest_dynamo_bench.targets.caveats import of_arrivals
+from pytest_dynamo_bench.targets.options import LOCAL_EXECUTOR, executor
+from pytest_dynamo_bench.targets.replay.runner import Runner, SimulationCache
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import trial_requests
 
-CACHE_IGNORED = "# Simulated points, found by a hash of what went in; safe to delete.\n*\n"
 LONGEST_LINE = 1000
 SIMULATED = "simulated by Dynamo's replay, not measured on GPUs"
 
@@ -203,11 +204,16 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--processes", type=positive, metavar="N",
-        help="simulations at a time (default: as many as the machine has cores)",
+        help="simulations at a time on this machine (default: as many as it has cores)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", type=executor, metavar="WHERE", default=LOCAL_EXECUTOR,
+        help="where simulations are made: local, or dask:ADDRESS for the workers of a dask "
+        "scheduler (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", default=Path(".dynamo-bench-cache"),
-        help="where simulated points are kept (default: %(default)s)",
+        help="where simulations are kept (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--no-cache", action="store_true", help="simulate everything anew, and keep nothing"
@@ -215,16 +221,10 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", action="store_true", help="write figures as PNG as well as SVG")
 
 
-def cache_directory(options: argparse.Namespace) -> Path | None:
-    """The directory of the cache, made and hidden from git; None for none."""
-    if options.no_cache:
-        return None
-    directory: Path = options.cache
-    directory.mkdir(parents=True, exist_ok=True)
-    ignore = directory / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text(CACHE_IGNORED, encoding="utf-8")
-    return directory
+def simulating_target(options: argparse.Namespace) -> ReplayTarget:
+    """A target that simulates as the options of every such command say."""
+    cache = SimulationCache(directory=None if options.no_cache else options.cache)
+    return ReplayTarget(runner=Runner(options.executor, options.processes, cache))
 
 
 def output_directory(options: argparse.Namespace, default: Path) -> Path:

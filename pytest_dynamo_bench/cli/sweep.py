@@ -126,6 +126,7 @@ def run(options: argparse.Namespace) -> None:
         raise BenchmarkError("--split: none of the configurations has a prefill/decode split")
     swept = Sweep(
         benchmark,
+        target=common.simulating_target(options),
         speedups=options.speedup,
         kv_scales=options.kv_scale,
         splits=options.split,
@@ -133,8 +134,6 @@ def run(options: argparse.Namespace) -> None:
     )
     with common.progress("sweep") as tell:
         points = swept.run(
-            common.cache_directory(options),
-            options.processes,
             lambda done, total, point: tell(
                 done, total, _described(point) + (" (cached)" if point.cached else "")
             ),

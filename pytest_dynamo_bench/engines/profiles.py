@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class EngineProfile:
         """The arrays of the file."""
         return ProfileTables.read(self.path)
 
+    @functools.cached_property
+    def content(self) -> bytes:
+        """The file."""
+        return self.path.read_bytes()
+
 
 @dataclass(frozen=True)
 class ProfileTables:
@@ -74,18 +79,18 @@ class ProfileTables:
     prefill_ms_by_prefix: FloatArray
 
     @classmethod
-    def read(cls, path: Path) -> ProfileTables:
+    def read(cls, source: Path | IO[bytes]) -> ProfileTables:
         """Read a profile's arrays; the two that Dynamo doesn't read may be missing."""
-        with np.load(path) as file:
+        with np.load(source) as file:
             names = [name for name in cls.__dataclass_fields__ if name in file.files]
             arrays = {name: np.asarray(file[name], dtype=np.float64) for name in names}
         arrays.setdefault("prefix_tokens", np.zeros(1))
         arrays.setdefault("prefill_ms_by_prefix", arrays["prefill_ttft_ms"][:, None])
         return cls(**arrays)
 
-    def write(self, path: Path) -> None:
+    def write(self, to: Path | IO[bytes]) -> None:
         """Write the arrays as Dynamo reads them: uncompressed."""
-        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+        np.savez(to, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def prefill_ms(self, new_tokens: FloatArray) -> FloatArray:
         """Time of a prefill step as Dynamo reads the table, linear beyond the ends."""

@@ -13,6 +13,7 @@ from typing import Any
 
 # Gives the value of an option by its name, such as ``dynamo_repeats``.
 OptionValue = Callable[[str], Any]
+LOCAL_EXECUTOR = "local"
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,14 @@ def seconds(text: str) -> float:
     if not 0 < found <= 86_400:
         raise argparse.ArgumentTypeError(f"must be between 0 and 86400 seconds, got {text!r}")
     return found
+
+
+def executor(text: str) -> str:
+    """Where simulations are made, for argparse: ``local``, or ``dask:`` and an address."""
+    engine, _, address = text.partition(":")
+    if text != LOCAL_EXECUTOR and not (engine == "dask" and address):
+        raise argparse.ArgumentTypeError(
+            f"must be {LOCAL_EXECUTOR}, or dask: and a scheduler's address, such as "
+            f"dask:tcp://127.0.0.1:8786; got {text!r}"
+        )
+    return text

@@ -331,7 +331,7 @@ def test_an_attribution_has_intervals_and_a_second_one_is_identical(module, caps
     # What was simulated has every metric.
     code, out, _ = run(capsys, "attribution", module, "--seeds", 2, "--metric", "kv_hit_rate")
     assert code == 0 and ", 6 of them from the cache" in out
-    for file in Path(".dynamo-bench-cache").glob("*.npz"):
+    for file in Path(".dynamo-bench-cache").glob("*.simulation"):
         file.write_bytes(file.read_bytes()[:1000])
     code, out, _ = run(capsys, *arguments)
     assert code == 0 and ", 0 of them from the cache" in out

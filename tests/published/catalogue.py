@@ -102,6 +102,7 @@ _AIPERF = CannotRun("AIPerf needs an environment of its own, which CI does not h
 _HARDWARE = CannotRun("aiconfigurator-core needs an environment of its own, which CI does not have")
 _NAMES = CannotRun("a sentence names the command; those with arguments are here too")
 _SERVERS = CannotRun("needs servers; tests/endpoint runs the same options against real frontends")
+_DASK = CannotRun("needs a dask scheduler; tests/replay/test_runner.py has one with two workers")
 _HOURS = CannotRun("takes an hour; the same command with --scale and a part is here too")
 _SAVE = (
     "pytest benchmarks --dynamo-target=replay --dynamo-repeats=5 --dynamo-save-baseline=baseline"
@@ -228,6 +229,9 @@ HOW: dict[str, Runs | CannotRun] = {
     "python -m calibration": _HOURS,
     "python -m calibration aa-same --scale 0.1": Runs(environment={}, given={"0.1": "0.01"}),
     "python -m calibration aa-same power-10-1000-3 --scale 0.1": Runs(given={"0.1": "0.01"}),
+    "pytest benchmarks/qwen3_32b_kv_routing.py --dynamo-target=replay "
+    "--dynamo-executor=dask:tcp://127.0.0.1:8786": _DASK,
+    f"{_OWN} sweep benchmarks/qwen3_32b_kv_routing.py --executor dask:tcp://127.0.0.1:8786": _DASK,
     "python -m calibration local --pairs 15 --keep runs --minutes 4": CannotRun(
         "measures for 25 minutes; tests/verdicts/test_calibration.py has its parts"
     ),

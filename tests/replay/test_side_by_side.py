@@ -13,6 +13,7 @@ from replay_bench import AGGREGATED, SPLIT, Silent, make_benchmark, make_traffic
 
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.targets.base import PlannedRun
+from pytest_dynamo_bench.targets.replay.runner import Runner
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from tests.simulations import simulating, wait_for_simulations
 
@@ -45,7 +46,7 @@ def plan(directory, configurations, traffic, repeats=2):
 def test_they_are_the_runs_that_are_made_alone(tmp_path):
     planned = plan(tmp_path / "together", BENCHMARK.configurations, make_traffic())
     progress = Silent()
-    together = list(ReplayTarget(processes=3).measure_all(planned, progress))
+    together = list(ReplayTarget(runner=Runner(processes=3)).measure_all(planned, progress))
     assert progress.seen == (1200, 0, 1200)
     order = [(item.configuration.name, item.repeat) for item, _ in together]
     for name in ("agg", "agg-kv", "pd"):
@@ -67,7 +68,7 @@ def test_one_that_fails_does_not_end_the_others(tmp_path):
     planned = plan(tmp_path, [AGGREGATED, broken, KV], make_traffic(40), repeats=1)
     outcomes = {
         item.configuration.name: outcome
-        for item, outcome in ReplayTarget(processes=2).measure_all(planned, Silent())
+        for item, outcome in ReplayTarget(runner=Runner(processes=2)).measure_all(planned, Silent())
     }
     assert "router 'random' cannot be simulated" in str(outcomes.pop("broken"))
     assert [len(run.records) for run in outcomes.values()] == [40, 40]
@@ -79,7 +80,7 @@ def test_those_under_way_are_ended_when_nobody_listens_any_more(tmp_path):
         PlannedRun(BENCHMARK, AGGREGATED, quick, tmp_path / "quick"),
         *plan(tmp_path, [KV, SPLIT], slow, repeats=2),
     ]
-    runs = ReplayTarget(processes=3).measure_all(planned, Silent())
+    runs = ReplayTarget(runner=Runner(processes=3)).measure_all(planned, Silent())
     first, _ = next(runs)
     assert first.traffic is quick
     for _ in range(1000):
@@ -94,7 +95,7 @@ def test_those_under_way_are_ended_when_nobody_listens_any_more(tmp_path):
 
 def test_a_simulation_that_takes_too_long_is_an_outcome(tmp_path):
     planned = plan(tmp_path, [AGGREGATED, KV], make_traffic(5_000), repeats=1)
-    target = ReplayTarget(processes=2, timeout_seconds=0.05)
+    target = ReplayTarget(runner=Runner(processes=2), timeout_seconds=0.05)
     outcomes = [outcome for _, outcome in target.measure_all(planned, Silent())]
     assert [type(outcome) for outcome in outcomes] == [DeploymentError] * 2
     assert all("took longer than 0.05 s" in str(outcome) for outcome in outcomes)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.targets.definition import TargetDefinition
-from pytest_dynamo_bench.targets.options import OptionGroup, OptionValue, count, option
+from pytest_dynamo_bench.targets.options import (
+    LOCAL_EXECUTOR,
+    OptionGroup,
+    OptionValue,
+    count,
+    executor,
+    option,
+)
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.targets.base import Target
@@ -18,6 +25,12 @@ _OPTIONS = OptionGroup("local and replay", (
         "--dynamo-replay-processes", metavar="N", type=count, default=None,
         help="replay: simulations at a time (default: as many as there are cores); each takes up "
         "to 600 MB",
+    ),
+    option(
+        "--dynamo-executor", metavar="WHERE", type=executor, default=LOCAL_EXECUTOR,
+        only_here="needs --dynamo-target=replay: only simulations are made elsewhere",
+        help="replay: where simulations are made: local, or dask:ADDRESS for the workers of a "
+        "dask scheduler, such as dask:tcp://10.0.0.1:8786 (default: local)",
     ),
     option(
         "--dynamo-attribution", action="store_true",
@@ -30,9 +43,14 @@ _OPTIONS = OptionGroup("local and replay", (
 
 
 def _make(option: OptionValue) -> Target:
+    from pytest_dynamo_bench.targets.replay.runner import Runner, SimulationCache
     from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 
-    return ReplayTarget(processes=option("dynamo_replay_processes"))
+    # What a session has simulated it does not simulate again.
+    known = SimulationCache(memory={})
+    return ReplayTarget(
+        runner=Runner(option("dynamo_executor"), option("dynamo_replay_processes"), known)
+    )
 
 
 def _show(

@@ -67,13 +67,11 @@ def profile_contents(
     prefixes are priced, and on every machine, so that no stored run could be compared with.
     """
     return {
-        engine_key(worker): f"{profile.name}, sha256 {_digest(profile.path)}"
+        engine_key(
+            worker
+        ): f"{profile.name}, sha256 {hashlib.sha256(profile.content).hexdigest()[:16]}"
         for worker, profile in zip(configuration.workers, profiles, strict=True)
     }
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def engine_arguments(

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pytest_dynamo_bench.benchmark import Worker
-from pytest_dynamo_bench.engines import (
-    EngineProfile,
-    PrefillPricing,
-    price_prefills,
-    with_surcharge,
-)
-from pytest_dynamo_bench.targets.replay.arguments import DEFAULT_STEP_TOKENS, engine_key
-from pytest_dynamo_bench.traffic import Traffic
+from pytest_dynamo_bench.engines import PrefillPricing, price_prefills
+from pytest_dynamo_bench.engines.profiles import ProfileTables
+from pytest_dynamo_bench.traffic import Traffic, ideal_cached_tokens
 
 PrefixPricing = Literal["none", "traffic", "measured"]
 CLOSE_ENOUGH = 0.05
@@ -24,15 +17,19 @@ _LEAST_PILOT_REQUESTS = 500
 
 
 def priced_prefills(
-    worker: Worker,
-    profile: EngineProfile,
+    tables: ProfileTables,
+    step_tokens: int,
     traffic: Traffic,
-    cached_tokens: Sequence[int] | None,
+    cached_tokens: Sequence[int] | None = None,
 ) -> PrefillPricing:
     """Price the prompts of a traffic; None where no token is cached."""
     inputs = [request.input_tokens for request in traffic.requests]
-    step_tokens = worker.max_num_batched_tokens or DEFAULT_STEP_TOKENS
-    return price_prefills(profile.tables, inputs, cached_tokens or [0] * len(inputs), step_tokens)
+    return price_prefills(tables, inputs, cached_tokens or [0] * len(inputs), step_tokens)
+
+
+def priced_at_best(tables: ProfileTables, step_tokens: int, traffic: Traffic) -> PrefillPricing:
+    """Price the prompts of a traffic with what an ideal cache would hold of them."""
+    return priced_prefills(tables, step_tokens, traffic, ideal_cached_tokens(traffic))
 
 
 def pilot_of(traffic: Traffic) -> Traffic:
@@ -43,7 +40,9 @@ def pilot_of(traffic: Traffic) -> Traffic:
     return replace(traffic, requests=part if len(part) >= _LEAST_PILOT_REQUESTS else [])
 
 
-def is_close(share: float) -> bool:
+def charged_rightly(pricing: PrefillPricing, charged_ms_per_token: float) -> bool:
+    """Whether prefilling is charged what the source says, to 5 %."""
+    share = charged_and_source(pricing, charged_ms_per_token)["charged_share_of_source"]
     return abs(share - 1) <= CLOSE_ENOUGH
 
 
@@ -56,19 +55,3 @@ def charged_and_source(pricing: PrefillPricing, charged_ms_per_token: float) -> 
         "source_seconds": round(pricing.source_ms / 1000, 3),
         "charged_share_of_source": round(charged_ms / max(pricing.source_ms, 1e-9), 4),
     }
-
-
-def charge(
-    arguments: dict[str, Any],
-    worker: Worker,
-    profile: EngineProfile,
-    ms_per_token: float,
-    directory: Path,
-) -> None:
-    """Have the prefilling workers use their profile with a surcharge on new tokens."""
-    if ms_per_token == 0:
-        return
-    path = directory / f"{profile.name}-with-prefix-priced.npz"
-    with_surcharge(profile.tables, ms_per_token).write(path)
-    name = engine_key(worker)
-    arguments[name] = {**arguments[name], "planner_profile_data": str(path)}

@@ -7,11 +7,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
-from pytest_dynamo_bench.benchmark import Configuration
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.outside import Amount, Count, Tokens, decoded
 from pytest_dynamo_bench.records import RequestRecord
@@ -58,7 +57,7 @@ def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:
             file.write(json.dumps(marker | {"delay": 0}) + "\n")
 
 
-class _Row(msgspec.Struct):
+class Row(msgspec.Struct):
     """What Dynamo's replay says of a request."""
 
     input_length: Tokens
@@ -77,17 +76,17 @@ class _Row(msgspec.Struct):
     decode_worker_idx: Count | None = None
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """The requests of a simulation's report.
 
     Raises:
         DeploymentError: a line is none; the message names it and the field.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(msgspec.to_builtins(decoded(line, _Row)))
+                rows.append(decoded(line, Row))
             except ValueError as error:
                 raise DeploymentError(
                     f"what Dynamo's replay wrote cannot be read, request {number} ({error}); is it "
@@ -96,87 +95,94 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def to_records(
-    traffic: Traffic,
-    rows: Sequence[Mapping[str, Any]],
-    configuration: Configuration,
-    speedup: float = 1.0,
-) -> tuple[RequestRecord, ...]:
-    """Per-request results of a replay as records; requests without a result have an error.
+def matched(requests: Sequence[TrafficRequest], rows: Sequence[Row]) -> list[Row | None]:
+    """The result of each request; None where there is none.
 
-    The replay knows when the first and the last token came, not those between: ``chunk_ms``
-    has these two. It counts time from the first arrival; records count from the start of the
-    traffic.
+    Dynamo leaves the names of sessions out where there is one worker. Requests with the same
+    lengths are then taken in the order in which they came and were served, which is the order of
+    the trace unless such requests overtake each other.
     """
-    start_ms = min((request.timestamp_ms for request in traffic.requests), default=0.0) / speedup
-    if rows and all(row["session_id"] is None for row in rows):
-        found = _matched_by_length(traffic.requests, rows)
-    else:
-        by_turn = {(row["session_id"], row["turn_index"]): row for row in rows}
-        found = [by_turn.get((request.session_id, request.turn)) for request in traffic.requests]
-    return tuple(
-        _record(request, row, start_ms, configuration)
-        for request, row in zip(traffic.requests, found, strict=True)
-    )
-
-
-def _matched_by_length(
-    requests: Sequence[TrafficRequest], rows: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any] | None]:
-    """The result of each request where results don't name sessions.
-
-    Dynamo leaves the names out where there is one worker. Requests with the same lengths are
-    taken in the order in which they came and were served, which is the order of the trace
-    unless such requests overtake each other.
-    """
-    order: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    if any(row.session_id is not None for row in rows):
+        by_turn = {(row.session_id, row.turn_index): row for row in rows}
+        return [by_turn.get((request.session_id, request.turn)) for request in requests]
+    order: dict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in rows:
-        order[row["input_length"], row["requested_output_length"]].append(row)
+        order[row.input_length, row.requested_output_length].append(row)
     for alike in order.values():
-        alike.sort(key=lambda row: (row["arrival_time_ms"], row["first_token_ms"] or math.inf))
+        alike.sort(key=lambda row: (row.arrival_time_ms, row.first_token_ms or math.inf))
     waiting = {lengths: iter(alike) for lengths, alike in order.items()}
-    none: Iterator[Mapping[str, Any]] = iter(())
+    none: Iterator[Row] = iter(())
     return [
         next(waiting.get((request.input_tokens, request.output_tokens), none), None)
         for request in requests
     ]
 
 
+def finished(row: Row | None) -> TypeGuard[Row]:
+    """Whether a request got all of its answer."""
+    return (
+        row is not None
+        and row.terminal_status == "completed"
+        and row.first_token_ms is not None
+        and row.last_token_ms is not None
+        and row.terminal_time_ms is not None
+    )
+
+
+def to_records(
+    traffic: Traffic, rows: Sequence[Row | None], *, disaggregated: bool, speedup: float = 1.0
+) -> tuple[RequestRecord, ...]:
+    """The results of a traffic's requests as records; those without a result have an error.
+
+    The replay knows when the first and the last token came, not those between: ``chunk_ms``
+    has these two. It counts time from the first arrival; records count from the start of the
+    traffic.
+
+    Args:
+        rows: as :func:`matched` gives them.
+    """
+    start_ms = min((request.timestamp_ms for request in traffic.requests), default=0.0) / speedup
+    return tuple(
+        _record(request, row, start_ms, disaggregated)
+        for request, row in zip(traffic.requests, rows, strict=True)
+    )
+
+
 def _record(
-    request: TrafficRequest,
-    row: Mapping[str, Any] | None,
-    start_ms: float,
-    configuration: Configuration,
+    request: TrafficRequest, row: Row | None, start_ms: float, disaggregated: bool
 ) -> RequestRecord:
-    if row is None or row["terminal_status"] != "completed" or row["first_token_ms"] is None:
-        status = "never started" if row is None else f"ended as {row['terminal_status']!r}"
+    if not finished(row):
+        status = "never started" if row is None else f"ended as {row.terminal_status!r}"
         return RequestRecord(
             request.request_id, request.session_id, request.turn, request.timestamp_ms, None, (),
             None, request.input_tokens, request.output_tokens,
             error=f"in the simulation the request {status}",
         )  # fmt: skip
-    arrival_ms = row["arrival_time_ms"] + start_ms
-    first_ms, last_ms = row["first_token_ms"] + start_ms, row["last_token_ms"] + start_ms
-    overlap = row["prefill_route_overlap_tokens"]
+    arrival_ms = row.arrival_time_ms + start_ms
+    first_ms, last_ms = (
+        (row.first_token_ms or 0.0) + start_ms,
+        (row.last_token_ms or 0.0) + start_ms,
+    )
+    overlap = row.prefill_route_overlap_tokens
     # Dynamo leaves the index out where there is one worker.
-    mode = "decode" if configuration.disaggregated else "aggregated"
-    decode_worker = f"{mode}-{row['decode_worker_idx'] or 0}"
+    mode = "decode" if disaggregated else "aggregated"
+    decode_worker = f"{mode}-{row.decode_worker_idx or 0}"
     prefill_worker = decode_worker
-    if row["prefill_worker_idx"] is not None:
-        prefill_worker = f"prefill-{row['prefill_worker_idx']}"
+    if row.prefill_worker_idx is not None:
+        prefill_worker = f"prefill-{row.prefill_worker_idx}"
     return RequestRecord(
         request_id=request.request_id,
         session_id=request.session_id,
         turn=request.turn,
         scheduled_ms=arrival_ms,
         sent_ms=arrival_ms,
-        chunk_ms=(first_ms, last_ms) if row["output_length"] > 1 else (first_ms,),
-        end_ms=row["terminal_time_ms"] + start_ms,
+        chunk_ms=(first_ms, last_ms) if row.output_length > 1 else (first_ms,),
+        end_ms=(row.terminal_time_ms or 0.0) + start_ms,
         input_tokens=request.input_tokens,
         output_tokens=request.output_tokens,
-        prompt_tokens=row["input_length"],
-        completion_tokens=row["output_length"],
-        cached_tokens=row["reused_input_tokens"],
+        prompt_tokens=row.input_length,
+        completion_tokens=row.output_length,
+        cached_tokens=row.reused_input_tokens,
         router_hit_rate=None if overlap is None else overlap / request.input_tokens,
         prefill_worker=prefill_worker,
         decode_worker=decode_worker,

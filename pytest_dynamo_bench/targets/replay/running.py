@@ -1,15 +1,17 @@
-"""The processes that simulate."""
+"""The processes that simulate, and how they end."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ import msgspec
 
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.outside import Amount, Count, decoded
-from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.replay import child
 
 _LOG_LINES = 20
 
 
-class RunningSimulations:
+class SimulationError(DeploymentError):
+    """A simulation ended without a result.
+
+    Attributes:
+        log: what it wrote.
+    """
+
+    log: str = ""
+
+
+class _Processes:
     """The simulating processes of several threads, which can be ended from another one."""
 
     def __init__(self) -> None:
@@ -31,31 +42,32 @@ class RunningSimulations:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ended = False
 
-    def run(self, command: Sequence[str], log: Path, timeout_seconds: float) -> int:
-        """Run a command that writes to a log, and return its exit code.
+    def run(
+        self, command: Sequence[str], output: int, files: Sequence[int], timeout_seconds: float
+    ) -> int:
+        """Run a command that is given open files, and return its exit code.
 
         Raises:
             subprocess.TimeoutExpired: it took longer, and was ended.
-            DeploymentError: all have been ended.
+            SimulationError: all have been ended.
         """
         # DYN_LOG: at info Dynamo's router writes a line per request, which takes longer than
         # the simulation.
         environment = {**os.environ, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
-        with log.open("wb") as output:
+        with self._lock:
+            if self._ended:
+                raise SimulationError("simulations were ended")
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment, pass_fds=files,
+            )  # fmt: skip
+            self._running.add(process)
+        try:
+            return process.wait(timeout_seconds)
+        finally:
+            _kill(process)
             with self._lock:
-                if self._ended:
-                    raise DeploymentError("simulations were ended")
-                process = subprocess.Popen(
-                    command, stdout=output, stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL, env=environment,
-                )  # fmt: skip
-                self._running.add(process)
-            try:
-                return process.wait(timeout_seconds)
-            finally:
-                _kill(process)
-                with self._lock:
-                    self._running.discard(process)
+                self._running.discard(process)
 
     def end(self) -> None:
         """End those that run, and start no more."""
@@ -64,47 +76,28 @@ class RunningSimulations:
             for process in self._running:
                 process.kill()
 
-    def simulate(
-        self, job: Mapping[str, Any], scratch: Path, planned: PlannedRun, timeout_seconds: float
-    ) -> dict[str, Any]:
-        """Run a simulation, and return what it says of itself.
 
-        Args:
-            job: its arguments and its seed.
-            scratch: a directory for the result.
-            planned: the run that it is for; its directory gets the job and the log.
+_PROCESSES: ContextVar[_Processes] = ContextVar("_PROCESSES")
 
-        Raises:
-            DeploymentError: it ended with an error, took too long, or has no result.
-        """
-        result_path, directory = scratch / "result.json", planned.directory
-        job_path, log_path = directory / "replay-job.json", directory / "replay.log"
-        text = json.dumps({**job, "result": str(result_path)}, indent=2)
-        job_path.write_text(text + "\n", encoding="utf-8")
-        command = [sys.executable, child.__file__, str(job_path), str(os.getpid())]
-        of = f"configuration {planned.configuration.name!r}"
-        try:
-            code = self.run(command, log_path, timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise DeploymentError(
-                f"{of}: the simulation took longer than {timeout_seconds:g} s and was ended; log: "
-                f"{log_path}"
-            ) from None
-        if code:
-            tail = log_path.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-            raise DeploymentError(
-                f"{of}: the simulation ended with exit code {code}; the end of {log_path}:\n"
-                + "\n".join(tail)
-            )
-        try:
-            result = decoded(result_path.read_bytes(), _Result)
-        except (OSError, ValueError) as error:
-            raise DeploymentError(
-                f"{of}: the simulation ended without a result that can be read ({error}); log: "
-                f"{log_path}"
-            ) from None
-        found: dict[str, Any] = msgspec.to_builtins(result)
-        return found
+
+class LocalExecutor(ThreadPoolExecutor):
+    """Simulations on this machine: threads that each wait for a process.
+
+    A thread takes no time to start and next to no memory, and the computing is done in the other
+    process. The kernel ends that when this process ends, however it does.
+    """
+
+    def __init__(self, at_a_time: int) -> None:
+        self._processes = _Processes()
+        super().__init__(
+            at_a_time, "simulation", initializer=_PROCESSES.set, initargs=(self._processes,)
+        )
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As that of every executor; what runs is ended at once where futures are cancelled."""
+        if cancel_futures:
+            self._processes.end()
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -128,3 +121,44 @@ class _Result(msgspec.Struct):
     seeding: str
     peak_memory_mb: Count | None
     kv_offload_compiled: bool
+
+
+def run_child(
+    name: str, job: Path, result: Path, files: Sequence[int], timeout_seconds: float
+) -> tuple[dict[str, Any], str]:
+    """Run one of Dynamo's replays in a process of its own.
+
+    Args:
+        name: of the configuration.
+        job, result: files of :mod:`~pytest_dynamo_bench.targets.replay.child`.
+        files: open files that it is to have.
+
+    Returns:
+        What it says of the simulation, and its log.
+
+    Raises:
+        SimulationError: it ended with an error, took too long, or has no result.
+    """
+    reason, text = "", ""
+    with tempfile.TemporaryFile() as output:
+        command = [sys.executable, child.__file__, str(job), str(os.getpid())]
+        processes = _PROCESSES.get(None) or _Processes()
+        try:
+            code = processes.run(command, output.fileno(), files, timeout_seconds)
+            reason = f"ended with exit code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            reason = f"took longer than {timeout_seconds:g} s and was ended"
+        output.seek(0)
+        text = output.read().decode("utf-8", "replace")
+    if not reason:
+        try:
+            return msgspec.to_builtins(decoded(result.read_bytes(), _Result)), text
+        except (OSError, ValueError) as unreadable:
+            reason = f"ended without a result that can be read ({unreadable})"
+    end = "\n".join(text.splitlines()[-_LOG_LINES:])
+    error = SimulationError(
+        f"configuration {name!r}: the simulation {reason}"
+        + (f"; the end of its log:\n{end}" if end else "")
+    )
+    error.log = text
+    raise error
