@@ -269,6 +269,7 @@ HOW: dict[str, Runs | CannotRun] = {
     "pip install 'pytest-dynamo-bench[kubernetes]'": _INSTALLS,
     "pip install 'pytest-dynamo-bench[figures]'": _INSTALLS,
     "pip install 'pytest-dynamo-bench[pandas]'": _INSTALLS,
+    "pip install 'pytest-dynamo-bench[dask]'": _INSTALLS,
     "aiperf profile --input-file window.jsonl --custom-dataset-type single_turn …": _AIPERF,
     "aiperf profile … --artifact-dir artifacts/agg": _AIPERF,
     "aiperf profile … --artifact-dir artifacts/kv": _AIPERF,
