@@ -54,6 +54,7 @@ benchmark = Benchmark(
     },
     goodput=Goodput(time_to_first_token_ms=20_000, inter_token_latency_ms=50),
     held_constant="model, engine, 32 GPUs, fixed schedule, service-level objectives",
+    # Up to Dynamo 1.4; removed upstream on 2026-08-21.
     recipe="recipes/deepseek-v32-fp4/trtllm/disagg-kv-router",
     configurations=[AGG, AGG_CACHED, AGG_CACHED_KV, DISAGG, DISAGG_KV, NO_WIDEEP],
     # Thresholds: local from runs of 288 requests on 2 cores (docs/claims.md), "at least" in every

@@ -52,6 +52,7 @@ benchmark = Benchmark(
     },
     held_constant="model, engine, GPU type, 8192 tokens in, 1024 out, 16 requests in flight per "
     "GPU; the number of GPUs differs by design",
+    # Up to Dynamo 1.4; removed upstream on 2026-08-21.
     recipe="recipes/llama-3-70b/vllm/disagg-single-node",
     configurations=[AGG, AGG_8, ONE_NODE, AGG_16, AGG_16_TP8, TWO_NODES],
     # Thresholds: local from runs at scale standard on 2 cores (docs/claims.md), "at least" in every

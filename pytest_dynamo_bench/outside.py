@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, MutableMapping
+from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
@@ -75,7 +76,9 @@ def admitted(kind: type[S], value: object, odd: MutableMapping[str, Any], name: 
         if item.encode_name not in value:
             continue
         said = value[item.encode_name]
-        inner = next((t for t in (item.type, *get_args(item.type)) if _is_struct(t)), None)
+        # Of lists and maps of structs nothing is kept where one is odd.
+        choices = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
+        inner = next(filter(_is_struct, choices), None)
         if inner is not None and said is not None:
             found[item.name] = admitted(inner, said, odd, item.encode_name)
             continue

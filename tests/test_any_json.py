@@ -28,6 +28,7 @@ from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
     pod_state,
     progress_text,
 )
+from pytest_dynamo_bench.targets.kubernetes.graph import asks_for_nats
 from pytest_dynamo_bench.targets.kubernetes.settings import Limits
 from pytest_dynamo_bench.targets.local.engine_events import read_events
 from pytest_dynamo_bench.targets.local.vision.deployment import VisionWorkers
@@ -299,10 +300,22 @@ GRAPH = {
         "services": {"w": {"replicas": 1}},
     },
 }  # fmt: skip
+NEW_GRAPH = {
+    "metadata": {"name": "g", "generation": 2},
+    "spec": {
+        "env": [{"name": "a", "value": "b"}],
+        "components": [
+            {"name": "w", "type": "worker", "replicas": 2, "multinode": {"nodeCount": 2},
+             "podTemplate": {"spec": {"containers": [
+                 {"name": "main", "args": ["--a"], "env": [{"name": "c", "value": "d"}]}]}}},
+        ],
+    },
+    "status": {"state": "successful", "components": {"w": {"replicas": 1}}},
+}  # fmt: skip
 
 
 @FAST
-@given(odd_documents([POD, EVENT, GRAPH]))
+@given(st.sampled_from([GRAPH, NEW_GRAPH]).flatmap(lambda g: odd_documents([POD, EVENT, g])))
 def test_objects_of_a_cluster(texts):
     try:
         pod, event, graph = map(json.loads, texts)
@@ -312,6 +325,7 @@ def test_objects_of_a_cluster(texts):
     found = graph_state(graph)
     assert isinstance(progress_text(graph, [state]), str)
     missing_services(graph, found.services)
+    asks_for_nats(graph)
 
 
 KEYS = st.text("abcdefghijABCDEF0123456789-_/+=.'\"\\", min_size=8, max_size=60)

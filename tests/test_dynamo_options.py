@@ -19,6 +19,7 @@ from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.option_check import ParsedCommand, refuse_unknown
 from pytest_dynamo_bench.verdicts import confounds
 from tests.any_configuration import ENGINES, benchmark_with
+from tests.kubernetes.forms import OPERATORS, components, shared_env
 
 AGG = Configuration("agg", "baseline", [Worker(2)], router="kv")
 WARM = AGG.but(name="warm", role="treatment", frontend_args={"router-temperature": 0.5})
@@ -57,20 +58,20 @@ def test_a_program_reads_every_option_as_it_was_given(given):
     assert read(option_arguments(kept), kept) == expected
 
 
-@given(options, st.sampled_from(ENGINES))
-def test_a_manifest_loses_no_option_and_no_variable(given, engine):
+@given(options, st.sampled_from(ENGINES), st.sampled_from(OPERATORS))
+def test_a_manifest_loses_no_option_and_no_variable(given, engine, operator):
     variables = {name.replace("-", "_").upper(): "1" for name in given}
     variables = {name: value for name, value in variables.items() if "KEY" not in name}
     configuration = Configuration(
         "any", "baseline", [Worker(2, engine_args=given, env=variables)],
         frontend_args=given, env=variables,
     )  # fmt: skip
-    (*_, graph) = render(benchmark_with(configuration, engine), configuration, SETTINGS, "run")
-    spec = graph["spec"]
+    benchmark = benchmark_with(configuration, engine)
+    (*_, graph) = render(benchmark, configuration, SETTINGS, "run", operator)
     shown = [{"name": name, "value": "1"} for name in variables]
-    assert spec.get("envs", []) == shown
+    assert shared_env(graph) == shown
     for name in ("Frontend", "agg"):
-        container = spec["services"][name]["extraPodSpec"]["mainContainer"]
+        container = components(graph)[name]["container"]
         expected = option_arguments(configuration.frontend_args)
         assert container["args"][len(container["args"]) - len(expected) :] == expected
     assert [item for item in container.get("env", []) if item in shown] == shown
@@ -82,8 +83,9 @@ SETTINGS = ClusterSettings("ns")
 def test_an_option_of_the_configuration_takes_the_place_of_the_targets_own():
     worker = Worker(2, engine_args={"trust-remote-code": False})
     configuration = AGG.but(workers=[worker])
-    (*_, graph) = render(benchmark_with(configuration, "sglang"), configuration, SETTINGS, "run")
-    args = graph["spec"]["services"]["agg"]["extraPodSpec"]["mainContainer"]["args"]
+    benchmark = benchmark_with(configuration, "sglang")
+    (*_, graph) = render(benchmark, configuration, SETTINGS, "run", OPERATORS[-1])
+    args = components(graph)["agg"]["container"]["args"]
     assert "--trust-remote-code" not in args and args[-1] == "--no-trust-remote-code"
 
 
@@ -218,5 +220,5 @@ def test_no_value_of_a_secret_is_shown_anywhere():
     assert not any("hush" in text for text in shown)
     assert "env HF_TOKEN: *** against not given" in shown
     with pytest.raises(TargetError, match="MY_API_KEY looks like a secret") as error:
-        render(benchmark_with(secret, "vllm"), secret, SETTINGS, "run")
+        render(benchmark_with(secret, "vllm"), secret, SETTINGS, "run", OPERATORS[-1])
     assert "hush" not in str(error.value)

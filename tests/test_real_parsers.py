@@ -40,6 +40,7 @@ from pytest_dynamo_bench.targets.option_check import parse_command
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget, describe
 from tests.any_configuration import ENGINES, benchmark_with, configurations
 from tests.dynamo_parsers import Parsers, problem
+from tests.kubernetes.forms import OPERATORS, components, shared_env
 from tests.kubernetes.test_manifests import CLUSTERS, benchmark_of
 
 pytest.importorskip("dynamo.frontend", reason="needs ai-dynamo")
@@ -53,12 +54,12 @@ PORTS = Ports(8100, 8101, 8102)
 
 def containers(benchmark, configuration, cluster):
     """Command line and variables of every container of a configuration's manifest."""
-    (*_, graph) = render(benchmark, configuration, cluster, "run")
-    shared = graph["spec"].get("envs", [])
-    for name, service in graph["spec"]["services"].items():
-        container = service["extraPodSpec"]["mainContainer"]
-        variables = {v["name"]: v["value"] for v in (*shared, *container.get("env", ()))}
-        yield name, [*container["command"], *container["args"]], variables
+    for operator in OPERATORS:
+        (*_, graph) = render(benchmark, configuration, cluster, "run", operator)
+        for name, component in components(graph).items():
+            container = component["container"]
+            env = {v["name"]: v["value"] for v in (*shared_env(graph), *container.get("env", ()))}
+            yield name, [*container["command"], *container["args"]], env
 
 
 def local_commands(benchmark, configuration, fast_forward=1.0):
@@ -87,7 +88,8 @@ def test_one_release_is_pinned_installed_deployed_and_asked_here():
     assert f"ai-dynamo=={DYNAMO_RELEASE}" in project["optional-dependencies"]["local"]
     assert importlib.metadata.version("ai-dynamo") == DYNAMO_RELEASE
     for benchmark in BENCHMARKS.values():
-        assert image_of(benchmark, ClusterSettings("ns")).endswith(f"-runtime:{DYNAMO_RELEASE}")
+        image = image_of(benchmark, benchmark.configurations[0], ClusterSettings("ns"))
+        assert image.endswith(f"-runtime:{DYNAMO_RELEASE}")
 
 
 def test_the_engines_whose_flags_are_kept_are_those_of_the_release():

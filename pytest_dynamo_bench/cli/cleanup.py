@@ -56,7 +56,8 @@ def clean_up(
         DeploymentError: something is still there after the wait.
     """
     from pytest_dynamo_bench.targets.kubernetes.api import Cluster, connector
-    from pytest_dynamo_bench.targets.kubernetes.manifest import PLURAL, RUN_LABEL
+    from pytest_dynamo_bench.targets.kubernetes.graph import PLURAL
+    from pytest_dynamo_bench.targets.kubernetes.manifest import RUN_LABEL
     from pytest_dynamo_bench.targets.kubernetes.settings import read_settings
     from pytest_dynamo_bench.targets.kubernetes.target import leftovers
 
@@ -88,7 +89,9 @@ def clean_up(
     while left := leftovers(cluster, run_id):
         if time.monotonic() > deadline:
             names = ", ".join(f"{r} {i['metadata']['name']}" for r, i in left)
-            hint = "; look at the operator's log" if any(r == PLURAL for r, _ in left) else ""
+            hint = (
+                "; look at the operator's log" if any(r.startswith(PLURAL) for r, _ in left) else ""
+            )
             raise DeploymentError(f"still there after {wait_seconds:g} s: {names}{hint}")
         time.sleep(min(_POLL_SECONDS, wait_seconds / 10))
     console.print(Text("all of it is gone"))

@@ -6,8 +6,9 @@ proxies. A thread plays the operator: it makes pods for a DynamoGraphDeployment 
 through the steps of a script. It also plays the kubelet of Jobs: it starts the load as processes
 of this machine. Faults can be put between.
 
-It refuses what real programs refuse: objects that the operator's schema or Kubernetes' own types
-have no place for, and its containers end, again and again, where the parsers of the installed
+It is a cluster with the operator of one release, which serves one version of its API or both. It
+refuses what real programs refuse: objects that the operator's schema, its admission or Kubernetes'
+own types have no place for. Its containers end, again and again, where the parsers of the installed
 Dynamo refuse their arguments. A status that the schema has no place for cannot be set.
 
 ``test_api.py`` runs the same tests against this and against a real API server, so that the two can
@@ -38,7 +39,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pytest_dynamo_bench.targets.service.address import Address
 from pytest_dynamo_bench.targets.service.shards import pack_order, unpack_order
 from tests.dynamo_parsers import asked_of_dynamo
-from tests.kubernetes.real_schemas import graph_problems, problems
+from tests.kubernetes.real_schemas import admission_problems, graph_problems, open_api, problems
 
 NAMESPACE = "bench"
 TOKEN = "planted-cluster-token-0815"
@@ -46,13 +47,13 @@ DGD = "dynamographdeployments"
 GROUPS = {
     "": {"v1": ("pods", "configmaps", "secrets", "events", "nodes", "namespaces",
                 "persistentvolumeclaims", "services")},
-    "nvidia.com": {"v1alpha1": (DGD,)},
     "batch": {"v1": ("jobs",)},
     "resource.k8s.io": {"v1beta1": ("resourceclaimtemplates",)},
     "authorization.k8s.io": {"v1": ("selfsubjectaccessreviews",)},
 }  # fmt: skip
 CLUSTER_WIDE = {"nodes", "namespaces", "selfsubjectaccessreviews"}
-RELEASE = "1.4"
+RELEASE = "1.5"
+BOTH = ("v1beta1", "v1alpha1")
 
 
 # -- what a pod can be like -----------------------------------------------------------------------
@@ -97,16 +98,35 @@ def crashing(restarts=1, reason="Error", code=1):
     return found
 
 
-def _whole(status):
+def _version(graph):
+    return graph.get("apiVersion", "/v1beta1").partition("/")[2]
+
+
+def _components(graph):
+    """Name, type, pods and main container of each component, in either version."""
+    spec = graph.get("spec") or {}
+    for name, item in spec.get("services", {}).items():
+        kind = item.get("subComponentType") or item.get("componentType")
+        yield name, kind, item, item.get("extraPodSpec", {}).get("mainContainer", {})
+    for item in spec.get("components", ()):
+        containers = item.get("podTemplate", {}).get("spec", {}).get("containers", ())
+        main = next((c for c in containers if c["name"] == "main"), {})
+        yield item["name"], item.get("type"), item, main
+
+
+def _whole(status, version):
     """A deployment's status with what every one has, where a test says only what it is about."""
     times = {"reason": "Said", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    counts = {"componentKind": "Deployment", "componentName": "", "replicas": 1}
+    counts = {"componentKind": "Deployment", "replicas": 1}
+    counts |= {"componentName": ""} if version == "v1alpha1" else {"componentNames": []}
     found = dict(status)
     if "conditions" in found:
         found["conditions"] = [{**times, **condition} for condition in found["conditions"]]
     if "services" in found:
         services = found["services"].items()
-        found["services"] = {k: {**counts, "updatedReplicas": 1, **v} for k, v in services}
+        key = "services" if version == "v1alpha1" else "components"
+        del found["services"]
+        found[key] = {k: {**counts, "updatedReplicas": 1, **v} for k, v in services}
     return found
 
 
@@ -128,10 +148,16 @@ class Fault:
 
 
 class FakeCluster:
-    """See the module. ``frontend_url`` is what the Service of a frontend leads to."""
+    """See the module. ``frontend_url`` is what the Service of a frontend leads to.
 
-    def __init__(self, frontend_url: str | None = None) -> None:
-        self.frontend_url = frontend_url
+    Args:
+        release: whose operator it has, one of ``real_schemas.RELEASES``.
+        serves: the versions of its API that are served.
+    """
+
+    def __init__(self, release: str = RELEASE, serves: tuple[str, ...] = BOTH) -> None:
+        self.release = release
+        self.frontend_url: str | None = None
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.objects: dict[tuple[str, str, str], dict] = {}
@@ -148,6 +174,7 @@ class FakeCluster:
         self.graph_state: dict | None = None
         self.stuck = False
         self.groups = {name: dict(versions) for name, versions in GROUPS.items()}
+        self.groups["nvidia.com"] = dict.fromkeys(serves, (DGD,))
         self.load_processes: dict[str, tuple[subprocess.Popen, int]] = {}
         self.orders: list = []
         self.ended = threading.Event()
@@ -232,10 +259,11 @@ class FakeCluster:
                 self.note("DELETED", resource, self.objects.pop(key))
 
     def set_status(self, resource: str, name: str, status: dict) -> None:
-        if resource == DGD:
-            status = _whole(status)
-            assert graph_problems({"status": status}, RELEASE) == [], status
         with self.lock:
+            if resource == DGD:
+                version = _version(self.named(DGD).get(name, {}))
+                status = _whole(status, version)
+                assert graph_problems({"status": status}, self.release, version) == [], status
             for key, item in self.objects.items():
                 if key[0] == resource and key[2] == name and item.get("status") != status:
                     item["status"] = json.loads(json.dumps(status))
@@ -278,7 +306,7 @@ class FakeCluster:
         if "nvidia.com/finalizer" not in finalizers:
             finalizers.append("nvidia.com/finalizer")
         age, all_ready = time.monotonic() - began, True
-        for key, service in graph["spec"]["services"].items():
+        for key, kind, service, container in _components(graph):
             nodes = service.get("multinode", {}).get("nodeCount", 1)
             for number in range(service.get("replicas", 1) * nodes):
                 pod = f"{name}-{key.lower()}-{number}"
@@ -289,13 +317,14 @@ class FakeCluster:
                         "metadata": {"name": pod, "labels": {
                             "nvidia.com/dynamo-graph-deployment-name": name,
                             "nvidia.com/dynamo-component": key,
+                            "nvidia.com/dynamo-component-type": kind,
                         }},
                         "spec": {"containers": [{"name": "main", "env": [
                             {"name": "HF_TOKEN", "value": "hf_plantedplantedplanted"}]}]},
                         "status": {"phase": "Pending"},
                     })  # fmt: skip
                 steps = self.script.get(f"{key}-{number}") or self.script.get(key) or USUAL
-                if refusal := self._refusal(service):
+                if refusal := self._refusal(container):
                     steps = ((0.05, crashing(9)),)
                     self.logs[pod, True] = f"{refusal}\n"
                 at, status = 0.0, None
@@ -313,14 +342,13 @@ class FakeCluster:
         self.set_status(DGD, name, {
             "state": "successful" if all_ready else "pending",
             "observedGeneration": graph["metadata"]["generation"],
-            "services": {key: {} for key in graph["spec"]["services"]},
+            "services": {key: {} for key, *_ in _components(graph)},
             "conditions": [{"type": "Ready", "status": str(all_ready),
                             "message": "" if all_ready else "some resources are not ready"}],
         })  # fmt: skip
 
-    def _refusal(self, service: dict) -> str:
-        """What the service's program says of its command line, where Dynamo knows the program."""
-        container = service.get("extraPodSpec", {}).get("mainContainer", {})
+    def _refusal(self, container: dict) -> str:
+        """What a program says of its command line, where Dynamo knows the program."""
         argv = [*container.get("command", ()), *container.get("args", ())]
         env = {v["name"]: v["value"] for v in container.get("env", ()) if "value" in v}
         return asked_of_dynamo(argv, env)
@@ -460,6 +488,8 @@ def _handler(cluster: FakeCluster):
                 self._json(200, {"gitVersion": "v1.33.0-fake"})
             elif parts[0] == "apis" and len(parts) == 2:
                 self._group(parts[1])
+            elif parts[:4] == ["openapi", "v3", "apis", "nvidia.com"]:
+                self._schema(parts[4])
             elif parts[0] == "api":
                 self._resource(method, "", parts[1], parts[2:], query, data, fault)
             elif parts[0] == "apis" and len(parts) > 3:
@@ -472,13 +502,22 @@ def _handler(cluster: FakeCluster):
             if not versions:
                 self._send(404, b"404 page not found\n", "text/plain")
                 return
-            self._json(200, {"kind": "APIGroup", "versions": [{"version": v} for v in versions]})
+            versions = [{"version": version} for version in versions]
+            self._json(200, {"kind": "APIGroup", "versions": versions,
+                             "preferredVersion": versions[0]})  # fmt: skip
+
+        def _schema(self, version):
+            if version in cluster.groups.get("nvidia.com", {}):
+                self._send(200, open_api(cluster.release, version), "application/json")
+            else:
+                self._send(404, b"404 page not found\n", "text/plain")
 
         def _resource(self, method, group, version, rest, query, data, fault):
             namespace = ""
             if rest[0] == "namespaces" and len(rest) > 2:
                 namespace, rest = rest[1], rest[2:]
             resource, name, sub = rest[0], (rest[1:] or [""])[0], rest[2:]
+            self._version = version
             if resource not in cluster.groups.get(group, {}).get(version, ()):
                 self._send(404, b"404 page not found\n", "text/plain")
                 return
@@ -575,7 +614,7 @@ def _handler(cluster: FakeCluster):
                 self._broken(fault)
 
         def _invalid(self, body, query):
-            found = problems(body, RELEASE)
+            found = problems(body, cluster.release)
             unknown = [str(problem) for problem in found if problem.unknown]
             if unknown and query.get("fieldValidation") == "Strict":
                 return 400, "BadRequest", f"strict decoding error: {', '.join(unknown)}"
@@ -583,6 +622,9 @@ def _handler(cluster: FakeCluster):
             if wrong:
                 name = body["metadata"].get("name")
                 return 422, "Invalid", f'{body["kind"]} "{name}" is invalid: {", ".join(wrong)}'
+            denied = ", ".join(map(str, admission_problems(body, cluster.release)))
+            if denied:
+                return 422, "Invalid", f"admission webhook denied the request: {denied}"
             return None
 
         def _delete(self, resource, namespace, name, options):
@@ -606,13 +648,19 @@ def _handler(cluster: FakeCluster):
                 if found is None:
                     self._missing(resource, name)
                 else:
-                    self._json(200, found)
+                    self._json(200, self._as_asked(resource, found))
+
+        def _as_asked(self, resource, item):
+            """An object in the version that it is asked for in; we never need another's spec."""
+            if resource == DGD and _version(item) != self._version:
+                return {**item, "apiVersion": f"nvidia.com/{self._version}", "spec": {}}
+            return item
 
         def _list(self, resource, namespace, query):
             with cluster.lock:
                 items = [
-                    item for key, item in cluster.objects.items()
-                    if key[:2] == (resource, namespace) and _selected(item, query)
+                    self._as_asked(resource, item) for key, item in cluster.objects.items()
+                    if key[0] == resource and namespace in (key[1], "") and _selected(item, query)
                 ]  # fmt: skip
                 version = str(cluster.version)
                 self._json(200, {"kind": "List", "items": items,
@@ -641,7 +689,7 @@ def _handler(cluster: FakeCluster):
                     since = version
                     here = what == resource and item["metadata"]["namespace"] == namespace
                     if here and _selected(item, query):
-                        self._chunk({"type": kind, "object": item})
+                        self._chunk({"type": kind, "object": self._as_asked(what, item)})
                 if expired:
                     status = {"kind": "Status", "code": 410, "reason": "Expired",
                               "message": "too old resource version"}  # fmt: skip

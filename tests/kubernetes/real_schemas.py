@@ -2,14 +2,15 @@
 
 The schemas of DynamoGraphDeployments are those of Dynamo's releases, see ``schemas/make.py``. All
 other objects are compared with the models of the official client, which are generated from
-Kubernetes' own description. Not checked, because only a cluster does: rules in CEL, and the
-operator's webhooks.
+Kubernetes' own description. The schemas' rules in CEL that can concern a new deployment, and what
+the operator's admission asks of images, are written here again. Not checked: its other webhooks.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,102 @@ def graph_problems(content: Any, release: str, version: str = "v1alpha1") -> lis
     return found
 
 
+# A tag as the operator reads it (deploy/operator/internal/runtimeversion), such as v1.6.1-rc.1+x.
+_NUMBER = r"(0|[1-9][0-9]*)"
+_WORD = rf"({_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+_BUILD = r"[0-9A-Za-z-]+"
+_TAG = re.compile(
+    rf"[vV]?{_NUMBER}\.{_NUMBER}\.{_NUMBER}(-{_WORD}(\.{_WORD})*)?(\+{_BUILD}(\.{_BUILD})*)?"
+)
+
+
+def admission_problems(document: dict[str, Any], release: str) -> list[Problem]:
+    """What the rules in CEL and the admission refuse of a new DynamoGraphDeployment.
+
+    From the markers ``XValidation`` in ``deploy/operator/api/v1beta1``; for images, which need
+    ``runtimeVersionOverride`` since the operator of 1.5.0, from ``shared_v1beta1.go`` and
+    ``shared_v1alpha1.go`` in ``deploy/operator/internal/webhook/validation``.
+    """
+    if document["kind"] != "DynamoGraphDeployment":
+        return []
+    spec = document.get("spec") or {}
+    components = list(_components(spec))
+    names = [item["name"].lower() for _, item, _, _ in components]
+    found = []
+    if spec.get("restart"):
+        found.append(Problem("spec", "spec.restart must be unset on create"))
+    if len(set(names)) < len(names):
+        found.append(Problem("spec.components", "names must be unique case-insensitively"))
+    if sum(item.get("type") == "epp" for _, item, _, _ in components) > 1:
+        found.append(Problem("spec.components", "at most one component may have type epp"))
+    for path, item, where, image in components:
+        if item.get("eppConfig") and item.get("type") != "epp":
+            found.append(Problem(path, "eppConfig may only be set when type is epp"))
+        replicas = item.get("replicas", 1)
+        if replicas and item.get("minAvailable", 0) > replicas:
+            found.append(Problem(path, "minAvailable must be less than or equal to replicas"))
+        if _OVERRIDE not in json.dumps(_made(release)):
+            continue
+        tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+        if not image:
+            found.append(Problem(f"{path}.{where}", "Required value: is required"))
+        elif not item.get(_OVERRIDE) and not _TAG.fullmatch(tag):
+            found.append(Problem(f"{path}.{_OVERRIDE}", _OVERRIDE_REQUIRED))
+    return found
+
+
+_OVERRIDE = "runtimeVersionOverride"
+_OVERRIDE_REQUIRED = (
+    "Required value: is required when the specified Dynamo runtime container image has no "
+    "parseable semantic-version tag"
+)
+
+
+def _components(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    """Path, component with name and type, and path and name of its image, in either version."""
+    for name, item in spec.get("services", {}).items():
+        where = "extraPodSpec.mainContainer.image"
+        image = item.get("extraPodSpec", {}).get("mainContainer", {}).get("image", "")
+        kind = item.get("componentType")
+        yield f"spec.services[{name}]", {**item, "name": name, "type": kind}, where, image
+    for index, item in enumerate(spec.get("components", ())):
+        where, image = "podTemplate.spec.containers", ""
+        containers = item.get("podTemplate", {}).get("spec", {}).get("containers", ())
+        for at, container in enumerate(containers):
+            if container["name"] == "main":
+                where, image = f"{where}[{at}].image", container.get("image", "")
+        yield f"spec.components[{index}]", item, where, image
+
+
+@functools.cache
+def open_api(release: str, version: str) -> bytes:
+    """The schema as an API server shows it to all: OpenAPI v3, nothing written once for several."""
+    made = _made(release)
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return whole(made["$defs"][node["$ref"].rpartition("/")[2]])
+        return {key: whole(value) for key, value in node.items()}
+
+    kind = {"group": "nvidia.com", "version": version, "kind": "DynamoGraphDeployment"}
+    schema = {**whole(made["versions"][version]), "x-kubernetes-group-version-kind": [kind]}
+    schemas = {f"com.nvidia.{version}.DynamoGraphDeployment": schema, "meta.v1.Status": {}}
+    return json.dumps({"openapi": "3.0.0", "components": {"schemas": schemas}}).encode()
+
+
+@functools.cache
+def _made(release: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DIRECTORY / f"{release}.json").read_text("utf-8"))
+    return found
+
+
 @functools.cache
 def _validator(release: str, version: str) -> Any:
-    made = json.loads((DIRECTORY / f"{release}.json").read_text("utf-8"))
+    made = _made(release)
     kind = jsonschema.validators.extend(
         jsonschema.Draft202012Validator, {"x-kubernetes-list-map-keys": _unique}
     )

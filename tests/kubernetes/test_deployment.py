@@ -11,6 +11,7 @@ import pytest
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster, connector
 from pytest_dynamo_bench.targets.kubernetes.deployment import Deployment
+from pytest_dynamo_bench.targets.kubernetes.graph import NEW_OPERATOR
 from pytest_dynamo_bench.targets.kubernetes.manifest import labels, render
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings, Limits
 from tests.kubernetes.fake_cluster import (
@@ -24,6 +25,7 @@ from tests.kubernetes.fake_cluster import (
     unschedulable,
     waiting,
 )
+from tests.kubernetes.forms import components
 from tests.kubernetes.test_manifests import SPLIT, bench
 
 LIMITS = Limits(schedule=0.5, pull=0.5, ready=1.2, answer=2, grace=0.4, delete=3, restarts=3)
@@ -42,7 +44,7 @@ class Stages:
 
 
 def deployment(api, tmp_path, *, run=RUN, engine="trtllm", limits=LIMITS, progress=None):
-    documents = render(bench(engine, SPLIT), SPLIT, ClusterSettings(NAMESPACE), run)
+    documents = render(bench(engine, SPLIT), SPLIT, ClusterSettings(NAMESPACE), run, NEW_OPERATOR)
     return Deployment(api, documents, run, limits, tmp_path / "cluster", progress or Stages())
 
 
@@ -200,7 +202,7 @@ def test_what_the_operator_says_is_read_with_care(fake, api, tmp_path, status, m
 
 def test_a_name_that_somebody_else_has_is_left_alone(fake, api, tmp_path):
     found = deployment(api, tmp_path, engine="vllm")
-    other = {"metadata": {"name": found.name, "labels": {}}, "spec": {"services": {}}}
+    other = {"metadata": {"name": found.name, "labels": {}}, "spec": {}}
     fake.add(DGD, other)
     with pytest.raises(DeploymentError) as caught, found.open():
         pass
@@ -213,7 +215,7 @@ def test_a_name_that_somebody_else_has_is_left_alone(fake, api, tmp_path):
 def test_a_name_of_another_run_is_left_alone_too(fake, api, tmp_path):
     found = deployment(api, tmp_path, engine="vllm")
     metadata = {"name": found.name, "labels": labels(SPLIT, "run-0")}
-    fake.add(DGD, {"metadata": metadata, "spec": {"services": {}}})
+    fake.add(DGD, {"metadata": metadata, "spec": {}})
     with pytest.raises(DeploymentError, match="it is of run run-0; it is left alone"), found.open():
         pass
 
@@ -222,7 +224,7 @@ def test_an_earlier_one_that_is_going_is_waited_for(fake, api, tmp_path):
     found = deployment(api, tmp_path, engine="vllm")
     fake.stuck = True
     metadata = {"name": found.name, "labels": {}, "deletionTimestamp": "2026-01-01T00:00:00Z"}
-    fake.add(DGD, {"metadata": metadata, "spec": {"services": {}}})
+    fake.add(DGD, {"metadata": metadata, "spec": {}})
     threading.Timer(0.5, setattr, (fake, "stuck", False)).start()
     with found.open():
         pass
@@ -238,22 +240,22 @@ def test_an_answer_to_create_that_is_lost(fake, api, tmp_path):
 
 
 def test_a_field_that_does_not_exist_is_refused_by_the_api_server(fake, api, tmp_path):
-    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN)
-    documents[-1]["spec"]["services"]["decode"]["replicsa"] = 3
+    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN, NEW_OPERATOR)
+    documents[-1]["spec"]["components"][2]["replicsa"] = 3
     found = Deployment(api, documents, RUN, LIMITS, tmp_path / "cluster", Stages())
     with pytest.raises(DeploymentError) as caught, found.open():
         pass
-    assert 'unknown field "spec.services.decode.replicsa"' in str(caught.value)
+    assert 'unknown field "spec.components[2].replicsa"' in str(caught.value)
     assert nothing_left(fake)
 
 
 def test_a_value_of_a_wrong_type_is_refused_by_the_api_server(fake, api, tmp_path):
-    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN)
-    documents[-1]["spec"]["services"]["decode"]["replicas"] = "three"
+    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN, NEW_OPERATOR)
+    documents[-1]["spec"]["components"][2]["replicas"] = "three"
     found = Deployment(api, documents, RUN, LIMITS, tmp_path / "cluster", Stages())
     with pytest.raises(DeploymentError) as caught, found.open():
         pass
-    told = "spec.services.decode.replicas: 'three' is not of type 'integer'"
+    told = "spec.components[2].replicas: 'three' is not of type 'integer'"
     assert told in str(caught.value)
     assert nothing_left(fake)
 
@@ -261,9 +263,9 @@ def test_a_value_of_a_wrong_type_is_refused_by_the_api_server(fake, api, tmp_pat
 @pytest.mark.parametrize("service", ["Frontend", "decode"])
 def test_a_program_that_refuses_its_arguments_ends_again_and_again(fake, api, tmp_path, service):
     pytest.importorskip("dynamo.frontend", reason="needs ai-dynamo")
-    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN)
-    spec = documents[-1]["spec"]["services"][service]["extraPodSpec"]
-    spec["mainContainer"]["args"].append("--router-reset-states")
+    documents = render(bench("vllm", SPLIT), SPLIT, ClusterSettings(NAMESPACE), RUN, NEW_OPERATOR)
+    args = components(documents[-1])[service]["container"]["args"]
+    args.append("--router-reset-states")
     found = Deployment(api, documents, RUN, LIMITS, tmp_path / "cluster", Stages())
     with pytest.raises(DeploymentError) as caught, found.open():
         pass
@@ -310,7 +312,7 @@ def test_what_does_not_go_away_is_named_with_the_command_that_removes_it(fake, a
     with pytest.raises(DeploymentError) as caught, found.open():
         fake.stuck = True
     told = str(caught.value)
-    assert re.search(rf"still there 0.6 s after .*: {DGD} {found.name}, pod {found.name}-", told)
+    assert re.search(rf"still there 0.6 s after .*: {DGD}\S* {found.name}, pod {found.name}-", told)
     assert told.endswith(f"python -m pytest_dynamo_bench cleanup --run {RUN}")
     fake.stuck = False
 

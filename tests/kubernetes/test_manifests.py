@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ from pytest_dynamo_bench import (
 )
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.kubernetes.engine_arguments import engine_command
+from pytest_dynamo_bench.targets.kubernetes.graph import (
+    NEW_OPERATOR,
+    OLD_OPERATOR,
+    operator_of_release,
+    tag_of,
+    version_of,
+)
 from pytest_dynamo_bench.targets.kubernetes.manifest import (
     claims,
     deployment_name,
     image_of,
+    operator_of,
     render,
+    with_image,
 )
 from pytest_dynamo_bench.targets.kubernetes.settings import (
     ClusterSettings,
@@ -35,6 +45,8 @@ from pytest_dynamo_bench.targets.kubernetes.settings import (
     Volume,
 )
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump_all
+from tests.kubernetes.forms import OPERATORS, components, shared_env
+from tests.kubernetes.real_schemas import admission_problems, problems
 
 PROJECT = Path(__file__).parent.parent.parent
 PUBLISHED: dict[str, Any] = json.loads(
@@ -117,9 +129,9 @@ def published(page: str, arm: str) -> dict[str, Any]:
     return found
 
 
-def rendered(page: str, arm: str) -> dict[str, Any]:
+def rendered(page: str, arm: str, operator=NEW_OPERATOR) -> dict[str, Any]:
     benchmark, settings = benchmark_of(page), CLUSTERS[page]
-    documents = render(benchmark, benchmark.configuration(arm), settings, "run")
+    documents = render(benchmark, benchmark.configuration(arm), settings, "run", operator)
     return in_short(documents)
 
 
@@ -127,41 +139,46 @@ def in_short(documents) -> dict[str, Any]:
     """The fields that the published facts have, under the same names."""
     graph = documents[-1]
     files = documents[0]["data"] if len(documents) > 1 else {}
-    spec = graph["spec"]
-    services = dict(spec["services"])
-    frontend = services.pop("Frontend")
+    parts = components(graph)
+    claims = {claim: None for part in parts.values() for claim in part["mounts"]}
+    frontend = parts.pop("Frontend")
+    assert frontend["type"] == "frontend"
     found = {
         "name": graph["metadata"]["name"],
-        "framework": spec["backendFramework"],
-        "pvcs": [item["name"] for item in spec.get("pvcs", ())],
-        "graph_env": variables(spec.get("envs")),
+        "framework": graph["spec"]["backendFramework"],
+        "pvcs": list(claims),
+        "graph_env": variables(shared_env(graph)),
         "config_map": documents[0]["metadata"]["name"] if files else None,
         "frontend": {
             "replicas": frontend["replicas"],
-            **frontend.get("resources", {}).get("requests", {}),
-            "args": flags(frontend["extraPodSpec"]["mainContainer"]["args"]),
-            "env": variables(frontend["extraPodSpec"]["mainContainer"].get("env")),
+            **frontend["requests"],
+            "args": flags(frontend["container"]["args"]),
+            "env": variables(frontend["container"].get("env")),
         },
         "workers": {},
     }
-    assert all(item["create"] is False for item in spec.get("pvcs", ()))
-    for name, service in services.items():
-        pod, container = service["extraPodSpec"], service["extraPodSpec"]["mainContainer"]
-        role = service.get("subComponentType", "aggregated")
+    if "services" in graph["spec"]:
+        listed = graph["spec"].get("pvcs", [])
+        assert listed == [{"create": False, "name": claim} for claim in claims]
+    for name, part in parts.items():
+        pod, container = part["pod"], part["container"]
+        role = "aggregated" if part["type"] == "worker" else part["type"]
         probe = container.get("startupProbe")
-        assert service["resources"]["requests"]["gpu"] == service["resources"]["limits"]["gpu"]
+        limits = dict(part["limits"])
+        gpu = limits.pop("nvidia.com/gpu")
+        assert part["requests"] == {"nvidia.com/gpu": gpu}
         found["workers"][role] = without_nothing(
             {
                 "service": name,
-                "sub_component": service.get("subComponentType"),
-                "replicas": service["replicas"],
-                "gpu": service["resources"]["limits"]["gpu"],
-                "custom": service["resources"]["limits"].get("custom"),
-                "nodes": service.get("multinode", {}).get("nodeCount", 1),
+                "sub_component": None if role == "aggregated" else role,
+                "replicas": part["replicas"],
+                "gpu": gpu,
+                "custom": limits,
+                "nodes": part["nodes"],
                 "image": container["image"],
-                "secret": service.get("envFromSecret"),
-                "shared_memory": service.get("sharedMemory", {}).get("size"),
-                "mounts": {m["name"]: m["mountPoint"] for m in service.get("volumeMounts", ())},
+                "secret": part["secret"],
+                "shared_memory": part["shared_memory"],
+                "mounts": part["mounts"],
                 "affinity": next(iter(pod.get("affinity", {})), None),
                 "compute_domain": next(
                     (c["resourceClaimTemplateName"] for c in pod.get("resourceClaims", ())), None
@@ -269,6 +286,11 @@ def test_what_matters_most_is_as_published(page, arm):
         )
     mode = theirs.get("frontend", {"args": {}})["args"].get("--router-mode", "round-robin")
     assert ours["frontend"]["args"]["--router-mode"] == mode
+
+
+@pytest.mark.parametrize(("page", "arm"), ARMS)
+def test_both_forms_say_the_same(page, arm):
+    assert rendered(page, arm, OLD_OPERATOR) == rendered(page, arm, NEW_OPERATOR)
 
 
 def test_the_comparison_would_see_a_wrong_manifest():
@@ -383,10 +405,9 @@ def test_images(engine):
 @pytest.mark.parametrize("engine", ["vllm", "trtllm", "sglang"])
 def test_several_nodes_and_limits(engine):
     found = one(tp=16, nodes=2, max_num_seqs=7, max_num_batched_tokens=1234, prefix_caching=False)
-    documents = render(bench(engine, found), found, ClusterSettings("ns"), "r1")
-    service = documents[-1]["spec"]["services"]["agg"]
-    assert service["multinode"] == {"nodeCount": 2}
-    assert service["resources"]["limits"]["gpu"] == "8"
+    documents = render(bench(engine, found), found, ClusterSettings("ns"), "r1", NEW_OPERATOR)
+    part = components(documents[-1])["agg"]
+    assert (part["nodes"], part["limits"]) == (2, {"nvidia.com/gpu": "8"})
     text = dump_all(documents)
     assert "7" in text and "1234" in text
     off = {"vllm": "--no-enable-prefix-caching", "trtllm": "enable_block_reuse: false",
@@ -412,8 +433,9 @@ def test_names_are_legal_short_and_different():
 
 def test_what_the_cluster_says_is_in_the_manifest():
     settings = ClusterSettings(
-        "team-a", registry="mirror/ai", image_tag="9.9", image_pull_secret="pull-me",
+        "team-a", registry="mirror/ai", image_tag="9.9.0", image_pull_secret="pull-me",
         model_cache=Volume("weights", "/w", size="700Gi"), storage_class="fast",
+        compilation_cache=Volume("kernels", "/k"),
         env={"A": "1"}, node_selector={"pool": "gpu"},
         tolerations=({"key": "gpu", "operator": "Exists"},), compute_domain="domain",
         custom_resources={"rdma/ib": "1"},
@@ -421,22 +443,25 @@ def test_what_the_cluster_says_is_in_the_manifest():
                                        shared_memory="16Gi")},
     )  # fmt: skip
     benchmark = bench("vllm", SPLIT)
-    assert image_of(benchmark, settings) == "mirror/ai/vllm-runtime:9.9"
-    (graph,) = render(benchmark, SPLIT, settings, "r1")
-    assert graph["metadata"]["namespace"] == "team-a"
-    assert graph["spec"]["envs"] == [{"name": "A", "value": "1"}]
-    for name, service in graph["spec"]["services"].items():
-        pod = service["extraPodSpec"]
-        assert pod["nodeSelector"] == {"pool": "gpu"}
-        assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
-        assert pod["imagePullSecrets"] == [{"name": "pull-me"}]
-        if name != "Frontend":
-            assert service["resources"]["limits"]["custom"] == {"rdma/ib": "1"}
-            assert service["resources"]["claims"] == [{"name": "compute-domain-channel"}]
-            assert pod["mainContainer"]["args"][-3:] == ["--extra", "x", "--flag"]
-            assert {"name": "B", "value": "2"} in pod["mainContainer"]["env"]
-            assert service["sharedMemory"] == {"size": "16Gi"}
-    (claim,) = claims(settings)
+    assert image_of(benchmark, SPLIT, settings) == "mirror/ai/vllm-runtime:9.9.0"
+    for operator in OPERATORS:
+        (graph,) = render(benchmark, SPLIT, settings, "r1", operator)
+        assert graph["apiVersion"] == operator.api_version
+        assert graph["metadata"]["namespace"] == "team-a"
+        assert shared_env(graph) == [{"name": "A", "value": "1"}]
+        for name, part in components(graph).items():
+            assert part["pod"]["nodeSelector"] == {"pool": "gpu"}
+            assert part["pod"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+            assert part["pod"]["imagePullSecrets"] == [{"name": "pull-me"}]
+            assert part["mounts"].pop("weights") == "/w"
+            if name != "Frontend":
+                assert part["limits"] == {"nvidia.com/gpu": "2", "rdma/ib": "1"}
+                assert part["claims"] == [{"name": "compute-domain-channel"}]
+                assert part["container"]["args"][-3:] == ["--extra", "x", "--flag"]
+                assert {"name": "B", "value": "2"} in part["container"]["env"]
+                assert part["shared_memory"] == "16Gi"
+                assert part["compiled"] == ["kernels"] and part["mounts"] == {"kernels": "/k"}
+    claim, _ = claims(settings)
     assert claim["spec"]["storageClassName"] == "fast"
     assert claim["spec"]["resources"]["requests"]["storage"] == "700Gi"
 
@@ -446,13 +471,77 @@ def test_engine_files_are_for_tensorrt_llm_only():
     with pytest.raises(
         TargetError, match="config is TensorRT-LLM's; aggregated workers run dynamo"
     ):
-        render(bench("vllm", AGG), AGG, settings, "r")
-    documents = render(bench("trtllm", AGG), AGG, settings, "r")
+        render(bench("vllm", AGG), AGG, settings, "r", NEW_OPERATOR)
+    documents = render(bench("trtllm", AGG), AGG, settings, "r", NEW_OPERATOR)
     assert yaml.safe_load(documents[0]["data"]["aggregated.yaml"])["a"] == 1
 
 
 def test_manifests_are_yaml_that_reads_back():
     for page, arm in ARMS:
         benchmark = benchmark_of(page)
-        documents = render(benchmark, benchmark.configuration(arm), CLUSTERS[page], "run")
-        assert list(yaml.safe_load_all(dump_all(documents))) == documents
+        for operator in OPERATORS:
+            cluster = CLUSTERS[page]
+            documents = render(benchmark, benchmark.configuration(arm), cluster, "run", operator)
+            assert list(yaml.safe_load_all(dump_all(documents))) == documents
+
+
+# -- images and releases ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ("nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.6.1", "1.6.1"),
+        ("localhost:5000/vllm-runtime:v1.5.0-rc.1+x.y", "1.5.0"),
+        ("vllm-runtime:1.6.1@sha256:abc", "1.6.1"), ("a/b:V1.0.0-7e2", "1.0.0"),
+        ("localhost:5000/vllm-runtime", ""), ("vllm-runtime@sha256:abc", ""), ("a:latest", ""),
+        ("a:1.6", ""), ("a:1.06.1", ""), ("a:1.6.1-", ""), ("a:1.6.1.2", ""), ("a:wip-1.6.1", ""),
+        ("a:1.6.1-01", ""), ("a:1.6.1_x", ""),
+    ],
+)  # fmt: skip
+def test_a_tag_is_read_as_the_operator_reads_it(image, version):
+    assert version_of(tag_of(image)) == version
+    spec = {"services": {"a": {"extraPodSpec": {"mainContainer": {"image": image}}}}}
+    asked = admission_problems({"kind": "DynamoGraphDeployment", "spec": spec}, "1.5")
+    assert bool(asked) is not bool(version)
+
+
+@pytest.mark.parametrize(
+    ("release", "operator"),
+    [("1.3.1", OLD_OPERATOR), ("1.4.2", OLD_OPERATOR), ("1.5.0", NEW_OPERATOR),
+     ("1.6.1", NEW_OPERATOR), ("2.0.0", NEW_OPERATOR), ("", NEW_OPERATOR)],
+)  # fmt: skip
+def test_the_operator_of_a_release(release, operator):
+    assert operator_of_release(release) == operator
+    settings = ClusterSettings("ns", image_tag=release or "wip")
+    assert operator_of(bench("vllm", AGG), AGG, settings) == operator
+
+
+def test_an_image_whose_tag_says_no_release_needs_the_release():
+    benchmark, own = bench("vllm", AGG), {"agg": "me/vllm:wip"}
+    settings = with_image(ClusterSettings("ns"), own, benchmark, AGG)
+    with pytest.raises(TargetError, match=r"image me/vllm:wip is no release .* runtime_version"):
+        render(benchmark, AGG, settings, "r", NEW_OPERATOR)
+    (old,) = render(benchmark, AGG, settings, "r", OLD_OPERATOR)
+    assert {part["runtime"] for part in components(old).values()} == {None}
+    for version in ("v1alpha1", "v1beta1"):
+        operator = replace(NEW_OPERATOR, version=version)
+        told = replace(settings, runtime_version="1.6.1")
+        (graph,) = render(benchmark, AGG, told, "r", operator)
+        for part in components(graph).values():
+            assert (part["runtime"], part["container"]["image"]) == ("1.6.1", "me/vllm:wip")
+        assert problems(graph, "1.5") + admission_problems(graph, "1.5") == []
+        (graph,) = render(benchmark, AGG, ClusterSettings("ns"), "r", operator)
+        assert {part["runtime"] for part in components(graph).values()} == {None}
+
+
+def test_an_image_of_the_command_line_is_for_all_or_for_one():
+    benchmark, settings = bench("vllm", AGG), ClusterSettings("ns", images={"vllm": "theirs:1.6.0"})
+    for images, image in (
+        ({}, "theirs:1.6.0"), ({"": "mine:1.6.1"}, "mine:1.6.1"),
+        ({"": "mine:1.6.1", "agg": "my/agg:1.6.1"}, "my/agg:1.6.1"),
+        ({"agg": "my/agg:1.6.1", "example/agg": "this:1.6.1"}, "this:1.6.1"),
+        ({"other/agg": "x:1.6.1", "split": "y:1.6.1"}, "theirs:1.6.0"),
+    ):  # fmt: skip
+        found = with_image(settings, images, benchmark, AGG)
+        assert image_of(benchmark, AGG, found) == image

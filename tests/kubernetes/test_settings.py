@@ -184,7 +184,8 @@ def test_show_prints_what_would_be_deployed(tmp_path):
     assert claim["kind"] == "PersistentVolumeClaim"
     assert yaml.safe_load(config["data"]["prefill.yaml"])["max_seq_len"] == 5
     assert graph["metadata"]["namespace"] == "team-a"
-    assert len(yaml.safe_load(done.stdout.split("\n---\n")[-1])["spec"]["services"]) == 3
+    assert graph["apiVersion"] == "nvidia.com/v1alpha1" and len(graph["spec"]["services"]) == 3
+    assert "# kimi_feature_stack: disagg-eagle-kv-router (nvidia.com/v1alpha1)\n" in done.stdout
 
 
 def test_show_says_what_is_wrong(tmp_path):

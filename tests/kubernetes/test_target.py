@@ -18,6 +18,7 @@ from pytest_dynamo_bench.cli.main import main
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster, connector
+from pytest_dynamo_bench.targets.kubernetes.graph import NEW_OPERATOR, resource_of
 from pytest_dynamo_bench.targets.kubernetes.load_job import job_manifest, order_maps
 from pytest_dynamo_bench.targets.kubernetes.preflight import PERMISSIONS, permissions
 from pytest_dynamo_bench.targets.kubernetes.settings import (
@@ -118,8 +119,8 @@ def test_all_that_is_missing_is_told_at_once(fake):
         (lambda fake: fake.remove("namespaces", NAMESPACE), "there is no namespace 'bench'"),
         (lambda fake: fake.set_status("namespaces", NAMESPACE, {"phase": "Terminating"}),
          "namespace 'bench' is being deleted"),
-        (lambda fake: fake.groups.update({"nvidia.com": {"v1beta1": ()}}),
-         "the Dynamo operator serves nvidia.com/v1beta1, not v1alpha1"),
+        (lambda fake: fake.groups.update({"nvidia.com": {"v1": ()}}),
+         "the Dynamo operator serves nvidia.com/v1, not v1beta1 or v1alpha1"),
         (lambda fake: fake.stop(), "the cluster is not usable: the API server cannot be reached"),
         (lambda fake: fake.tokens.clear(), "the cluster is not usable: the API server does not"),
         (lambda fake: [fake.named("nodes")[n]["spec"].update(unschedulable=True)
@@ -247,8 +248,11 @@ def test_an_own_manifest_takes_the_place_of_the_rendered_one(fake, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(
         "apiVersion: nvidia.com/v1alpha1\nkind: DynamoGraphDeployment\nmetadata: {name: mine}\n"
-        "spec:\n  services:\n    Gateway: {componentType: frontend}\n"
-        "    agg: {componentType: worker, replicas: 2}\n"
+        "spec:\n  services:\n"
+        "    Gateway: {componentType: frontend, extraPodSpec: {mainContainer: "
+        "{image: 'a:1.6.1'}}}\n"
+        "    agg: {componentType: worker, replicas: 2, extraPodSpec: {mainContainer: "
+        "{image: 'a:1.6.1'}}}\n"
     )
     with serving(FAST, NOT_DYNAMO) as server:
         fake.frontend_url = server.base_url
@@ -423,11 +427,13 @@ def test_large_orders_are_cut_into_pieces_that_a_configmap_holds():
 
 def test_what_a_killed_run_left_is_listed_and_removed(fake, tmp_path, capsys):
     found = target()
-    documents = found._documents(bench("trtllm", SPLIT), SPLIT)
-    for document, resource in zip(documents, ("configmaps", DGD), strict=True):
-        found._cluster.create(resource, document)
+    documents = found._documents(bench("trtllm", SPLIT), SPLIT, NEW_OPERATOR)
+    for document in documents:
+        found._cluster.create(resource_of(document), document)
     other = KubernetesTarget(KubernetesOptions(settings()), found._cluster, run_id="run-2")
-    found._cluster.create("configmaps", other._documents(bench("trtllm", SPLIT), SPLIT)[0])
+    found._cluster.create(
+        "configmaps", other._documents(bench("trtllm", SPLIT), SPLIT, NEW_OPERATOR)[0]
+    )
     fake.add("configmaps", {"metadata": {"name": "somebody-elses"}})
     path = tmp_path / "cluster.yaml"
     path.write_text(f"namespace: {NAMESPACE}\n")

@@ -16,6 +16,12 @@ from pytest_dynamo_bench.targets.service.options import ACCESS_OPTIONS, given_ac
 if TYPE_CHECKING:
     from pytest_dynamo_bench.targets.base import Target
 
+_IMAGE = option(
+    "--dynamo-image", metavar="[NAME=]IMAGE", action="append", default=[],
+    help="kubernetes: an image of the engine's runtime, with NAME for one configuration only; "
+    "NAME may be BENCHMARK/CONFIGURATION; can be given several times",
+)  # fmt: skip
+_VERSIONS = ("v1beta1", "v1alpha1")
 _OPTIONS = OptionGroup("kubernetes", (
     option(
         "--dynamo-cluster", metavar="FILE", type=Path, default=None,
@@ -27,11 +33,18 @@ _OPTIONS = OptionGroup("kubernetes", (
         help="a manifest of your own for a configuration, instead of the rendered one; NAME may be "
         "BENCHMARK/CONFIGURATION; can be given several times",
     ),
+    _IMAGE,
 ))  # fmt: skip
 _SHOW_OPTIONS = (
+    _IMAGE,
     option(
         "--dynamo-cluster", type=Path, metavar="FILE",
         help="kubernetes: settings of the cluster (default: none, with namespace 'default')",
+    ),
+    option(
+        "--api-version", choices=_VERSIONS, default=None,
+        help="kubernetes: of the operator's API (default: that of the Dynamo that is deployed; "
+        "a run asks the cluster)",
     ),
     option(
         "--with-claims", action="store_true",
@@ -55,6 +68,7 @@ def _make(option: OptionValue) -> Target:
         KubernetesOptions(
             settings=read_settings(path),
             manifests=dict(map(_manifest, option("dynamo_manifest"))),
+            images=dict(map(_image, option("dynamo_image"))),
             dry_run=option("dynamo_dry_run"),
             access=given_access(option),
             seconds=option("dynamo_seconds"),
@@ -73,16 +87,34 @@ def _manifest(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
+def _image(text: str) -> tuple[str, str]:
+    name, equals, image = text.rpartition("=")
+    if not image or any(character.isspace() for character in image) or (equals and not name):
+        raise TargetError(
+            f"--dynamo-image: {text!r}: must be IMAGE or CONFIGURATION=IMAGE, such as "
+            "registry/vllm-runtime:1.6.1"
+        )
+    return name, image
+
+
 def _show(
     benchmark: Benchmark, configurations: Sequence[Configuration], options: argparse.Namespace
 ) -> Iterator[str]:
     """The manifests as one YAML stream."""
-    from pytest_dynamo_bench.targets.kubernetes.manifest import claims, render
+    from pytest_dynamo_bench.targets.kubernetes.graph import NEW_OPERATOR, OLD_OPERATOR
+    from pytest_dynamo_bench.targets.kubernetes.manifest import (
+        claims,
+        operator_of,
+        render,
+        with_image,
+    )
     from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings, read_settings
     from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump_all
 
     file = options.dynamo_cluster
     settings = read_settings(file) if file else ClusterSettings("default")
+    images = dict(map(_image, options.dynamo_image))
+    operators = {operator.version: operator for operator in (NEW_OPERATOR, OLD_OPERATOR)}
     parts = []
     if options.with_claims:
         found = claims(settings)
@@ -90,8 +122,11 @@ def _show(
             raise TargetError("--with-claims: the settings name no model_cache")
         parts.append("# volumes that have to exist\n" + dump_all(found))
     for configuration in configurations:
-        documents = render(benchmark, configuration, settings, _RUN)
-        parts.append(f"# {benchmark.name}: {configuration.name}\n" + dump_all(documents))
+        own = with_image(settings, images, benchmark, configuration)
+        operator = operators.get(options.api_version) or operator_of(benchmark, configuration, own)
+        documents = render(benchmark, configuration, own, _RUN, operator)
+        named = f"# {benchmark.name}: {configuration.name} ({operator.api_version})\n"
+        parts.append(named + dump_all(documents))
     yield "---\n".join(parts).removesuffix("\n")
 
 

@@ -21,18 +21,17 @@ import msgspec
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.outside import admitted, decoded, plain, shown
 from pytest_dynamo_bench.plain_text import Secrets, one_line
-from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import REMEDY
 
 Object = dict[str, Any]
 T = TypeVar("T")
 _BASES = {
-    PLURAL: f"/apis/{GROUP}/{VERSION}",
     "jobs": "/apis/batch/v1",
     "events": "/api/v1",
     "resourceclaimtemplates": "/apis/resource.k8s.io/v1beta1",
     "selfsubjectaccessreviews": "/apis/authorization.k8s.io/v1",
 }
+_KIND = "x-kubernetes-group-version-kind"
 _WITHOUT_NAMESPACE = frozenset({"nodes", "namespaces", "selfsubjectaccessreviews"})
 # 410 is a list that has to be begun anew; a watch sees to it itself.
 _TRY_AGAIN = frozenset({410, 429, 500, 502, 503, 504})
@@ -72,6 +71,9 @@ class WatchExpiredError(Exception):
 
 class Cluster:
     """A namespace of a cluster.
+
+    A resource is named by its plural, such as ``pods``, or as kubectl writes it with version and
+    group: ``dynamographdeployments.v1beta1.nvidia.com``.
 
     Args:
         connect: makes the official client; called again when a token is not accepted any more.
@@ -236,6 +238,27 @@ class Cluster:
             raise
         return [item.version for item in _answered(data, _Group, f"API group {group}").versions]
 
+    def schema(self, group: str, version: str, kind: str) -> Object:
+        """The schema of a kind, as OpenAPI; empty where there is none of that kind.
+
+        Raises:
+            ApiError: it cannot be read.
+        """
+        what = f"the schema of {kind}"
+        data = self._raw("get", f"/openapi/v3/apis/{group}/{version}", what, {})
+        schemas = _answered(data, _OpenApi, what).components.schemas
+        return next((s for s in schemas.values() if kind in map(_kind, s.get(_KIND, ()))), {})
+
+    def anywhere(self, resource: str, selector: str) -> list[Object]:
+        """All objects with some labels, in all namespaces.
+
+        Raises:
+            ApiError: they cannot be listed.
+        """
+        path = f"{_BASES.get(resource, '/api/v1')}/{resource}"
+        data = self._raw("get", path, f"{resource} of all namespaces", {"labelSelector": selector})
+        return _answered(data, _Listed, resource).items or []
+
     def server_version(self) -> str:
         """Of the API server."""
         data = self._raw("get", "/version", "version", {})
@@ -277,7 +300,10 @@ class Cluster:
                 raise WatchExpiredError from None
             if error.code in _TRY_AGAIN or error.code == 0:
                 return
-            if error.code == HTTPStatus.FORBIDDEN and ("watch", resource) in self._allowed:
+            if (
+                error.code == HTTPStatus.FORBIDDEN
+                and ("watch", resource.partition(".")[0]) in self._allowed
+            ):
                 return
             raise _explained(error.status, "watch", what, self.namespace) from None
         try:
@@ -314,7 +340,9 @@ class Cluster:
     # -- how a request is made ----------------------------------------------------------------
 
     def _path(self, resource: str, name: str = "", rest: str = "") -> str:
-        base = _BASES.get(resource, "/api/v1")
+        resource, _, api = resource.partition(".")
+        version, _, group = api.partition(".")
+        base = f"/apis/{group}/{version}" if group else _BASES.get(resource, "/api/v1")
         place = "" if resource in _WITHOUT_NAMESPACE else f"/namespaces/{self.namespace}"
         parts = [part for part in (name, rest) if part]
         return "/".join([f"{base}{place}/{resource}", *parts])
@@ -467,6 +495,14 @@ class _Version(msgspec.Struct):
     gitVersion: str = "unknown"  # noqa: N815 as the API calls it
 
 
+class _Schemas(msgspec.Struct):
+    schemas: dict[str, dict[str, Any]] = {}
+
+
+class _OpenApi(msgspec.Struct):
+    components: _Schemas = msgspec.field(default_factory=_Schemas)
+
+
 class _WatchEvent(msgspec.Struct):
     type: str
     object: dict[str, Any] = {}
@@ -486,6 +522,10 @@ def _answered(data: bytes, kind: type[T], what: str) -> T:
             f"{shown(data)}; is there a proxy or a login page in front of it?"
         )
         raise ApiError(text, Status(HTTPStatus.OK, "NoAnswer", text, False)) from None
+
+
+def _kind(said: Any) -> str:
+    return str(said.get("kind")) if isinstance(said, dict) else ""
 
 
 def _in_short(error: Exception, secrets: Secrets) -> str:

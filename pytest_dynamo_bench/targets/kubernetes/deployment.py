@@ -22,7 +22,6 @@ from pytest_dynamo_bench.targets.kubernetes.api import (
     WatchExpiredError,
 )
 from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
-    GRAPH_LABEL,
     GraphState,
     PodState,
     graph_state,
@@ -30,11 +29,11 @@ from pytest_dynamo_bench.targets.kubernetes.diagnosis import (
     pod_state,
     progress_text,
 )
-from pytest_dynamo_bench.targets.kubernetes.manifest import KIND, PLURAL, RUN_LABEL
+from pytest_dynamo_bench.targets.kubernetes.graph import GRAPH_LABEL, parts, resource_of
+from pytest_dynamo_bench.targets.kubernetes.manifest import RUN_LABEL
 from pytest_dynamo_bench.targets.kubernetes.settings import Limits
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
 
-RESOURCES = {KIND: PLURAL, "ConfigMap": "configmaps", "Job": "jobs"}
 _WATCH_SECONDS: float = 3
 _POLL_SECONDS = 1.0
 _LOG_LINES = 25
@@ -74,7 +73,8 @@ class Deployment:
         self._created: list[tuple[str, str]] = []
         self._watch_seconds = min(_WATCH_SECONDS, limits.ready / 10)
         self.name = str(self._graph["metadata"]["name"])
-        self.services: Mapping[str, Any] = self._graph.get("spec", {}).get("services") or {}
+        self.parts = parts(self._graph)
+        self._graphs = resource_of(self._graph)
         self.selector = f"{GRAPH_LABEL}={self.name}"
 
     @contextmanager
@@ -111,7 +111,7 @@ class Deployment:
         self._create(document)
 
     def _create(self, document: Object) -> None:
-        resource = RESOURCES[document["kind"]]
+        resource = resource_of(document)
         name = str(document["metadata"]["name"])
         deadline = time.monotonic() + self.limits.delete
         # Noted before: an answer that was lost may have created it all the same.
@@ -190,7 +190,7 @@ class Deployment:
         Raises:
             DeploymentError: somebody has deleted it.
         """
-        items, version = self.cluster.all_with_version(PLURAL, f"{RUN_LABEL}={self.run_id}")
+        items, version = self.cluster.all_with_version(self._graphs, f"{RUN_LABEL}={self.run_id}")
         for item in items:
             if item["metadata"]["name"] == self.name:
                 return item, version
@@ -203,7 +203,7 @@ class Deployment:
         """The deployment after its next change, or as it is after a few seconds."""
         try:
             for kind, item in self.cluster.watch(
-                PLURAL, f"{RUN_LABEL}={self.run_id}", version, self._watch_seconds
+                self._graphs, f"{RUN_LABEL}={self.run_id}", version, self._watch_seconds
             ):
                 version = str(item.get("metadata", {}).get("resourceVersion") or version)
                 if kind == "BOOKMARK" or item.get("metadata", {}).get("name") != self.name:
@@ -291,7 +291,7 @@ class Deployment:
         self._evidence.mkdir(parents=True, exist_ok=True)
         self._write("reason.txt", why + "\n")
         self._write("manifest.yaml", "---\n".join(dump(_shown(d)) for d in self._documents))
-        graph = self.cluster.find(PLURAL, self.name)
+        graph = self.cluster.find(self._graphs, self.name)
         if graph is not None:
             self._write("deployment.yaml", dump(_shown(graph)))
         pods = self.cluster.all("pods", self.selector)

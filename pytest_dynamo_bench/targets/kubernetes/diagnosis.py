@@ -12,13 +12,12 @@ from typing import Any, Literal
 import msgspec
 
 from pytest_dynamo_bench.outside import admitted
+from pytest_dynamo_bench.targets.kubernetes.graph import COMPONENT_LABEL, parts
 from pytest_dynamo_bench.targets.kubernetes.manifest import FRONTEND
 from pytest_dynamo_bench.targets.kubernetes.settings import Limits
 
 Phase = Literal["scheduling", "pulling", "starting", "ready", "ended"]
 Object = Mapping[str, Any]
-COMPONENT_LABEL = "nvidia.com/dynamo-component"
-GRAPH_LABEL = "nvidia.com/dynamo-graph-deployment-name"
 _PULL_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
@@ -100,24 +99,11 @@ class _GraphStatus(_Said):
     observed_generation: int | None = None
     conditions: list[_Condition] = []
     services: dict[str, Any] | list[str] = {}
-
-
-class _Multinode(_Said):
-    node_count: int = 1
-
-
-class _Service(_Said):
-    replicas: int | None = None
-    multinode: _Multinode | None = None
-
-
-class _GraphSpec(_Said):
-    services: dict[str, _Service] = {}
+    components: dict[str, Any] = {}
 
 
 class _Graph(_Said):
     metadata: _Metadata | None = None
-    spec: _GraphSpec | None = None
     status: _GraphStatus | None = None
 
 
@@ -281,27 +267,23 @@ def graph_state(graph: Object) -> GraphState:
         ready=state == "successful" and ready.get("status") == "True" and current,
         message=" ".join(str(bad.get("message", "")).split())[:400],
         invalid="ValidationFailed" in {c.get("reason") for c in conditions.values()},
-        services=frozenset(status.get("services") or ()),
+        services=frozenset([*(status.get("services") or ()), *(status.get("components") or ())]),
     )
 
 
 def progress_text(graph: Object, states: Sequence[PodState]) -> str:
     """One line: ready pods of each service, and the first reason why one is not."""
-    services = (_typed(_Graph, graph).get("spec") or {}).get("services") or {}
-    parts = []
-    for name, service in services.items():
-        nodes = int((service.get("multinode") or {}).get("nodeCount") or 1)
-        replicas = service.get("replicas")
-        wanted = int(1 if replicas is None else replicas) * nodes
-        own = [s for s in states if s.service.lower() == name.lower()]
+    shown = []
+    for part in parts(graph):
+        own = [s for s in states if s.service.lower() == part.name.lower()]
         ready = sum(state.phase == "ready" for state in own)
-        part = f"{name} {ready}/{wanted}"
+        text = f"{part.name} {ready}/{part.pods}"
         slowest = next((s for s in own if s.phase != "ready"), None)
         if slowest is not None:
-            part += f" {slowest.phase}"
-        parts.append(part)
+            text += f" {slowest.phase}"
+        shown.append(text)
     why = next((state for state in states if state.reason), None)
-    text = ", ".join(parts) or "no pods yet"
+    text = ", ".join(shown) or "no pods yet"
     return f"{text} ({why.name}: {why.reason[:160]})" if why else text
 
 
@@ -314,7 +296,7 @@ def missing_services(asked: Object, known: frozenset[str]) -> list[str]:
     if not known:
         return []
     names = [name.lower() for name in known]
-    wanted = (_typed(_Graph, asked).get("spec") or {}).get("services") or {FRONTEND: {}}
+    wanted = [part.name for part in parts(asked)] or [FRONTEND]
     return [
         service
         for service in wanted

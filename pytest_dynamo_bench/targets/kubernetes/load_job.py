@@ -14,7 +14,8 @@ from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster
 from pytest_dynamo_bench.targets.kubernetes.deployment import Deployment
-from pytest_dynamo_bench.targets.kubernetes.diagnosis import GRAPH_LABEL, PodState, pod_state
+from pytest_dynamo_bench.targets.kubernetes.diagnosis import PodState, pod_state
+from pytest_dynamo_bench.targets.kubernetes.graph import GRAPH_LABEL
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.service.coordinate import run_shards
 from pytest_dynamo_bench.targets.service.probe import Service

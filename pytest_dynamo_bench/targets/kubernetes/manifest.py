@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.dynamo_options import OptionValue, option_arguments
@@ -18,22 +19,29 @@ from pytest_dynamo_bench.targets.kubernetes.engine_arguments import (
     EngineCommand,
     engine_command,
 )
+from pytest_dynamo_bench.targets.kubernetes.graph import (
+    FORMS,
+    GPU,
+    GRAPH_LABEL,
+    KIND,
+    TYPE_LABEL,
+    WORKER_TYPES,
+    Component,
+    Graph,
+    Operator,
+    operator_of_release,
+    tag_of,
+    version_of,
+)
 from pytest_dynamo_bench.targets.kubernetes.model_settings import (
     ModelSettings,
     deep_merge,
     merged,
     model_settings,
 )
-from pytest_dynamo_bench.targets.kubernetes.settings import (
-    ClusterSettings,
-    EngineSettings,
-    Volume,
-)
+from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings, EngineSettings
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
 
-GROUP, VERSION, PLURAL, KIND = "nvidia.com", "v1alpha1", "dynamographdeployments", (
-    "DynamoGraphDeployment"
-)  # fmt: skip
 # Who made an object, of which run, and until when it can be needed: cleanup goes by these.
 OWNER_LABEL = "app.kubernetes.io/managed-by"
 OWNER = "pytest-dynamo-bench"
@@ -45,11 +53,13 @@ SERVICE_NAMES = {"aggregated": "agg", "prefill": "prefill", "decode": "decode"}
 _IMAGES = {"vllm": "vllm-runtime", "trtllm": "tensorrtllm-runtime", "sglang": "sglang-runtime"}
 # Grove limits resource names that are made of the deployment's, the service's and a suffix.
 _LONGEST_NAME = 45 - len("-frontend") - len("-0-0")
+T = TypeVar("T")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
 _HOST = "kubernetes.io/hostname"
 _GPUS_OF_A_NODE = 8
 _CONFIG_VOLUME = "engine-config"
 _CONFIG_PATH = "/config"
+_CLAIM = "compute-domain-channel"
 _PROBE_PERIOD_SECONDS = 60
 
 
@@ -72,36 +82,91 @@ def labels(configuration: Configuration, run_id: str) -> dict[str, str]:
     }
 
 
-def image_of(benchmark: Benchmark, settings: ClusterSettings) -> str:
-    """The engine's runtime image."""
+def image_of(benchmark: Benchmark, configuration: Configuration, settings: ClusterSettings) -> str:
+    """The engine's runtime image: that of the configuration's Dynamo, unless the settings say it.
+
+    Raises:
+        TargetError: the settings name one whose tag is another release than the configuration's.
+    """
+    release = release_of(configuration)
     whole = settings.images.get(benchmark.engine)
-    return whole or f"{settings.registry}/{_IMAGES[benchmark.engine]}:{settings.image_tag}"
+    if not whole:
+        tag = release or settings.image_tag
+        return f"{settings.registry}/{_IMAGES[benchmark.engine]}:{tag}"
+    said = version_of(tag_of(whole))
+    if release and said and said != version_of(release):
+        raise TargetError(
+            f"configuration {configuration.name!r} is of Dynamo {release} and has image {whole}: "
+            "name the image of that release, or leave one of the two out"
+        )
+    return whole
+
+
+def release_of(configuration: Configuration) -> str:
+    """The release of Dynamo that a configuration names; empty where it names none."""
+    return ""
+
+
+def operator_of(
+    benchmark: Benchmark, configuration: Configuration, settings: ClusterSettings
+) -> Operator:
+    """The operator that came with a configuration's Dynamo, where no cluster can be asked."""
+    tag = tag_of(image_of(benchmark, configuration, settings))
+    return operator_of_release(version_of(tag) or settings.runtime_version)
+
+
+def given_for(
+    values: Mapping[str, T], benchmark: Benchmark, configuration: Configuration
+) -> T | None:
+    """What is given for a configuration, by the benchmark's name and its own or by its own."""
+    return values.get(f"{benchmark.name}/{configuration.name}") or values.get(configuration.name)
+
+
+def with_image(
+    settings: ClusterSettings,
+    images: Mapping[str, str],
+    benchmark: Benchmark,
+    configuration: Configuration,
+) -> ClusterSettings:
+    """The settings with the image that is given for a configuration, or under "" for all."""
+    image = given_for(images, benchmark, configuration) or images.get("")
+    return replace(settings, images={benchmark.engine: image}) if image else settings
 
 
 def render(
-    benchmark: Benchmark, configuration: Configuration, settings: ClusterSettings, run_id: str
+    benchmark: Benchmark,
+    configuration: Configuration,
+    settings: ClusterSettings,
+    run_id: str,
+    operator: Operator,
 ) -> list[dict[str, Any]]:
     """The documents of a configuration, in the order in which they are created.
 
     Raises:
-        TargetError: the engine has no switch for a feature, or the layout fits no nodes.
+        TargetError: the engine has no switch for a feature, the layout fits no nodes, or the
+            operator has to be told which Dynamo is in the image and nothing says that.
     """
     known = model_settings(benchmark.model, benchmark.engine)
     name = deployment_name(benchmark, configuration, run_id)
-    services: dict[str, Any] = {FRONTEND: _frontend(benchmark, configuration, settings, known)}
+    image = image_of(benchmark, configuration, settings)
+    runtime = (
+        _runtime_version(image, configuration, settings) if operator.asks_runtime_version else ""
+    )
     files: dict[str, str] = {}
-    for worker in configuration.workers:
-        service = _worker(benchmark, configuration, worker, settings, known, name, files)
-        services[SERVICE_NAMES[worker.mode]] = service
-    spec: dict[str, Any] = {"backendFramework": benchmark.engine}
-    graph_env = {**known.graph_env, **settings.env, **_own_env(configuration.env, configuration)}
-    if graph_env:
-        spec["envs"] = _env(graph_env)
-    volumes = [v for v in (settings.model_cache, settings.compilation_cache) if v is not None]
-    if volumes:
-        # Never created here: a claim that the deployment owns is deleted along with it.
-        spec["pvcs"] = [{"create": False, "name": volume.claim} for volume in volumes]
-    spec["services"] = services
+    components = [_frontend(configuration, settings, known)]
+    components += [
+        _worker(benchmark, configuration, worker, settings, known, name, files)
+        for worker in configuration.workers
+    ]
+    env = {**known.graph_env, **settings.env, **_own_env(configuration.env, configuration)}
+    graph = Graph(
+        benchmark.engine,
+        _env(env),
+        [
+            replace(item, container={"image": image, **item.container}, runtime_version=runtime)
+            for item in components
+        ],
+    )
     found = labels(configuration, run_id)
     documents: list[dict[str, Any]] = []
     if files:
@@ -115,15 +180,29 @@ def render(
         )
     documents.append(
         {
-            "apiVersion": f"{GROUP}/{VERSION}",
+            "apiVersion": operator.api_version,
             "kind": KIND,
             "metadata": {"name": name, "labels": found},
-            "spec": spec,
+            "spec": FORMS[operator.version](graph),
         }
     )
     for document in documents:
         document["metadata"]["namespace"] = settings.namespace
     return documents
+
+
+def _runtime_version(image: str, configuration: Configuration, settings: ClusterSettings) -> str:
+    """What the operator has to be told of an image; nothing where its tag says it."""
+    if version_of(tag_of(image)):
+        return ""
+    found = version_of(release_of(configuration)) or settings.runtime_version
+    if not found:
+        raise TargetError(
+            f"configuration {configuration.name!r}: the tag of image {image} is no release of "
+            "Dynamo, and the operator has to be told which: set runtime_version in the "
+            "cluster's settings, such as 'runtime_version: 1.6.1'"
+        )
+    return found
 
 
 def config_name(name: str) -> str:
@@ -132,38 +211,30 @@ def config_name(name: str) -> str:
 
 
 def _frontend(
-    benchmark: Benchmark,
-    configuration: Configuration,
-    settings: ClusterSettings,
-    known: ModelSettings,
-) -> dict[str, Any]:
+    configuration: Configuration, settings: ClusterSettings, known: ModelSettings
+) -> Component:
     args: dict[str, Any] = {"--router-mode": configuration.router}
     args |= known.frontend.args
     env = {**known.frontend.env, **settings.frontend.env}
     if settings.model_cache is not None:
         env = {"HF_HOME": settings.model_cache.path, **env}
     container = {
-        "image": image_of(benchmark, settings),
         "workingDir": "/workspace",
         "command": ["python3", "-m", "dynamo.frontend"],
         "args": _with_options(args, configuration.frontend_args),
         "env": _env(env),
     }
-    service: dict[str, Any] = {
-        "componentType": "frontend",
-        "replicas": 1,
-        "extraPodSpec": {**_pod(settings), "mainContainer": _without_empty(container)},
-    }
-    amounts = {
-        key: value
-        for key, value in (("cpu", settings.frontend.cpu), ("memory", settings.frontend.memory))
-        if value
-    }
-    if amounts:
-        service["resources"] = {"requests": amounts, "limits": dict(amounts)}
-    if settings.model_cache is not None:
-        service["volumeMounts"] = [_mount(settings.model_cache)]
-    return service
+    amounts = _without_empty({"cpu": settings.frontend.cpu, "memory": settings.frontend.memory})
+    return Component(
+        FRONTEND,
+        "frontend",
+        1,
+        _without_empty(container),
+        _pod(settings),
+        requests=amounts,
+        limits=amounts,
+        model_cache=settings.model_cache,
+    )
 
 
 def _worker(
@@ -174,7 +245,7 @@ def _worker(
     known: ModelSettings,
     name: str,
     files: dict[str, str],
-) -> dict[str, Any]:
+) -> Component:
     own = known.for_role(worker.mode)
     for role in ("all", worker.mode):
         own = merged(own, settings.engines.get(role, EngineSettings()))
@@ -186,7 +257,6 @@ def _worker(
     if settings.model_cache is not None:
         env = {"HF_HOME": settings.model_cache.path, **env}
     container: dict[str, Any] = {
-        "image": image_of(benchmark, settings),
         "workingDir": "/workspace",
         "command": list(engine.command),
         "args": _with_options({**engine.args, **own.args}, worker.engine_args),
@@ -210,36 +280,26 @@ def _worker(
             {"name": _CONFIG_VOLUME, "mountPath": _CONFIG_PATH, "readOnly": True}
         ]
         pod["volumes"] = [{"name": _CONFIG_VOLUME, "configMap": {"name": config_name(name)}}]
-    gpus = {"gpu": str(worker.gpus_per_replica // worker.nodes)}
-    resources: dict[str, Any] = {"requests": dict(gpus), "limits": dict(gpus)}
-    if settings.custom_resources:
-        resources["limits"]["custom"] = dict(settings.custom_resources)
     if settings.compute_domain:
-        claim = "compute-domain-channel"
         pod["resourceClaims"] = [
-            {"name": claim, "resourceClaimTemplateName": settings.compute_domain}
+            {"name": _CLAIM, "resourceClaimTemplateName": settings.compute_domain}
         ]
-        resources["claims"] = [{"name": claim}]
-    service: dict[str, Any] = {"componentType": "worker"}
-    if worker.mode != "aggregated":
-        service["subComponentType"] = worker.mode
-    service["replicas"] = worker.replicas
-    if worker.nodes > 1:
-        service["multinode"] = {"nodeCount": worker.nodes}
-    service["resources"] = resources
-    if settings.token_secret:
-        service["envFromSecret"] = settings.token_secret
-    if own.shared_memory:
-        service["sharedMemory"] = {"size": own.shared_memory}
-    mounts = []
-    if settings.model_cache is not None:
-        mounts.append(_mount(settings.model_cache))
-    if settings.compilation_cache is not None:
-        mounts.append({**_mount(settings.compilation_cache), "useAsCompilationCache": True})
-    if mounts:
-        service["volumeMounts"] = mounts
-    service["extraPodSpec"] = {**pod, "mainContainer": _without_empty(container)}
-    return service
+    gpus = {GPU: str(worker.gpus_per_replica // worker.nodes)}
+    return Component(
+        SERVICE_NAMES[worker.mode],
+        worker.mode,
+        worker.replicas,
+        _without_empty(container),
+        pod,
+        nodes=worker.nodes,
+        requests=gpus,
+        limits={**gpus, **settings.custom_resources},
+        claims=[_CLAIM] if settings.compute_domain else [],
+        secret=settings.token_secret,
+        shared_memory=own.shared_memory,
+        model_cache=settings.model_cache,
+        compilation_cache=settings.compilation_cache,
+    )
 
 
 def _engine_file(engine: EngineCommand, own: EngineSettings, worker: Worker) -> dict[str, Any]:
@@ -268,10 +328,8 @@ def _pod(settings: ClusterSettings) -> dict[str, Any]:
 def _affinity(configuration: Configuration, name: str) -> dict[str, Any]:
     """Workers of a layout on several nodes apart, those of a split that fits one together."""
     workers = {
-        "matchLabels": {
-            "nvidia.com/dynamo-graph-deployment-name": name,
-            "nvidia.com/dynamo-component-type": "worker",
-        }
+        "matchLabels": {GRAPH_LABEL: name},
+        "matchExpressions": [{"key": TYPE_LABEL, "operator": "In", "values": list(WORKER_TYPES)}],
     }
     term = {"labelSelector": workers, "topologyKey": _HOST}
     if configuration.nodes > 1 and configuration.nodes == configuration.replicas:
@@ -317,10 +375,6 @@ def _own_env(variables: Mapping[str, str], configuration: Configuration) -> Mapp
 
 def _env(variables: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": str(value)} for name, value in variables.items()]
-
-
-def _mount(volume: Volume) -> dict[str, Any]:
-    return {"name": volume.claim, "mountPoint": volume.path}
 
 
 def _without_empty(container: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Configuration
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster
-from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, PLURAL, VERSION
+from pytest_dynamo_bench.targets.kubernetes.graph import (
+    FORMS,
+    GROUP,
+    KIND,
+    PLURAL,
+    Operator,
+)
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 
 # verb, group, resource, subresource: what a run does; the shipped role is made of the same.
@@ -26,6 +33,26 @@ LOAD_PERMISSIONS: tuple[tuple[str, str, str, str], ...] = (
 PROXY_PERMISSIONS = tuple((verb, "", "services", "proxy") for verb in ("get", "create"))
 
 
+# What the chart labels the NATS that it brings; others that follow Helm's conventions do too.
+_NATS = "app.kubernetes.io/name=nats"
+_RUNTIME_VERSION = "runtimeVersionOverride"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a preflight found out.
+
+    Attributes:
+        operator: how deployments are written for it.
+        served: the versions of its API, as objects say them.
+        unknown: what could not be found out, for reports.
+    """
+
+    operator: Operator
+    served: Sequence[str]
+    unknown: Sequence[str]
+
+
 def permissions(settings: ClusterSettings) -> tuple[tuple[str, str, str, str], ...]:
     """What a run with these settings has to be allowed to do."""
     more = {"cluster": LOAD_PERMISSIONS, "api-server": PROXY_PERMISSIONS}
@@ -33,12 +60,15 @@ def permissions(settings: ClusterSettings) -> tuple[tuple[str, str, str, str], .
 
 
 def preflight(
-    cluster: Cluster, settings: ClusterSettings, configurations: Sequence[Configuration]
-) -> list[str]:
+    cluster: Cluster,
+    settings: ClusterSettings,
+    configurations: Sequence[Configuration],
+    asking_for_nats: Mapping[str, str],
+) -> Found:
     """Look at the cluster.
 
-    Returns:
-        What could not be found out, for reports.
+    Args:
+        asking_for_nats: what asks for NATS, by the name of the configuration.
 
     Raises:
         TargetError: something is missing; the message lists all of it.
@@ -50,14 +80,62 @@ def preflight(
     except ApiError as error:
         raise TargetError(f"the cluster is not usable: {error}") from None
     _namespace(cluster, problems, unknown)
-    _operator(cluster, problems)
+    operator = None
+    try:
+        operator = operator_in(cluster, unknown)
+    except TargetError as error:
+        problems.append(str(error))
+    except ApiError as error:
+        problems.append(f"cannot see whether the Dynamo operator is installed: {error}")
     _rights(cluster, settings, problems, unknown)
     _objects(cluster, settings, problems, unknown)
+    _nats(cluster, asking_for_nats, problems, unknown)
     _gpus(cluster, settings, configurations, problems, unknown)
-    if problems:
+    if problems or operator is None:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise TargetError(f"the cluster is not ready for this, nothing was created:\n{listed}")
-    return unknown
+    served = [f"{GROUP}/{version}" for version in cluster.versions(GROUP) or ()]
+    return Found(operator, served, unknown)
+
+
+def operator_in(cluster: Cluster, unknown: list[str]) -> Operator:
+    """How the operator of a cluster is told of a deployment: what the API server serves decides.
+
+    Operators before Dynamo 1.5.0 serve v1beta1 too, but store v1alpha1, and have no
+    ``runtimeVersionOverride``: that field tells them apart.
+
+    Raises:
+        TargetError: there is no operator, or it serves no version that is known here.
+        ApiError: the API server cannot be asked.
+    """
+    served = cluster.versions(GROUP)
+    if not served:
+        raise TargetError(
+            f"the Dynamo operator is not installed: the API server has no group {GROUP}; see "
+            "https://docs.nvidia.com/dynamo for installing the Kubernetes platform"
+        )
+    versions = [version for version in FORMS if version in served]
+    if not versions:
+        raise TargetError(
+            f"the Dynamo operator serves {GROUP}/{', '.join(served)}, not {' or '.join(FORMS)}, "
+            "which manifests are rendered for; use an operator that serves one of them as well"
+        )
+    try:
+        asking = [v for v in versions if _has_field(cluster.schema(GROUP, v, KIND))]
+    except ApiError as error:
+        unknown.append(f"whether the operator knows {_RUNTIME_VERSION} ({error.status.reason})")
+        asking = versions[:1] if versions[0] == next(iter(FORMS)) else []
+    if asking:
+        return Operator(asking[0], asks_runtime_version=True)
+    return Operator(versions[-1], asks_runtime_version=False)
+
+
+def _has_field(schema: Any) -> bool:
+    """Whether components have ``runtimeVersionOverride``, as services or in a list."""
+    spec = schema.get("properties", {}).get("spec", {}).get("properties", {})
+    component = spec.get("components", {}).get("items", {})
+    service = spec.get("services", {}).get("additionalProperties", {})
+    return any(_RUNTIME_VERSION in item.get("properties", {}) for item in (component, service))
 
 
 def _namespace(cluster: Cluster, problems: list[str], unknown: list[str]) -> None:
@@ -75,21 +153,25 @@ def _namespace(cluster: Cluster, problems: list[str], unknown: list[str]) -> Non
         problems.append(f"namespace {cluster.namespace!r} is being deleted")
 
 
-def _operator(cluster: Cluster, problems: list[str]) -> None:
-    try:
-        versions = cluster.versions(GROUP)
-    except ApiError as error:
-        problems.append(f"cannot see whether the Dynamo operator is installed: {error}")
+def _nats(
+    cluster: Cluster, asking: Mapping[str, str], problems: list[str], unknown: list[str]
+) -> None:
+    if not asking:
         return
-    if not versions:
-        problems.append(
-            f"the Dynamo operator is not installed: the API server has no group {GROUP}; see "
-            "https://docs.nvidia.com/dynamo for installing the Kubernetes platform"
+    asked = "; ".join(f"{name}: {what}" for name, what in asking.items())
+    try:
+        found = cluster.anywhere("services", _NATS)
+    except ApiError as error:
+        unknown.append(
+            f"whether there is a NATS, which is asked for ({asked}; {error.status.reason})"
         )
-    elif VERSION not in versions:
+        return
+    if not found:
         problems.append(
-            f"the Dynamo operator serves {GROUP}/{', '.join(versions)}, not {VERSION}, which "
-            "manifests are rendered for; use an operator that serves it as well"
+            f"no NATS is in the cluster, and it is asked for ({asked}). Since 1.4.0 Dynamo's chart "
+            "brings none by itself: install it with --set global.nats.install=true, name your own "
+            "as env: {NATS_SERVER: nats://HOST:4222} in the cluster's settings, or do not ask for "
+            "it: without these Dynamo uses TCP and ZMQ"
         )
 
 

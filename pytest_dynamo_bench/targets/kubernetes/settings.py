@@ -17,6 +17,8 @@ from pytest_dynamo_bench.plain_text import SECRET_NAME, did_you_mean
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+# What the operator's schema takes for runtimeVersionOverride.
+_RUNTIME_VERSION = re.compile(r"(0|[1-9]\d{0,3})(\.(0|[1-9]\d{0,3})){2}")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 
 
@@ -116,8 +118,10 @@ class ClusterSettings:
         namespace: where everything is made; it has to exist.
         context: of the kubeconfig; the current one when empty.
         registry: that images are pulled from.
-        image_tag: of the engine's runtime image: a release of Dynamo.
+        image_tag: of the runtime image of configurations that name no Dynamo of their own.
         images: a whole image name by engine, instead of registry and tag.
+        runtime_version: the release of Dynamo in an image whose tag does not say it, such as
+            that of an own build; the operator asks for it.
         image_pull_secret: name of a secret.
         model_cache: volume with the weights.
         compilation_cache: volume for compiled kernels.
@@ -140,6 +144,7 @@ class ClusterSettings:
     registry: str = "nvcr.io/nvidia/ai-dynamo"
     image_tag: str = DYNAMO_RELEASE
     images: Mapping[str, str] = field(default_factory=dict)
+    runtime_version: str = ""
     image_pull_secret: str = ""
     model_cache: Volume | None = None
     compilation_cache: Volume | None = None
@@ -262,6 +267,10 @@ class _Reader:
         for engine in settings.images:
             if engine not in ("vllm", "trtllm", "sglang"):
                 self.fail(("images", engine), "must be vllm, trtllm or sglang")
+        if settings.runtime_version and not _RUNTIME_VERSION.fullmatch(settings.runtime_version):
+            self.fail(
+                ("runtime_version",), f"{settings.runtime_version!r} is no release such as 1.6.1"
+            )
         for role in settings.engines:
             if role not in _ROLES:
                 self.fail(("engines", role), f"must be one of {', '.join(_ROLES)}")

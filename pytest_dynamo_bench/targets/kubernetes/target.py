@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,20 +18,28 @@ from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress
 from pytest_dynamo_bench.targets.kubernetes.api import ApiError, Cluster, Object, connector
-from pytest_dynamo_bench.targets.kubernetes.deployment import RESOURCES, Deployment
+from pytest_dynamo_bench.targets.kubernetes.deployment import Deployment
+from pytest_dynamo_bench.targets.kubernetes.graph import (
+    OLD_OPERATOR,
+    Operator,
+    asks_for_nats,
+    graphs_in,
+    resource_of,
+)
 from pytest_dynamo_bench.targets.kubernetes.load_job import restart_problems, send_from_cluster
 from pytest_dynamo_bench.targets.kubernetes.manifest import (
     FRONTEND,
     FRONTEND_PORT,
     OWNER,
     OWNER_LABEL,
-    PLURAL,
     RUN_LABEL,
+    given_for,
     image_of,
     labels,
     render,
+    with_image,
 )
-from pytest_dynamo_bench.targets.kubernetes.preflight import preflight
+from pytest_dynamo_bench.targets.kubernetes.preflight import operator_in, preflight
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.kubernetes.user_manifest import read_manifest
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump_all
@@ -56,6 +64,7 @@ class KubernetesOptions:
     Attributes:
         settings: of the cluster.
         manifests: own manifest files by configuration, or by ``benchmark/configuration``.
+        images: own images of the engine, by the same names; of all configurations under ``""``.
         dry_run: only let the API server check what would be created.
         access: what is sent along where the service is reached by a URL.
         seconds: length of the traffic that is cut from the benchmark's; None for all of it.
@@ -65,6 +74,7 @@ class KubernetesOptions:
 
     settings: ClusterSettings
     manifests: Mapping[str, Path] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
     dry_run: bool = False
     access: Access = NO_ACCESS
     seconds: float | None = None
@@ -96,7 +106,8 @@ class KubernetesTarget:
         )
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         self.run_id = run_id or f"{stamp}-{secrets.token_hex(3)}"
-        self._unknown: list[str] = []
+        self._operator: Operator | None = None
+        self._unknown: Sequence[str] = ()
 
     def check(self, benchmark: Benchmark) -> None:
         """Look at the cluster; with ``dry_run`` let it check all manifests as well.
@@ -104,19 +115,33 @@ class KubernetesTarget:
         Raises:
             TargetError: something is missing or not allowed; all of it in one message.
         """
-        documents = {
-            item.name: self._documents(benchmark, item) for item in benchmark.configurations
+        configurations = benchmark.configurations
+        # What is wrong with a manifest for any operator is told without a cluster.
+        asking = {
+            item.name: asks_for_nats(self._documents(benchmark, item, OLD_OPERATOR)[-1])
+            for item in configurations
         }
         if self._settings.load.source == "url":
             check_url("load.url", self._settings.load.url)
-        self._unknown = preflight(self._cluster, self._settings, benchmark.configurations)
+        asking = {name: what for name, what in asking.items() if what}
+        found = preflight(self._cluster, self._settings, configurations, asking)
+        self._operator, self._unknown = found.operator, found.unknown
+        documents = {
+            item.name: self._documents(benchmark, item, found.operator) for item in configurations
+        }
+        for name, rendered in documents.items():
+            if (version := rendered[-1]["apiVersion"]) not in found.served:
+                raise TargetError(
+                    f"the manifest of {name!r} is for {version}, and the operator serves "
+                    f"{', '.join(found.served)}: convert it, or leave --dynamo-manifest out"
+                )
         if not self._options.dry_run:
             return
         problems = []
-        for name, found in documents.items():
-            for document in found:
+        for name, rendered in documents.items():
+            for document in rendered:
                 try:
-                    self._cluster.create(RESOURCES[document["kind"]], document, dry_run=True)
+                    self._cluster.create(resource_of(document), document, dry_run=True)
                 except ApiError as error:
                     problems.append(f"{name}: {error}")
         if problems:
@@ -159,7 +184,8 @@ class KubernetesTarget:
         """
         benchmark, configuration = planned.benchmark, planned.configuration
         directory = planned.directory
-        documents = self._documents(benchmark, configuration)
+        self._operator = self._operator or operator_in(self._cluster, [])
+        documents = self._documents(benchmark, configuration, self._operator)
         deployment = Deployment(
             self._cluster, documents, self.run_id, self._settings.limits, directory / "cluster",
             progress,
@@ -189,7 +215,7 @@ class KubernetesTarget:
             "engines": {item["mode"]: item for item in described["workers"]},
             "frontend_args": described["frontend_args"],
             "env": described["env"],
-            "image": image_of(benchmark, self._settings),
+            "image": image_of(benchmark, configuration, self._of(benchmark, configuration)),
             "load": load,
             "ready_seconds": round(ready_seconds, 1),
         }
@@ -268,25 +294,24 @@ class KubernetesTarget:
     # -- manifests ----------------------------------------------------------------------------
 
     def _own(self, benchmark: Benchmark, configuration: Configuration) -> Path | None:
-        manifests = self._options.manifests
-        return manifests.get(f"{benchmark.name}/{configuration.name}") or manifests.get(
-            configuration.name
-        )
+        return given_for(self._options.manifests, benchmark, configuration)
 
-    def _documents(self, benchmark: Benchmark, configuration: Configuration) -> list[Object]:
+    def _of(self, benchmark: Benchmark, configuration: Configuration) -> ClusterSettings:
+        return with_image(self._settings, self._options.images, benchmark, configuration)
+
+    def _documents(
+        self, benchmark: Benchmark, configuration: Configuration, operator: Operator
+    ) -> list[Object]:
         own = self._own(benchmark, configuration)
         if own is not None:
             return read_manifest(own, configuration, self._settings, self.run_id)
-        return render(benchmark, configuration, self._settings, self.run_id)
+        settings = self._of(benchmark, configuration)
+        return render(benchmark, configuration, settings, self.run_id, operator)
 
     def _workers(self, deployment: Deployment, configuration: Configuration) -> int:
         """Workers whose pods are ready; those of one replica on several nodes count as one."""
         states = [state for state in deployment.states() if state.phase == "ready"]
-        others = {
-            name.lower()
-            for name, service in deployment.services.items()
-            if service.get("componentType") != "worker"
-        }
+        others = {part.name.lower() for part in deployment.parts if not part.is_worker}
         pods = sum(worker.replicas * worker.nodes for worker in configuration.workers)
         ready = sum(state.service.lower() not in others for state in states)
         return configuration.replicas if ready >= pods else ready
@@ -294,11 +319,7 @@ class KubernetesTarget:
 
 def frontend_service(deployment: Deployment) -> str:
     """The Service of the frontend: the operator makes it of deployment and component names."""
-    services = deployment.services
-    name = next(
-        (key for key, value in services.items() if value.get("componentType") == "frontend"),
-        FRONTEND,
-    )
+    name = next((part.name for part in deployment.parts if part.is_frontend), FRONTEND)
     return f"{deployment.name}-{name.lower()}"
 
 
@@ -307,10 +328,11 @@ def leftovers(cluster: Cluster, run_id: str | None = None) -> list[tuple[str, Ob
 
     Raises:
         ApiError: it cannot be listed.
+        TargetError: there is no operator.
     """
     selector = f"{OWNER_LABEL}={OWNER}" + (f",{RUN_LABEL}={run_id}" if run_id else "")
     return [
         (resource, item)
-        for resource in (PLURAL, "jobs", "configmaps")
+        for resource in (graphs_in(operator_in(cluster, []).version), "jobs", "configmaps")
         for item in cluster.all(resource, selector)
     ]

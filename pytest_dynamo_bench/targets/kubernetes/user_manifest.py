@@ -9,7 +9,8 @@ from typing import Any
 
 from pytest_dynamo_bench.benchmark import Configuration
 from pytest_dynamo_bench.errors import TargetError
-from pytest_dynamo_bench.targets.kubernetes.manifest import GROUP, KIND, VERSION, labels
+from pytest_dynamo_bench.targets.kubernetes.graph import FORMS, GROUP, KIND
+from pytest_dynamo_bench.targets.kubernetes.manifest import labels
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents
 
@@ -55,8 +56,9 @@ def read_manifest(
     graphs = [document for document in documents if document["kind"] == KIND]
     if len(graphs) != 1:
         raise TargetError(f"{path}: must have one {KIND}, has {len(graphs)}")
-    if graphs[0].get("apiVersion") != f"{GROUP}/{VERSION}":
-        raise TargetError(f"{path}: apiVersion of the {KIND} must be {GROUP}/{VERSION}")
+    known = [f"{GROUP}/{version}" for version in FORMS]
+    if graphs[0].get("apiVersion") not in known:
+        raise TargetError(f"{path}: apiVersion of the {KIND} must be {' or '.join(known)}")
     return [*(d for d in documents if d["kind"] != KIND), *graphs]
 
 
