@@ -158,7 +158,9 @@ def _wait_for_pods(
     deployment: Deployment, settings: ClusterSettings, job: str, progress: Progress
 ) -> list[str]:
     """The names of the load's pods by their index, when all of them run."""
-    limits, began, shown = settings.limits, time.monotonic(), ""
+    limits, began = settings.limits, time.monotonic()
+    shown = f"starting load: 0 of {settings.load.shards} pods run"
+    progress.stage(shown)
     while True:
         pods = deployment.cluster.all("pods", f"{_OLD_JOB_LABEL}={job}")
         events = deployment.cluster.all("events", limit=500) if pods else []
