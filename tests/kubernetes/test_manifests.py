@@ -22,6 +22,7 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.errors import TargetError
+from pytest_dynamo_bench.targets.kubernetes import manifest
 from pytest_dynamo_bench.targets.kubernetes.engine_arguments import engine_command
 from pytest_dynamo_bench.targets.kubernetes.graph import (
     NEW_OPERATOR,
@@ -545,3 +546,33 @@ def test_an_image_of_the_command_line_is_for_all_or_for_one():
     ):  # fmt: skip
         found = with_image(settings, images, benchmark, AGG)
         assert image_of(benchmark, AGG, found) == image
+
+
+def test_the_image_follows_the_dynamo_of_the_configuration_and_of_its_workers(monkeypatch):
+    benchmark, settings = bench("vllm", SPLIT), ClusterSettings("ns", image_tag="1.4.2")
+    prefill, _ = SPLIT.workers
+    named = {}
+    monkeypatch.setattr(manifest, "dynamo_of", lambda part: part and named.get(id(part)))
+
+    def tags(cluster=settings, operator=NEW_OPERATOR):
+        (graph,) = render(benchmark, SPLIT, cluster, "r", operator)
+        found = components(graph).items()
+        return {name: (tag_of(part["container"]["image"]), part["runtime"]) for name, part in found}
+
+    assert set(tags().values()) == {("1.4.2", None)}
+    named[id(SPLIT)] = "1.6.1"
+    assert set(tags().values()) == {("1.6.1", None)}
+    named[id(prefill)] = "1.5.1"
+    assert tags() == {"Frontend": ("1.6.1", None), "prefill": ("1.5.1", None),
+                      "decode": ("1.6.1", None)}  # fmt: skip
+    own = with_image(settings, {"": "me/vllm:wip"}, benchmark, SPLIT)
+    assert tags(own) == {"Frontend": ("wip", "1.6.1"), "prefill": ("wip", "1.5.1"),
+                         "decode": ("wip", "1.6.1")}  # fmt: skip
+    with pytest.raises(TargetError, match=r"is of Dynamo 1.6.1 and has image a:1.4.2: name the"):
+        tags(with_image(settings, {"split": "a:1.4.2"}, benchmark, SPLIT))
+    named[id(SPLIT)] = "../dynamo/.venv/bin/python"
+    with pytest.raises(TargetError, match=r"is no release, .* --dynamo-image split=IMAGE"):
+        tags()
+    assert tags(own, OLD_OPERATOR)["Frontend"] == ("wip", None)
+    with pytest.raises(TargetError, match=r"runtime_version: 1\.6\.1"):
+        tags(own)

@@ -82,29 +82,44 @@ def labels(configuration: Configuration, run_id: str) -> dict[str, str]:
     }
 
 
-def image_of(benchmark: Benchmark, configuration: Configuration, settings: ClusterSettings) -> str:
-    """The engine's runtime image: that of the configuration's Dynamo, unless the settings say it.
+def image_of(
+    benchmark: Benchmark,
+    configuration: Configuration,
+    settings: ClusterSettings,
+    worker: Worker | None = None,
+) -> str:
+    """The engine's runtime image: that of the Dynamo of a worker, or of the frontend without one.
 
     Raises:
-        TargetError: the settings name one whose tag is another release than the configuration's.
+        TargetError: the Dynamo is no release and no image is named, or one whose tag is another
+            release.
     """
-    release = release_of(configuration)
-    whole = settings.images.get(benchmark.engine)
-    if not whole:
-        tag = release or settings.image_tag
-        return f"{settings.registry}/{_IMAGES[benchmark.engine]}:{tag}"
-    said = version_of(tag_of(whole))
-    if release and said and said != version_of(release):
+    dynamo, whole = _dynamo(configuration, worker), settings.images.get(benchmark.engine)
+    if dynamo and not version_of(dynamo) and not whole:
         raise TargetError(
-            f"configuration {configuration.name!r} is of Dynamo {release} and has image {whole}: "
+            f"configuration {configuration.name!r}: dynamo {dynamo!r} is no release, and nothing "
+            f"is installed on a cluster: give its image with --dynamo-image {configuration.name}=IMAGE"
+        )
+    if not whole:
+        name = _IMAGES[benchmark.engine]
+        return f"{settings.registry}/{name}:{dynamo or settings.image_tag}"
+    said = version_of(tag_of(whole))
+    if said and version_of(dynamo) and said != version_of(dynamo):
+        raise TargetError(
+            f"configuration {configuration.name!r} is of Dynamo {dynamo} and has image {whole}: "
             "name the image of that release, or leave one of the two out"
         )
     return whole
 
 
-def release_of(configuration: Configuration) -> str:
-    """The release of Dynamo that a configuration names; empty where it names none."""
-    return ""
+def _dynamo(configuration: Configuration, worker: Worker | None = None) -> str:
+    """The Dynamo that a worker or the frontend names; empty where none is named."""
+    return dynamo_of(worker) or dynamo_of(configuration) or ""
+
+
+def dynamo_of(part: Configuration | Worker | None) -> str | None:
+    """The Dynamo that is named for a configuration or its workers."""
+    return getattr(part, "dynamo", None)
 
 
 def operator_of(
@@ -148,14 +163,11 @@ def render(
     """
     known = model_settings(benchmark.model, benchmark.engine)
     name = deployment_name(benchmark, configuration, run_id)
-    image = image_of(benchmark, configuration, settings)
-    runtime = (
-        _runtime_version(image, configuration, settings) if operator.asks_runtime_version else ""
-    )
     files: dict[str, str] = {}
-    components = [_frontend(configuration, settings, known)]
+    components: list[tuple[Worker | None, Component]]
+    components = [(None, _frontend(configuration, settings, known))]
     components += [
-        _worker(benchmark, configuration, worker, settings, known, name, files)
+        (worker, _worker(benchmark, configuration, worker, settings, known, name, files))
         for worker in configuration.workers
     ]
     env = {**known.graph_env, **settings.env, **_own_env(configuration.env, configuration)}
@@ -163,8 +175,8 @@ def render(
         benchmark.engine,
         _env(env),
         [
-            replace(item, container={"image": image, **item.container}, runtime_version=runtime)
-            for item in components
+            _with_image(benchmark, configuration, worker, settings, component, operator)
+            for worker, component in components
         ],
     )
     found = labels(configuration, run_id)
@@ -191,18 +203,27 @@ def render(
     return documents
 
 
-def _runtime_version(image: str, configuration: Configuration, settings: ClusterSettings) -> str:
-    """What the operator has to be told of an image; nothing where its tag says it."""
-    if version_of(tag_of(image)):
-        return ""
-    found = version_of(release_of(configuration)) or settings.runtime_version
-    if not found:
-        raise TargetError(
-            f"configuration {configuration.name!r}: the tag of image {image} is no release of "
-            "Dynamo, and the operator has to be told which: set runtime_version in the "
-            "cluster's settings, such as 'runtime_version: 1.6.1'"
-        )
-    return found
+def _with_image(
+    benchmark: Benchmark,
+    configuration: Configuration,
+    worker: Worker | None,
+    settings: ClusterSettings,
+    component: Component,
+    operator: Operator,
+) -> Component:
+    """The component with its image, and what the operator has to be told of that."""
+    image = image_of(benchmark, configuration, settings, worker)
+    runtime = ""
+    if operator.asks_runtime_version and not version_of(tag_of(image)):
+        runtime = version_of(_dynamo(configuration, worker)) or settings.runtime_version
+        if not runtime:
+            raise TargetError(
+                f"configuration {configuration.name!r}: the tag of image {image} is no release of "
+                "Dynamo, and the operator has to be told which: set runtime_version in the "
+                "cluster's settings, such as 'runtime_version: 1.6.1'"
+            )
+    container = {"image": image, **component.container}
+    return replace(component, container=container, runtime_version=runtime)
 
 
 def config_name(name: str) -> str:
