@@ -98,7 +98,8 @@ def image_of(
     if dynamo and not version_of(dynamo) and not whole:
         raise TargetError(
             f"configuration {configuration.name!r}: dynamo {dynamo!r} is no release, and nothing "
-            f"is installed on a cluster: give its image with --dynamo-image {configuration.name}=IMAGE"
+            "is installed on a cluster: give its image with "
+            f"--dynamo-image {configuration.name}=IMAGE"
         )
     if not whole:
         name = _IMAGES[benchmark.engine]
