@@ -73,27 +73,6 @@ class AttributionStudy:
     requests: int
     resamples: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
-        return {
-            "benchmark": self.benchmark,
-            "target": "replay",
-            "simulated": True,
-            "baseline": self.baseline,
-            "treatment": self.treatment,
-            "metric": self.metric,
-            "relative": self.attribution.relative,
-            "level": self.attribution.level,
-            "rows": self.attribution.as_rows(),
-            "combinations": [
-                dataclasses.asdict(run) | {"estimate": dataclasses.asdict(estimate)}
-                for run, (_, estimate) in zip(self.runs, self.attribution.combinations, strict=True)
-            ],
-            "block_requests": self.block_requests,
-            "requests": self.requests,
-            "resamples": self.resamples,
-        }
-
 
 def run_attribution(
     benchmark: Benchmark,

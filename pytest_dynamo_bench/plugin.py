@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.metric import Metric
     from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
     from pytest_dynamo_bench.reports.store import StoredResults
+    from pytest_dynamo_bench.reports.stored_types import Ended
     from pytest_dynamo_bench.targets.base import Progress, Target
     from pytest_dynamo_bench.verdicts import Verdict
     from pytest_dynamo_bench.verdicts.regression import Tolerance
@@ -792,7 +793,7 @@ def pytest_runtest_makereport(
     return report
 
 
-def _outcome_of(report: pytest.TestReport) -> str:
+def _outcome_of(report: pytest.TestReport) -> Ended | None:
     """What a phase says of the whole test; nothing, where another phase does."""
     expected = hasattr(report, "wasxfail")
     if report.skipped:
@@ -800,7 +801,7 @@ def _outcome_of(report: pytest.TestReport) -> str:
     if report.failed:
         return "failed" if report.when == "call" else "error"
     if report.when != "call":
-        return ""
+        return None
     return "xpassed" if expected else "passed"
 
 

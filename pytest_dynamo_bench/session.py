@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
     from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
     from pytest_dynamo_bench.reports.model import SessionReport
-    from pytest_dynamo_bench.reports.store import EndedTest, ResultStore, StoredResults
+    from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
+    from pytest_dynamo_bench.reports.stored_types import Ended, Test
     from pytest_dynamo_bench.targets.base import Progress, Target
     from pytest_dynamo_bench.targets.registry import TargetRegistry
 
@@ -70,7 +71,7 @@ class BenchSession:
         self.written: list[Path] = []
         self.remarks: list[str] = []
         self.errors: list[str] = []
-        self.tests: dict[str, dict[str, EndedTest]] = {}
+        self.tests: dict[str, dict[str, Test]] = {}
         self._loaded: SessionReport | None = None
         self._make_target = make_target
         self._reports = reports
@@ -201,27 +202,27 @@ class BenchSession:
         self,
         benchmark: Benchmark,
         test: str,
-        outcome: str = "not run",
+        outcome: Ended = "not run",
         message: str = "",
         *,
         explained: bool = False,
     ) -> None:
         """Keep how a test of a benchmark ended; a later note of the same test takes its place.
 
-        The arguments are those of :class:`~pytest_dynamo_bench.reports.store.EndedTest`.
+        The arguments are those of :class:`~pytest_dynamo_bench.reports.stored_types.Test`.
         """
-        from pytest_dynamo_bench.reports.store import EndedTest
+        from pytest_dynamo_bench.reports.stored_types import Test
 
         self._benchmarks.setdefault(benchmark.name, benchmark)
         tests = self.tests.setdefault(benchmark.name, {})
-        tests[test] = EndedTest(test, outcome, message, explained)
+        tests[test] = Test(outcome=outcome, message=message, explained=explained)
 
     def _save_tests(self) -> None:
         """Store how the tests ended, of all benchmarks of which that says something."""
         for name, tests in self.tests.items():
             said = {test.outcome for test in tests.values()}
             if name in self.comparisons or said & {"failed", "error"}:
-                self.store.save_tests(self._benchmarks[name], tests.values())
+                self.store.save_tests(self._benchmarks[name], tests)
 
     def save_baseline(self, directory: Path, *, passed: bool) -> None:
         """Copy the results to a directory that a later session can compare with.

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.engines import kv_capacity_tokens
@@ -76,12 +75,6 @@ class SweepPoint:
     requests: int
     failed: int
     cached: bool = False
-
-    def as_row(self) -> dict[str, Any]:
-        """The point as plain data."""
-        row = dataclasses.asdict(self)
-        row.update(row.pop("variation"))
-        return row
 
 
 @dataclass(frozen=True)

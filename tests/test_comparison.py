@@ -108,7 +108,7 @@ def test_a_claim_has_the_verdict_that_it_has_by_itself_or_with_its_family(judgin
         assert len(report.verdicts) == len(distinct)
         expected = sorted(claim.statement("local") for claim in distinct)
         assert sorted(verdict.statement for verdict in report.verdicts) == expected
-        assert len({verdict.name for verdict in report.verdicts}) == len(distinct)
+        assert len({verdict.claim.name for verdict in report.verdicts}) == len(distinct)
     together, alone = len(set(family)), len(distinct - set(family))
     if together == 1:
         together, alone = 0, alone + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from pytest_dynamo_bench import Configuration, Worker
 from pytest_dynamo_bench.attribution import plan
 from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
-from pytest_dynamo_bench.reports.model import deployment_in_words
+from pytest_dynamo_bench.reports.stored_types import Deployment
 from pytest_dynamo_bench.targets.kubernetes.manifest import render
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.option_check import ParsedCommand, refuse_unknown
@@ -215,7 +216,7 @@ def test_no_value_of_a_secret_is_shown_anywhere():
     told = secret.as_dict()
     assert told["env"] == {"HF_TOKEN": "***", "DYN_TOKENIZER": "x"}
     assert secret.env["HF_TOKEN"] == "hush"
-    shown = [repr(secret), json.dumps(told), deployment_in_words(told)]
+    shown = [repr(secret), json.dumps(told), msgspec.convert(told, Deployment).in_words]
     shown += map(str, confounds(secret, AGG))
     assert not any("hush" in text for text in shown)
     assert "env HF_TOKEN: *** against not given" in shown

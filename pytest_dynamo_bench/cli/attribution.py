@@ -16,7 +16,7 @@ from pytest_dynamo_bench.benchmark import Benchmark
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import in_words, metric_of
-from pytest_dynamo_bench.reports import figures
+from pytest_dynamo_bench.reports import figures, stored_types
 from pytest_dynamo_bench.reports.attribution import shares_table
 
 
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     compared = benchmark.only((baseline, treatment))
-    content = study.as_dict() | {"limitations": common.limitations(target, compared)}
+    content = stored_types.attribution(study, common.limitations(target, compared))
     files = common.write_results(directory, "attribution", content, _csv_rows(study))
     files += common.draw(
         console, directory, "attribution", options.png,

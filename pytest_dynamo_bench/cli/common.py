@@ -35,6 +35,7 @@ from pytest_dynamo_bench.metric_definitions import (
 from pytest_dynamo_bench.plain_text import did_you_mean, printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
+from pytest_dynamo_bench.reports.stored_types import Stored
 from pytest_dynamo_bench.targets.caveats import of_arrivals
 from pytest_dynamo_bench.targets.options import LOCAL_EXECUTOR, executor
 from pytest_dynamo_bench.targets.replay.runner import Runner, SimulationCache
@@ -290,7 +291,7 @@ def draw(
 
 
 def write_results(
-    directory: Path, name: str, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    directory: Path, name: str, content: Stored, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
     """Write ``name.json`` and ``name.csv``, each in one step.
 

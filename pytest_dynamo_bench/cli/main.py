@@ -69,8 +69,8 @@ examples:
 COMMAND --help lists the options of a command. The claims themselves are tests:
 pytest MODULE.py --dynamo-target=replay"""
 _COMMANDS = (
-    "sweep", "attribution", "traffic", "show", "report", "compare", "history", "cleanup",
-    "check-client", "install-vllm",
+    "sweep", "attribution", "traffic", "show", "report", "schema", "compare", "history",
+    "cleanup", "check-client", "install-vllm",
 )  # fmt: skip
 
 

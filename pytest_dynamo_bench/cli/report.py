@@ -1,9 +1,11 @@
-"""``report``: the reports of a session made again from its results."""
+"""``report`` and ``schema``: the reports of a session made again, and what its files hold."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.reports.aiperf import write_aiperf_results
 from pytest_dynamo_bench.reports.model import SessionReport
+from pytest_dynamo_bench.reports.stored_types import FILES, schema
 from pytest_dynamo_bench.reports.terminal import render_comparison
 from pytest_dynamo_bench.reports.write import write_reports
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the command to the parser."""
+    """Add the commands to the parser."""
     parser = commands.add_parser(
         "report",
         help="make the reports of stored results again",
@@ -37,6 +40,19 @@ def add_arguments(commands: Any) -> None:
     )  # fmt: skip
     common.add_allow_missing(parser)
     parser.set_defaults(run=run)
+    parser = commands.add_parser(
+        "schema",
+        help="the JSON Schema of a file of results",
+        description="Prints what a program can rely on that reads the file.",
+    )
+    parser.add_argument("file", choices=FILES, metavar="FILE", help=", ".join(FILES))
+    parser.set_defaults(run=run_schema)
+
+
+def run_schema(options: argparse.Namespace) -> None:
+    """Print it."""
+    json.dump(schema(options.file), sys.stdout, indent=2)
+    sys.stdout.write("\n")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric_definitions import METRICS, headings, in_words, metric_of
 from pytest_dynamo_bench.reports import figures
+from pytest_dynamo_bench.reports.stored_types import Best, Finding, Points, number
+from pytest_dynamo_bench.reports.stored_types import point as stored_point
 from pytest_dynamo_bench.sweep import (
     METRICS_OF_A_POINT,
     Sweep,
@@ -186,13 +188,14 @@ def _report(
         held = f" ({axis.held})" if axis.held else ""
         leading = _sentence(metric, axis, best, leads=True)
         console.print(Text(f"{leading}{held}"), soft_wrap=True)
-        findings.append({"axis": axis.name, "held": axis.held, "metric": metric,
-                         "winners": best, "sentence": leading})  # fmt: skip
+        findings.append(
+            Finding(axis=axis.name, held=axis.held, metric=metric, winners=best, sentence=leading)
+        )
         if len(axis.values) > 1:
             crossovers = [
-                figures.Crossover(one["x"], other["x"], other["label"], other["lead"] < _CLOSE)
+                figures.Crossover(one.x, other.x, other.label, number(other.lead) < _CLOSE)
                 for one, other in itertools.pairwise(best)
-                if one["label"] != other["label"] != "none"
+                if one.label != other.label != "none"
             ]
             directory.mkdir(parents=True, exist_ok=True)
             files += common.draw(
@@ -217,15 +220,13 @@ def _report(
             ),
         )  # fmt: skip
     rows = [_row(point, point in front) for point in points]
-    content = {
-        "benchmark": benchmark.name,
-        "target": "replay",
-        "simulated": True,
-        "metric": metric,
-        "points": [point.as_row() | {"on_front": point in front} for point in points],
-        "findings": findings,
-        "limitations": common.limitations(swept.target, benchmark),
-    }
+    content = Points(
+        benchmark=benchmark.name,
+        metric=metric,
+        points=[stored_point(point, on_front=point in front) for point in points],
+        findings=findings,
+        limitations=common.limitations(swept.target, benchmark),
+    )
     files = common.write_results(directory, "points", content, rows) + files
     common.say_written(console, files)
     common.say_limitations(console, "points.json")
@@ -430,7 +431,7 @@ def _pareto_lines(points: Sequence[SweepPoint], front: Sequence[SweepPoint]) -> 
     return lines
 
 
-def winners(lines: Sequence[figures.Line], better: str) -> list[dict[str, Any]]:
+def winners(lines: Sequence[figures.Line], better: str) -> list[Best]:
     """The best line at every value of an axis.
 
     Returns:
@@ -455,13 +456,11 @@ def winners(lines: Sequence[figures.Line], better: str) -> list[dict[str, Any]]:
             lead = (value - ranked[1][0]) / abs(value)
         if sign > 0 and value < _USELESS * most:
             label = "none"
-        result.append({"x": x, "label": label, "y": sign * value, "lead": lead})
+        result.append(Best(x=x, label=label, y=sign * value, lead=lead))
     return result
 
 
-def _sentence(
-    metric: str, axis: _Axis, best: Sequence[dict[str, Any]], *, leads: bool = False
-) -> str:
+def _sentence(metric: str, axis: _Axis, best: Sequence[Best], *, leads: bool = False) -> str:
     """Who is best where, in words; with by how much, if asked."""
     if not best:
         return f"No configuration has a value of {metric}"
@@ -469,16 +468,17 @@ def _sentence(
     word = {"speedup": "load", "kv_scale": "KV capacity", "split": "split"}[axis.name]
     texts = dict(_ticks(axis))
     parts = []
-    for label, group in itertools.groupby(best, key=lambda item: item["label"]):
+    for label, group in itertools.groupby(best, key=lambda item: item.label):
         items = list(group)
-        places = [texts[item["x"]] for item in items]
+        places = [texts[item.x] for item in items]
         where = places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
         if label == "none":
             parts.append(
                 f"at {where} none is of use" + (" (under 5 % of the best)" if leads else "")
             )
             continue
-        ahead = sorted(100 * item["lead"] for item in items if math.isfinite(item["lead"]))
+        leads_of = (number(item.lead) for item in items)
+        ahead = sorted(100 * lead for lead in leads_of if math.isfinite(lead))
         by = ""
         if leads and ahead:
             low, high = f"{ahead[0]:.1f}", f"{ahead[-1]:.1f}"

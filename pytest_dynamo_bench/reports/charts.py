@@ -18,6 +18,7 @@ from pytest_dynamo_bench.metric import Metric
 from pytest_dynamo_bench.metric_definitions import METRICS, find_metric
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS, ComparisonReport
+from pytest_dynamo_bench.reports.stored_types import number
 
 _COLORS = (
     "#3b7dd8", "#e0742c", "#2a9d6f", "#b45cc4", "#c29a0a", "#d1495b", "#3fa7c4", "#8d8f98",
@@ -385,10 +386,9 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
     found = []
     for is_share, unit in ((False, "%"), (True, "points")):
         verdicts = [
-            verdict
+            (verdict, verdict.interval)
             for verdict in report.verdicts
-            if verdict.is_share == is_share
-            and all(map(math.isfinite, (verdict.change, verdict.low, verdict.high)))
+            if verdict.is_share == is_share and verdict.interval is not None
         ]
         if not verdicts:
             continue
@@ -396,14 +396,18 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
         verdicts = verdicts[::-1]
         data: list[dict[str, Any]] = []
         for outcome, color in OUTCOME_COLORS.items():
-            rows = [(i, v) for i, v in enumerate(verdicts) if v.outcome == outcome]
+            rows = [
+                (index, *interval)
+                for index, (verdict, interval) in enumerate(verdicts)
+                if verdict.outcome == outcome
+            ]
             if rows:
                 data.append(_intervals(rows, outcome, color))
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "claimed threshold",
-                "x": _numbers(100 * limit for verdict in verdicts for limit in verdict.limits),
-                "y": [index for index, verdict in enumerate(verdicts) for _ in verdict.limits],
+                "x": _numbers(100 * x for verdict, _ in verdicts for x in verdict.bound.limits),
+                "y": [y for y, (verdict, _) in enumerate(verdicts) for _ in verdict.bound.limits],
                 "marker": {"symbol": "line-ns", "size": 22, "color": _GREY,
                            "line": {"width": 3, "color": _GREY}},
                 "hovertemplate": f"claimed: %{{x:+.4g}} {unit}",
@@ -420,7 +424,7 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
                     "xaxis": _axis(f"change, {unit}", zeroline=True),
                     "yaxis": {
                         "tickvals": list(range(len(verdicts))),
-                        "ticktext": [plain_label(verdict.name) for verdict in verdicts],
+                        "ticktext": [plain_label(found.claim.name) for found, _ in verdicts],
                         "automargin": True,
                         "range": [-0.6, len(verdicts) - 0.4],
                         "showgrid": False,
@@ -433,18 +437,20 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
     return found
 
 
-def _intervals(rows: Sequence[tuple[int, Any]], outcome: str, color: str) -> dict[str, Any]:
+def _intervals(
+    rows: Sequence[tuple[int, float, float, float]], outcome: str, color: str
+) -> dict[str, Any]:
     return {
         "type": "scatter", "mode": "markers", "name": outcome,
-        "x": _numbers(100 * verdict.change for _, verdict in rows),
-        "y": [index for index, _ in rows],
+        "x": _numbers(100 * change for _, change, _, _ in rows),
+        "y": [index for index, *_ in rows],
         "error_x": {
             "type": "data", "symmetric": False, "color": color, "thickness": 2, "width": 6,
-            "array": _numbers(100 * (verdict.high - verdict.change) for _, verdict in rows),
-            "arrayminus": _numbers(100 * (verdict.change - verdict.low) for _, verdict in rows),
+            "array": _numbers(100 * (high - change) for _, change, _, high in rows),
+            "arrayminus": _numbers(100 * (change - low) for _, change, low, _ in rows),
         },
         "marker": {"color": color, "size": 10},
-        "customdata": [[_numbers([100 * v.low])[0], _numbers([100 * v.high])[0]] for _, v in rows],
+        "customdata": [_numbers((100 * low, 100 * high)) for _, _, low, high in rows],
         "hovertemplate": "%{x:+.4g}, interval %{customdata[0]:+.4g} to %{customdata[1]:+.4g}",
     }  # fmt: skip
 
@@ -466,44 +472,41 @@ def plain_label(text: str, width: int = 28, lines: int = 3) -> str:
 
 def _attribution(report: ComparisonReport) -> Chart | None:
     study = report.attribution
-    if not study or not study.get("rows"):
+    if not study or not study.rows:
         return None
     data = []
     for index, (key, label) in enumerate(ATTRIBUTION_VIEWS.items()):
-        rows = [row for row in study["rows"] if isinstance(row.get(key), dict)]
-        estimates = [row[key] for row in rows]
+        rows = [(row.feature, found) for row in study.rows if (found := getattr(row, key))]
+        ends = [
+            (found.value, number(found.low, found.value), number(found.high, found.value))
+            for _, found in rows
+        ]
         data.append(
             {
                 "type": "bar", "name": label,
-                "x": [plain_label(str(row["feature"]), 16) for row in rows],
-                "y": _numbers(100 * float(e["value"]) for e in estimates),
+                "x": [plain_label(feature, 16) for feature, _ in rows],
+                "y": _numbers(100 * value for value, _, _ in ends),
                 "error_y": {
                     "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
                     "color": _GREY,
-                    "array": _numbers(100 * (_end(e, "high") - e["value"]) for e in estimates),
-                    "arrayminus": _numbers(100 * (e["value"] - _end(e, "low")) for e in estimates),
+                    "array": _numbers(100 * (high - value) for value, _, high in ends),
+                    "arrayminus": _numbers(100 * (value - low) for value, low, _ in ends),
                 },
                 "marker": {"color": _COLORS[index]},
                 "hovertemplate": "%{y:+.1f} %",
             }
         )  # fmt: skip
-    metric = str(study.get("metric", ""))
-    definition = find_metric(metric.partition(".")[0])
+    definition = find_metric(study.metric.partition(".")[0])
     better = definition.better if definition else "higher"
     return Chart(
         key="attribution",
-        title=f"What each feature brings: {metric}",
-        caption=f"{study.get('treatment')} against {study.get('baseline')}, in % of the baseline's "
-        f"value, simulated, 95 % intervals; {better} is better.",
+        title=f"What each feature brings: {study.metric}",
+        caption=f"{study.treatment} against {study.baseline}, in % of the baseline's value, "
+        f"simulated, 95 % intervals; {better} is better.",
         data=data,
         layout={
             "barmode": "group",
-            "yaxis": _axis(f"change of {metric}, %", zeroline=True),
+            "yaxis": _axis(f"change of {study.metric}, %", zeroline=True),
             "xaxis": {"automargin": True},
         },
     )
-
-
-def _end(estimate: Mapping[str, Any], end: str) -> float:
-    found = estimate.get(end)
-    return float(estimate["value"] if found is None else found)

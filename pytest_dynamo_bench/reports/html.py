@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment as Jinja
+from jinja2 import PackageLoader
 from markupsafe import Markup
 
 from pytest_dynamo_bench.metric_definitions import METRICS
@@ -30,6 +30,7 @@ from pytest_dynamo_bench.reports.state import (
     tally,
     tally_in_words,
 )
+from pytest_dynamo_bench.reports.stored_types import Environment
 from pytest_dynamo_bench.verdicts import Effect
 
 _LONGEST_TEXT = 4000
@@ -50,7 +51,6 @@ def render_html(session: SessionReport) -> str:
         tally_in_words=tally_in_words,
         hardware=_hardware,
         objectives=_objectives,
-        gate_sentence=_gate_sentence,
         change_text=change_text,
         direction=_direction,
         published_columns=_published_columns,
@@ -82,8 +82,8 @@ def render_page(template: str, **context: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def _environment() -> Jinja:
+    environment = Jinja(
         loader=PackageLoader("pytest_dynamo_bench.reports", "templates"),
         autoescape=True,
         trim_blocks=True,
@@ -116,11 +116,11 @@ def _figure_json(chart: Chart) -> Markup:
 
 
 def _hardware(report: ComparisonReport) -> str:
-    hardware = report.entry.get("hardware") or {}
-    text = f"{hardware.get('count', '?')} × {hardware.get('gpu', '?')}"
-    if (hardware.get("nodes") or 1) > 1:
-        text += f" on {hardware['nodes']} nodes"
-    if bandwidth := hardware.get("kv_transfer_gb_per_second"):
+    hardware = report.entry.hardware
+    text = f"{hardware.count} × {hardware.gpu}"
+    if hardware.nodes > 1:
+        text += f" on {hardware.nodes} nodes"
+    if bandwidth := hardware.kv_transfer_gb_per_second:
         text += f", {bandwidth:g} GB/s for the transfer of KV caches"
     return text
 
@@ -132,13 +132,6 @@ def _objectives(report: ComparisonReport) -> str:
     return ", ".join(f"{METRICS[name].label} ≤ {limit:g} ms" for name, limit in limits)
 
 
-def _gate_sentence(gate: Mapping[str, Any]) -> str:
-    return (
-        f"{gate.get('name')}: {gate.get('saw')} (allowed: {gate.get('threshold')}). "
-        f"{gate.get('what_to_do', '')}"
-    )
-
-
 def _direction(effect: Effect, column: Column) -> str:
     """Whether the whole interval is on one side, and which; for the colour."""
     if not (effect.low > 0 or effect.high < 0):
@@ -148,13 +141,14 @@ def _direction(effect: Effect, column: Column) -> str:
 
 
 def _published_columns(report: ComparisonReport) -> list[str]:
-    values = (report.published or {}).get("values", {})
+    values = report.entry.published.values if report.entry.published else {}
     return list(dict.fromkeys(what for row in values.values() for what in row))
 
 
 def _as_deployed(session: SessionReport, item: ConfigurationReport) -> str:
     """As JSON; paths without what only means something on the machine that it was made on."""
-    found = {key: item.details.get(key, {}) for key in ("deployed", "observed")}
+    assert item.details is not None
+    found = {"deployed": item.details.deployed, "observed": item.details.observed}
     text = json.dumps(found, indent=2, ensure_ascii=False)
     package = Path(__file__).parents[1]
     for path, name in ((session.directory.resolve(), "<results>"), (package, f"<{package.name}>")):
@@ -164,16 +158,16 @@ def _as_deployed(session: SessionReport, item: ConfigurationReport) -> str:
 
 def _machine(session: SessionReport) -> str:
     found = session.environment
-    if not found:
+    if found == Environment():
         return "not recorded"
     return (
-        f"{found.get('processor') or found.get('machine')}, {found.get('cores')} cores, "
-        f"{found.get('memory_gib')} GiB, {found.get('system')}"
+        f"{found.processor or found.machine}, {found.cores} cores, {found.memory_gib} GiB, "
+        f"{found.system}"
     )
 
 
 def _versions(session: SessionReport) -> str:
-    packages = session.environment.get("packages") or {}
-    versions = [f"Python {session.environment.get('python', '?')}"]
-    versions += [f"{name} {version}" for name, version in packages.items() if version]
+    found = session.environment
+    versions = [f"Python {found.python or '?'}"]
+    versions += [f"{name} {version}" for name, version in found.packages.items() if version]
     return ", ".join(versions)

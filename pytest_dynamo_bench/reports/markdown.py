@@ -75,9 +75,9 @@ def _comparison(report: ComparisonReport, detail: int) -> str:
         for item in report.without_result
     ]
     parts += [
-        f"❌ **{_escaped(test.outcome)}** {_escaped(test.test, _LONGEST_NAME)}: "
+        f"❌ **{_escaped(test.outcome)}** {_escaped(name, _LONGEST_NAME)}: "
         f"{_escaped(test.message, _LONGEST_ERROR)}"
-        for test in report.unexplained
+        for name, test in report.unexplained.items()
     ]
     if detail >= 3:
         parts.append(_folded("What differs between the configurations", _confounds(report)))
@@ -100,7 +100,8 @@ def _verdicts(report: ComparisonReport) -> str:
     for verdict in report.verdicts:
         mark = _MARKS.get(verdict.outcome, "")
         lines.append(
-            f"* {mark} **{_escaped(verdict.outcome)}** {_escaped(verdict.name, _LONGEST_NAME)}: "
+            f"* {mark} **{_escaped(verdict.outcome)}** "
+            f"{_escaped(verdict.claim.name, _LONGEST_NAME)}: "
             f"{_escaped(verdict.sentence, _LONGEST_SENTENCE)}"
         )
     return "\n".join(lines)
@@ -140,10 +141,10 @@ def _cell(report: ComparisonReport, item: ConfigurationReport, column: Column) -
 
 
 def _published(report: ComparisonReport) -> str:
-    published = report.published
+    published = report.entry.published
     if not published:
         return ""
-    values = published.get("values", {})
+    values = published.values
     columns = list(dict.fromkeys(what for row in values.values() for what in row))
     rows = [
         [
@@ -153,9 +154,8 @@ def _published(report: ComparisonReport) -> str:
         for name, row in values.items()
     ]
     caption = (
-        f"Published by others, not measured here: {_escaped(str(published.get('source', '')))}; on "
-        f"{_escaped(str(published.get('hardware', '')))}. "
-        f"{_escaped(str(published.get('note', '')))}".strip()
+        f"Published by others, not measured here: {_escaped(published.source)}; on "
+        f"{_escaped(published.hardware)}. {_escaped(published.note)}".strip()
     )
     header = ["published", *(_escaped(what, _LONGEST_NAME) for what in columns)]
     return f"{_table(header, rows)}\n\n<sub>{caption}</sub>"
@@ -164,9 +164,8 @@ def _published(report: ComparisonReport) -> str:
 def _regressions(report: ComparisonReport) -> str:
     lines = [
         f"* {_GATE_MARKS.get(item.outcome, '')} **{_escaped(item.outcome)}** "
-        f"{_escaped(item.configuration, _LONGEST_NAME)}: "
-        f"{_escaped(item.sentence, _LONGEST_SENTENCE)}"
-        for item in report.regressions
+        f"{_escaped(configuration, _LONGEST_NAME)}: {_escaped(item.sentence, _LONGEST_SENTENCE)}"
+        for configuration, item in report.regressions
     ]
     return "\n".join(["Against the stored baseline:", "", *lines]) if lines else ""
 
@@ -177,9 +176,8 @@ def _attribution(report: ComparisonReport) -> str:
         return ""
     rows = [[_escaped(cell, _LONGEST_NAME) for cell in row] for row in attribution_rows(study)]
     caption = (
-        f"What each feature brings of the change of {study.get('metric')} from "
-        f"{study.get('baseline')} to {study.get('treatment')}, in % of the baseline's value, "
-        "simulated, 95 % intervals"
+        f"What each feature brings of the change of {study.metric} from {study.baseline} to "
+        f"{study.treatment}, in % of the baseline's value, simulated, 95 % intervals"
     )
     header = ["feature", *ATTRIBUTION_VIEWS.values()]
     return f"{_escaped(caption)}:\n\n{_table(header, rows)}"
@@ -187,7 +185,8 @@ def _attribution(report: ComparisonReport) -> str:
 
 def _confounds(report: ComparisonReport) -> list[str]:
     pairs = {
-        (verdict.treatment, verdict.baseline): verdict.confounds for verdict in report.verdicts
+        (verdict.claim.treatment, verdict.claim.baseline): verdict.confounds
+        for verdict in report.verdicts
     }
     return [
         f"{_escaped(treatment)} against {_escaped(baseline)}: "
@@ -199,7 +198,7 @@ def _confounds(report: ComparisonReport) -> list[str]:
 
 def _reproduce(session: SessionReport) -> str:
     command = one_line(session.command, 1000).replace("`", "'")
-    packages = session.environment.get("packages") or {}
+    packages = session.environment.packages
     versions = ", ".join(f"{name} {value}" for name, value in packages.items() if value)
     code = f"```console\n{command}\n```" if command else ""
     return f"{code}\n\n<sub>{_escaped(session.started_at)} · {_escaped(versions)}</sub>".strip()

@@ -12,15 +12,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pytest_dynamo_bench.benchmark import Bound, Goodput
+from msgspec import convert
+from msgspec.structs import replace
+
+from pytest_dynamo_bench.benchmark import Goodput
 from pytest_dynamo_bench.errors import ResultsError
 from pytest_dynamo_bench.metric import Heading, Metric, Table
 from pytest_dynamo_bench.metric_definitions import headings, metric_of
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.plain_text import printable
-from pytest_dynamo_bench.reports.store import EndedTest, StoredResults, in_one_line
+from pytest_dynamo_bench.reports.store import StoredResults, in_one_line
+from pytest_dynamo_bench.reports.stored_types import (
+    Attribution,
+    Deployment,
+    Environment,
+    Regression,
+    RunEntry,
+    Test,
+    Traffic,
+    Verdict,
+)
+from pytest_dynamo_bench.reports.stored_types import Benchmark as StoredBenchmark
+from pytest_dynamo_bench.reports.stored_types import Run as StoredRun
 from pytest_dynamo_bench.verdicts import Effect, estimate_effect
 
 _T = TypeVar("_T")
@@ -66,52 +80,6 @@ class Column:
 
 
 @dataclass(frozen=True)
-class VerdictReport:
-    """A verdict as it is stored, with defaults for what an older file lacks.
-
-    ``name`` is the claim's, with its statement where several claims of the benchmark have that
-    name.
-    """
-
-    name: str
-    kind: str
-    outcome: str
-    statement: str
-    sentence: str
-    metric: str
-    treatment: str
-    baseline: str
-    evidence: str
-    limits: tuple[float, ...]
-    change: float
-    low: float
-    high: float
-    confidence: float
-    method: str
-    confounds: tuple[str, ...]
-    gates: tuple[Mapping[str, Any], ...]
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the change is in points instead of percent."""
-        return metric_of(self.metric).is_share
-
-    @property
-    def failed_gates(self) -> tuple[Mapping[str, Any], ...]:
-        """The validity gates that were not passed."""
-        return tuple(gate for gate in self.gates if not gate.get("passed", True))
-
-
-@dataclass(frozen=True)
-class RegressionReport:
-    """A metric of a configuration against a stored measurement of it."""
-
-    configuration: str
-    outcome: str
-    sentence: str
-
-
-@dataclass(frozen=True)
 class ConfigurationReport:
     """A configuration, what it ran as, and the metrics of its runs.
 
@@ -126,8 +94,8 @@ class ConfigurationReport:
     role: str
     gpus: int
     features: tuple[str, ...]
-    deployment: Mapping[str, Any]
-    details: Mapping[str, Any]
+    deployment: Deployment
+    details: StoredRun | None
     runs: tuple[Metrics, ...]
     error: str = ""
     invalid: tuple[str, ...] = ()
@@ -175,29 +143,30 @@ class ConfigurationReport:
     @property
     def features_at_work(self) -> list[tuple[str, str]]:
         """Each feature with what it did in the first run, and what of that is modelled."""
-        found = []
-        for item in self.details.get("features") or ():
-            text = str(item.get("saw", ""))
-            text += f" (modelled: {item['modelled']})" if item.get("modelled") else ""
-            found.append((str(item.get("feature", "")), text))
-        return found
+        found = self.details.features if self.details else ()
+        return [(item.feature, str(item)) for item in found]
 
     @property
-    def in_words(self) -> str:
-        """What is deployed, in one line."""
-        return deployment_in_words(self.deployment)
+    def traffic(self) -> Traffic:
+        """What the first run says of its traffic."""
+        return convert(self.details.traffic, Traffic) if self.details else Traffic()
 
 
 @dataclass
 class ComparisonReport:
-    """One benchmark on one target."""
+    """One benchmark on one target.
+
+    Attributes:
+        verdicts: with a name of its own for each claim: with its statement, where several claims
+            of the benchmark have one name.
+    """
 
     name: str
     target: str
-    entry: Mapping[str, Any]
+    entry: StoredBenchmark
     configurations: Sequence[ConfigurationReport]
-    verdicts: Sequence[VerdictReport]
-    attribution: Mapping[str, Any] | None = None
+    verdicts: Sequence[Verdict]
+    attribution: Attribution | None = None
     problems: Sequence[str] = ()
     _effects: dict[tuple[str, str], Effect | None] = field(default_factory=dict)
 
@@ -214,7 +183,7 @@ class ComparisonReport:
     @property
     def question(self) -> str:
         """The benchmark's question."""
-        return str(self.entry.get("question", ""))
+        return self.entry.question
 
     @property
     def simulated(self) -> bool:
@@ -240,33 +209,22 @@ class ComparisonReport:
         )
 
     @property
-    def regressions(self) -> list[RegressionReport]:
-        """The regression gate's findings, where the session had a stored baseline."""
+    def regressions(self) -> list[tuple[str, Regression]]:
+        """The regression gate's findings by configuration, where there was a stored baseline."""
         return [
-            RegressionReport(
-                configuration, str(found.get("outcome", "")), str(found.get("sentence", ""))
-            )
-            for configuration, by_metric in (self.entry.get("regressions") or {}).items()
+            (configuration, found)
+            for configuration, by_metric in self.entry.regressions.items()
             for found in by_metric.values()
         ]
 
     @property
-    def tests(self) -> list[EndedTest]:
-        """How the tests of the benchmark ended; empty in results of a comparison without any."""
-        return [
-            EndedTest(
-                str(test),
-                str(found.get("outcome", "")),
-                str(found.get("message", "")),
-                bool(found.get("explained")),
-            )
-            for test, found in (self.entry.get("tests") or {}).items()
-        ]
-
-    @property
-    def unexplained(self) -> list[EndedTest]:
+    def unexplained(self) -> dict[str, Test]:
         """The tests that failed for a reason that nothing else in a report says."""
-        return [t for t in self.tests if t.outcome in ("failed", "error") and not t.explained]
+        return {
+            name: test
+            for name, test in self.entry.tests.items()
+            if test.outcome in ("failed", "error") and not test.explained
+        }
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -291,15 +249,10 @@ class ComparisonReport:
             and any(math.isfinite(item.value(column.metric)) for item in self.measured)
         ]
 
-    @cached_property
+    @property
     def goodput(self) -> Goodput | None:
         """The service-level objectives, where there are any."""
-        return _goodput(self.entry)
-
-    @property
-    def published(self) -> Mapping[str, Any] | None:
-        """What somebody else measured: source, hardware, values by configuration, note."""
-        return self.entry.get("published") or None
+        return self.entry.goodput
 
     @property
     def limitations(self) -> dict[str, list[str]]:
@@ -307,45 +260,42 @@ class ComparisonReport:
         found: dict[str, list[str]] = {}
         for item in self.measured:
             details = item.details
-            for limit in (*details.get("limitations", ()), *details.get("notes", ())):
+            for limit in (*details.limitations, *details.notes) if details else ():
                 found.setdefault(limit, []).append(item.name)
         return found
 
     @property
     def scaling_in_words(self) -> str:
         """What of the published traffic the one that was sent has kept; empty where it is that."""
-        if not self.measured:
-            return ""
-        return str(self.measured[0].details.get("traffic", {}).get("scaling", ""))
+        return self.measured[0].traffic.scaling if self.measured else ""
 
     @property
     def traffic_in_words(self) -> str:
         """Where the traffic comes from and how it was sent."""
         if not self.measured:
-            return str(self.entry.get("traffic", ""))
+            return self.entry.traffic
         item = self.measured[0]
-        traffic = item.details.get("traffic", {})
+        traffic = item.traffic
         records = item.metrics.run.records
-        text = "; ".join(map(str, traffic.get("history", ()))) or str(self.entry.get("traffic", ""))
+        text = "; ".join(traffic.history) or self.entry.traffic
         count = max(len(records), 1)
         isl = sum(record.input_tokens for record in records) / count
         osl = sum(record.output_tokens for record in records) / count
-        schedule = str(traffic.get("schedule") or "")
         # Open loop: how long the traffic is; closed loop: how long it took.
         seconds = (
             max((record.scheduled_ms for record in records), default=0.0) / 1000
-            if schedule.startswith("fixed")
+            if traffic.schedule.startswith("fixed")
             else item.metrics.duration_seconds
         )
         text += f". {len(records):,} requests in {seconds:,.0f} s"
-        text += f", {schedule}" if schedule else ""
+        text += f", {traffic.schedule}" if traffic.schedule else ""
         text += f"; mean ISL {isl:,.0f}, mean OSL {osl:,.0f} tokens"
-        reusable, images = traffic.get("reusable_share"), traffic.get("images")
-        if images:
-            seen = 1 - traffic.get("distinct_images", images) / images
-            text += f"; {images:,} images, {seen:.1%} of them seen before"
-        elif isinstance(reusable, float):
-            text += f"; {reusable:.1%} of the prompt blocks are reusable"
+        if traffic.images:
+            distinct = traffic.distinct_images
+            seen = 0 if distinct is None else 1 - distinct / traffic.images
+            text += f"; {traffic.images:,} images, {seen:.1%} of them seen before"
+        elif traffic.reusable_share is not None:
+            text += f"; {traffic.reusable_share:.1%} of the prompt blocks are reusable"
         return text
 
     def best(self, column: Column) -> ConfigurationReport | None:
@@ -383,8 +333,8 @@ class ComparisonReport:
             return None
         pair = {configuration.name, baseline.name}
         if any(
-            {verdict.treatment, verdict.baseline} == pair and self._forbids(verdict, metric)
-            for verdict in self.verdicts
+            {found.claim.treatment, found.claim.baseline} == pair and self._forbids(found, metric)
+            for found in self.verdicts
         ):
             return None
         samples = [[run.sample(metric) for run in item.runs] for item in (configuration, baseline)]
@@ -396,12 +346,12 @@ class ComparisonReport:
             return None
 
     @staticmethod
-    def _forbids(verdict: VerdictReport, metric: str) -> bool:
+    def _forbids(verdict: Verdict, metric: str) -> bool:
         """Whether a verdict says that its two configurations must not be compared in a metric."""
-        pair = f"{verdict.treatment}, {verdict.baseline}"
+        pair = f"{verdict.claim.treatment}, {verdict.claim.baseline}"
         return verdict.outcome == "invalid" and (
-            verdict.metric == metric
-            or any(gate.get("configuration") == pair for gate in verdict.failed_gates)
+            verdict.claim.metric == metric
+            or any(gate.configuration == pair for gate in verdict.failed_gates)
         )
 
 
@@ -413,7 +363,7 @@ class SessionReport:
     target: str
     command: str
     started_at: str
-    environment: Mapping[str, Any]
+    environment: Environment
     comparisons: Sequence[ComparisonReport]
     problems: Sequence[str] = ()
 
@@ -444,26 +394,17 @@ def load_session(results: StoredResults, measured: Measured | None = None) -> Se
     Raises:
         ResultsError: a file is missing or cannot be read.
     """
-    try:
-        return _session(results, measured or {})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ResultsError(
-            f"{results.directory / 'summary.json'}: is not a summary of results ({error})"
-        ) from error
-
-
-def _session(results: StoredResults, measured: Measured) -> SessionReport:
     summary = results.summary
     problems: list[str] = []
     return SessionReport(
         directory=results.directory,
-        target=str(summary.get("target", "")),
-        command=shlex.join(map(str, summary.get("command", ()))),
-        started_at=str(summary.get("started_at", "")),
-        environment=_unless_damaged(results.environment, problems) or {},
+        target=summary.target,
+        command=shlex.join(summary.command),
+        started_at=summary.started_at,
+        environment=_unless_damaged(results.environment, problems) or Environment(),
         comparisons=[
-            _comparison(results, name, entry, measured.get(name, {}))
-            for name, entry in summary.get("benchmarks", {}).items()
+            _comparison(results, name, entry, (measured or {}).get(name, {}))
+            for name, entry in summary.benchmarks.items()
         ],
         problems=problems,
     )
@@ -481,163 +422,85 @@ def _unless_damaged(read: Callable[[], _T], problems: list[str]) -> _T | None:
 def _comparison(
     results: StoredResults,
     name: str,
-    entry: Mapping[str, Any],
+    entry: StoredBenchmark,
     measured: Mapping[str, Sequence[Metrics]],
 ) -> ComparisonReport:
-    goodput = _goodput(entry)
-    described = entry.get("configurations", {})
-    names = list(dict.fromkeys([*described, *entry.get("runs", {})]))
     configurations = []
     problems: list[str] = []
-    for configuration in names:
-        errors = entry.get("errors", {})
-        error = str(errors.get(configuration, ""))
+    for configuration in dict.fromkeys([*entry.configurations, *entry.runs]):
+        error = entry.errors.get(configuration, "")
         problem = ""
         runs: Sequence[Metrics] = ()
-        details: dict[str, Any] = {}
-        stored = entry.get("runs", {}).get(configuration)
+        details = None
+        stored = entry.runs.get(configuration, ())
         if stored:
             try:
                 details = results.details(name, configuration)
                 if not error:
                     runs = measured.get(configuration) or [
-                        Metrics(run, goodput) for run in results.runs(name, configuration)
+                        Metrics(run, entry.goodput) for run in results.runs(name, configuration)
                     ]
             except ResultsError as unreadable:
                 problem = str(unreadable)
                 problems.append(problem)
-        known = described.get(configuration, {})
-        deployment = known.get("deployment") or details.get("configuration", {})
+        known = entry.configurations.get(configuration)
+        written = known.deployment if known else details.configuration if details else {}
+        deployment = convert({"name": configuration, **written}, Deployment)
         configurations.append(
             ConfigurationReport(
                 name=configuration,
-                role=str(known.get("role") or deployment.get("role", "")),
-                gpus=int(known.get("gpus") or details.get("gpus", 0)),
-                features=tuple(known.get("features", ())),
+                role=known.role if known else deployment.role,
+                gpus=known.gpus if known else details.gpus if details else 0,
+                features=tuple(known.features if known else ()),
                 deployment=deployment,
                 details=details,
                 runs=tuple(runs),
                 error=error,
-                invalid=_why_invalid(error, stored or ()),
+                invalid=_why_invalid(error, stored),
                 problem=problem,
             )
         )
     attribution = _unless_damaged(lambda: results.attribution(name), problems)
     return ComparisonReport(
         name=name,
-        target=str(results.summary.get("target", "")),
+        target=results.summary.target,
         entry=entry,
         configurations=configurations,
-        verdicts=_verdicts(entry.get("verdicts", {})),
+        verdicts=_named_apart(list(entry.verdicts.values())),
         attribution=attribution,
         problems=problems,
     )
 
 
-def _why_invalid(error: str, runs: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def _why_invalid(error: str, runs: Iterable[RunEntry]) -> tuple[str, ...]:
     """The gates that runs of a configuration did not pass.
 
     Older results do not have them run by run; there a run with an error is an invalid one.
     """
-    found = [reason for run in runs for reason in run.get("invalid", [error])]
-    return tuple(dict.fromkeys(str(reason) for reason in found)) if error else ()
+    found = [reason for run in runs for reason in ([error] if run.invalid is None else run.invalid)]
+    return tuple(dict.fromkeys(found)) if error else ()
 
 
-def _goodput(entry: Mapping[str, Any]) -> Goodput | None:
-    limits = entry.get("goodput")
-    return Goodput(**limits) if limits else None
-
-
-def _verdicts(stored: Mapping[str, Any]) -> list[VerdictReport]:
-    names = [str(found.get("claim", {}).get("name", key)) for key, found in stored.items()]
+def _named_apart(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    names = [verdict.claim.name for verdict in verdicts]
     return [
-        _verdict(f"{name} ({found.get('statement')})" if names.count(name) > 1 else name, found)
-        for name, found in zip(names, stored.values(), strict=True)
+        replace(
+            verdict,
+            claim=replace(verdict.claim, name=f"{verdict.claim.name} ({verdict.statement})"),
+        )
+        if names.count(verdict.claim.name) > 1
+        else verdict
+        for verdict in verdicts
     ]
 
 
-def _verdict(name: str, found: Mapping[str, Any]) -> VerdictReport:
-    claim = found.get("claim", {})
-    effect = found.get("effect") or {}
-    bound = Bound(**({"direction": "at most", "limit": math.nan} | found.get("bound", {})))
-    return VerdictReport(
-        name=name,
-        kind=claim.get("kind", "effect"),
-        outcome=found.get("outcome", "invalid"),
-        statement=found.get("statement", ""),
-        sentence=printable(found.get("sentence", ""), 3000),
-        metric=claim.get("metric", "time_to_first_token.mean"),
-        treatment=claim.get("treatment", ""),
-        baseline=claim.get("baseline", ""),
-        evidence=claim.get("evidence", ""),
-        limits=bound.limits,
-        change=_finite(effect.get("change")),
-        low=_finite(effect.get("low"), -math.inf),
-        high=_finite(effect.get("high"), math.inf),
-        confidence=_finite(effect.get("confidence")),
-        method=str(effect.get("method", "")),
-        confounds=tuple(found.get("confounds", ())),
-        gates=tuple(found.get("gates", ())),
-    )
-
-
-def _finite(value: Any, default: float = math.nan) -> float:
-    """A stored number; JSON has no infinities, so that null stands for them."""
-    return default if value is None else float(value)
-
-
-def deployment_in_words(deployment: Mapping[str, Any]) -> str:
-    """Workers and router of a configuration in one line."""
-    parts = [_worker_in_words(worker) for worker in deployment.get("workers", ())]
-    if router := deployment.get("router"):
-        parts.append(f"{router} router")
-    for called, name in (("frontend --{}", "frontend_args"), ("{}", "env")):
-        parts += [
-            f"{called.format(option)} {value}"
-            for option, value in (deployment.get(name) or {}).items()
-        ]
-    if deployment.get("concurrency"):
-        parts.append(f"concurrency {deployment['concurrency']}")
-    return "; ".join(parts)
-
-
-def _worker_in_words(worker: Mapping[str, Any]) -> str:
-    layout = [f"TP{worker.get('tp', 1)}"]
-    for name, short in (("attention_dp", "DP"), ("moe_ep", "EP")):
-        if (worker.get(name) or 1) > 1:
-            layout.append(f"{short}{worker[name]}")
-    text = f"{worker.get('replicas', 1)} {worker.get('mode', '')} × {' '.join(layout)}"
-    extras = []
-    if worker.get("prefix_caching") is False:
-        extras.append("no prefix caching")
-    if worker.get("wideep"):
-        extras.append("wide EP")
-    if speculative := worker.get("speculative"):
-        extras.append(f"{speculative.get('method', 'speculative decoding')}")
-    if worker.get("kv_offload"):
-        extras.append("KV offload")
-    extras += [f"--{option} {value}" for option, value in (worker.get("engine_args") or {}).items()]
-    if (worker.get("nodes") or 1) > 1:
-        extras.append(f"{worker['nodes']} nodes each")
-    return text + (f" ({', '.join(extras)})" if extras else "")
-
-
-def attribution_rows(study: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def attribution_rows(study: Attribution) -> list[tuple[str, ...]]:
     """Feature, and in percent what it brings alone, on top of the others, and on average."""
     return [
-        (str(row.get("feature")), *(_estimate_text(row.get(view)) for view in ATTRIBUTION_VIEWS))
-        for row in study.get("rows", ())
-    ]
-
-
-def _estimate_text(estimate: Any) -> str:
-    if not isinstance(estimate, Mapping) or estimate.get("value") is None:
-        return ""
-    text = f"{100 * float(estimate['value']):+.1f}"
-    low, high = estimate.get("low"), estimate.get("high")
-    if low is not None and high is not None:
-        text += f" ({100 * float(low):+.1f} … {100 * float(high):+.1f})"
-    return text
+        (row.feature, *(found.in_percent if (found := getattr(row, view)) else ""
+                        for view in ATTRIBUTION_VIEWS))
+        for row in study.rows
+    ]  # fmt: skip
 
 
 def change_text(effect: Effect, is_share: bool) -> tuple[str, str]:

@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_dynamo_bench.reports.model import ComparisonReport, SessionReport
+from pytest_dynamo_bench.reports.stored_types import Ended
+from pytest_dynamo_bench.verdicts.regression import Change
+from pytest_dynamo_bench.verdicts.verdict import Outcome
 
 State = Literal["failed", "incomplete", "undecided", "passed", "nothing judged"]
 
 # From the worst on: the first that something is counted under is the state of all.
 STATES: tuple[State, ...] = ("failed", "incomplete", "undecided", "passed", "nothing judged")
-_VERDICTS: dict[str, State] = {
+_VERDICTS: dict[Outcome, State] = {
     "holds": "passed", "fails": "failed", "inconclusive": "undecided", "invalid": "incomplete",
 }  # fmt: skip
-_REGRESSIONS: dict[str, State] = {
+_REGRESSIONS: dict[Change, State] = {
     "regression": "failed", "inconclusive": "undecided",
     "improvement": "passed", "unchanged": "passed",
 }  # fmt: skip
-_TESTS: dict[str, tuple[str, State]] = {
+_TESTS: dict[Ended, tuple[str, State]] = {
     "failed": ("failed", "failed"), "error": ("in error", "failed"),
     "not run": ("not run", "incomplete"), "passed": ("passed", "passed"),
 }  # fmt: skip
@@ -47,7 +50,7 @@ def tally(report: ComparisonReport) -> list[Counted]:
         for outcome, state in _VERDICTS.items()
         if verdicts[outcome]
     ]
-    gate = Counter(regression.outcome for regression in report.regressions)
+    gate = Counter(regression.outcome for _, regression in report.regressions)
     found += [
         Counted(f"{gate[outcome]} {outcome} against the stored baseline", state)
         for outcome, state in _REGRESSIONS.items()
@@ -58,9 +61,10 @@ def tally(report: ComparisonReport) -> list[Counted]:
               for state, n in states.items()]  # fmt: skip
     if damaged := len(report.problems) - states["unreadable"]:
         found.append(Counted(f"{_many(damaged, 'file')} damaged", "incomplete"))
-    tests = Counter(test.outcome for test in report.unexplained)
-    tests["passed"] = sum(t.outcome == "passed" and not t.explained for t in report.tests)
-    tests["not run"] = sum(test.outcome == "not run" for test in report.tests)
+    every = report.entry.tests.values()
+    tests = Counter(test.outcome for test in report.unexplained.values())
+    tests["passed"] = sum(test.outcome == "passed" and not test.explained for test in every)
+    tests["not run"] = sum(test.outcome == "not run" for test in every)
     found += [
         Counted(f"{_many(tests[outcome], 'test')} {words}", state)
         for outcome, (words, state) in _TESTS.items()
@@ -75,7 +79,7 @@ def state_of(report: ComparisonReport) -> State:
     A session whose test failed has failed, also where the user could have chosen otherwise for
     what it failed of, such as an inconclusive verdict.
     """
-    if any(test.outcome in ("failed", "error") for test in report.tests):
+    if any(test.outcome in ("failed", "error") for test in report.entry.tests.values()):
         return "failed"
     return _worst(item.state for item in tally(report))
 

@@ -26,7 +26,7 @@ import psutil
 
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
 from pytest_dynamo_bench.benchmark import Benchmark, Claim
-from pytest_dynamo_bench.errors import ResultsError
+from pytest_dynamo_bench.errors import BenchmarkError, ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
@@ -40,34 +40,12 @@ from pytest_dynamo_bench.verdicts.regression import Regression
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-SUMMARY_VERSION = 1
-_T = TypeVar("_T")
-_SUMMARY = "summary.json"
+_T = TypeVar("_T", bound=stored_types.Stored)
+_SUMMARY, _RUN, _ENVIRONMENT, _ATTRIBUTION = list(stored_types.FILES)[:4]
 _LONGEST_ERROR = 4000
 _LONGEST_REASON = 400
-_IN_SUMMARY = (
-    "gpus", "simulated", "requests", "failed", "problems", "duration_seconds", "metrics",
-)  # fmt: skip
+_MOST_WHOLE = 2**63
 _PACKAGES = ("pytest-dynamo-bench", "ai-dynamo", "pytest", "numpy", "httptools")
-
-
-@dataclasses.dataclass(frozen=True)
-class EndedTest:
-    """How a test of a benchmark ended.
-
-    Attributes:
-        test: its id.
-        outcome: ``passed``, ``failed``, ``error``, ``skipped``, ``xfailed``, ``xpassed`` or
-            ``not run``.
-        message: why, where it did not pass.
-        explained: whether it follows from a verdict, a regression or a missing result that reports
-            show already.
-    """
-
-    test: str
-    outcome: str = "not run"
-    message: str = ""
-    explained: bool = False
 
 
 class ResultStore:
@@ -81,17 +59,17 @@ class ResultStore:
 
     def __init__(self, directory: Path, target: str, command: list[str]) -> None:
         self.directory = directory
-        self._summary: dict[str, Any] = {
-            "version": SUMMARY_VERSION,
-            "target": target,
-            "command": command,
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "benchmarks": {},
-        }
+        self._summary = stored_types.Summary(
+            version=stored_types.VERSION,
+            target=target,
+            command=command,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            benchmarks={},
+        )
         self._claims: dict[str, dict[str, Claim]] = {}
-        self._runs: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._runs: dict[tuple[str, str, int], stored_types.RunEntry] = {}
         _make(directory)
-        write_json(directory / "environment.json", environment())
+        write_json(directory / _ENVIRONMENT, environment())
         self._write_summary()
 
     def run_directory(self, benchmark: str, configuration: str, repeat: int = 0) -> Path:
@@ -118,76 +96,69 @@ class ResultStore:
         """Write what a run whose records are written ran on, and its metrics."""
         run = metrics.run
         directory = self.run_directory(run.benchmark, run.configuration, repeat)
-        details = {
-            "version": SUMMARY_VERSION,
-            "benchmark": run.benchmark,
-            "configuration": benchmark.configuration(run.configuration).as_dict(),
-            "target": run.target,
-            "simulated": run.simulated,
-            "stand_in_engines": run.stand_in_engines,
+        configuration = benchmark.configuration(run.configuration)
+        kept: dict[str, Any] = {
             "gpus": run.gpus,
-            "started_at": run.started_at,
-            "duration_seconds": metrics.duration_seconds,
+            "simulated": run.simulated,
             "requests": len(run.records),
             "failed": sum(not record.succeeded for record in run.records),
-            "problems": list(run.problems),
-            "notes": list(run.notes),
-            "limitations": list(limitations),
-            "features": [
-                dataclasses.asdict(item)
-                for item in features_at_work(
-                    benchmark, benchmark.configuration(run.configuration), metrics
-                )
-            ],
-            "traffic": dict(run.traffic),
-            "deployed": dict(run.deployed),
-            "observed": dict(run.observed),
+            "problems": run.problems,
+            "duration_seconds": metrics.duration_seconds,
             "metrics": metrics.as_dict(),
         }
-        write_json(directory / "run.json", details)
-        kept: dict[str, Any] = {key: details[key] for key in _IN_SUMMARY} | {"invalid": []}
-        self._runs[benchmark.name, run.configuration, repeat] = kept
-        self._entry(benchmark)["runs"].setdefault(run.configuration, []).append(kept)
-        self._write_summary()
+        details = stored_types.taken(
+            stored_types.Run, run, **kept,
+            version=stored_types.VERSION,
+            configuration=configuration.as_dict(),
+            limitations=limitations,
+            features=features_at_work(benchmark, configuration, metrics),
+        )  # fmt: skip
+        write_json(directory / _RUN, details)
+        entry = stored_types.RunEntry(**kept, invalid=())
+        self._save_entry(benchmark, run.configuration, repeat, entry)
 
     def save_invalid(
         self, benchmark: Benchmark, configuration: str, reasons: Sequence[str], repeat: int = 0
     ) -> None:
         """Add why a run that was stored is no result."""
+        entry = self._runs[benchmark.name, configuration, repeat]
         shown = [printable(reason, _LONGEST_ERROR) for reason in reasons]
-        self._runs[benchmark.name, configuration, repeat]["invalid"] = shown
-        self._write_summary()
+        entry = msgspec.structs.replace(entry, invalid=shown)
+        self._save_entry(benchmark, configuration, repeat, entry)
 
     def save_regression(
         self, benchmark: Benchmark, configuration: str, regression: Regression
     ) -> None:
         """Add the comparison of a configuration's metric with a stored measurement."""
-        found = self._entry(benchmark)["regressions"].setdefault(configuration, {})
-        found[regression.tolerance.metric] = dataclasses.asdict(regression)
-        self._write_summary()
+        found = stored_types.taken(
+            stored_types.Regression, regression,
+            tolerance=stored_types.taken(stored_types.Tolerance, regression.tolerance),
+            effect=stored_types.taken(stored_types.Effect, regression.effect),
+        )  # fmt: skip
+        stored = self._entry(benchmark).regressions
+        of_it = stored.get(configuration, {}) | {regression.tolerance.metric: found}
+        self._update(benchmark, regressions=stored | {configuration: of_it})
 
     def save_attribution(self, study: AttributionStudy) -> None:
         """Write an attribution."""
         directory = self.directory / study.benchmark
         _make(directory)
-        write_json(directory / "attribution.json", study.as_dict())
+        write_json(directory / _ATTRIBUTION, stored_types.attribution(study))
 
     def save_error(self, benchmark: Benchmark, configuration: str, error: str) -> None:
         """Add why a configuration has no result: it did not come up, or its run is invalid."""
-        self._entry(benchmark)["errors"][configuration] = printable(error, _LONGEST_ERROR)
-        self._write_summary()
+        errors = self._entry(benchmark).errors
+        self._update(benchmark, errors=errors | {configuration: printable(error, _LONGEST_ERROR)})
 
-    def save_tests(self, benchmark: Benchmark, outcomes: Iterable[EndedTest]) -> None:
+    def save_tests(self, benchmark: Benchmark, tests: Mapping[str, stored_types.Test]) -> None:
         """Add how the tests of a benchmark ended, by their ids."""
-        self._entry(benchmark)["tests"] = {
-            printable(item.test, _LONGEST_ERROR): {
-                "outcome": item.outcome,
-                "message": printable(item.message, _LONGEST_ERROR),
-                "explained": item.explained,
-            }
-            for item in outcomes
+        shown = {
+            printable(name, _LONGEST_ERROR): msgspec.structs.replace(
+                test, message=printable(test.message, _LONGEST_ERROR)
+            )
+            for name, test in tests.items()
         }
-        self._write_summary()
+        self._update(benchmark, tests=shown)
 
     def save_verdicts(
         self, benchmark: Benchmark, verdicts: Iterable[Verdict], how_judged: str
@@ -197,12 +168,16 @@ class ResultStore:
         Args:
             how_judged: how they were decided together, in one sentence; may be empty.
         """
-        entry = self._entry(benchmark)
-        for verdict in verdicts:
-            key = self._verdict_key(benchmark, verdict)
-            entry["verdicts"][key] = dataclasses.asdict(verdict)
-        entry["how_judged"] = how_judged
-        self._write_summary()
+        found = {
+            self._verdict_key(benchmark, verdict): stored_types.taken(
+                stored_types.Verdict, verdict,
+                claim=stored_types.taken(stored_types.Claim, verdict.claim),
+                effect=verdict.effect and stored_types.taken(stored_types.Effect, verdict.effect),
+            )
+            for verdict in verdicts
+        }  # fmt: skip
+        stored = self._entry(benchmark).verdicts
+        self._update(benchmark, verdicts=stored | found, how_judged=how_judged)
 
     def _verdict_key(self, benchmark: Benchmark, verdict: Verdict) -> str:
         """The claim's name, or that with a number where another claim has the name already."""
@@ -213,46 +188,35 @@ class ResultStore:
             key = f"{verdict.claim.name} ({number})"
         return key
 
-    def _entry(self, benchmark: Benchmark) -> dict[str, Any]:
-        entries = self._summary["benchmarks"]
-        if benchmark.name not in entries:
-            entries[benchmark.name] = {
-                "question": benchmark.question,
-                "model": benchmark.model,
-                "engine": benchmark.engine,
-                "hardware": dataclasses.asdict(benchmark.hardware),
-                "traffic": benchmark.traffic.description,
-                "held_constant": benchmark.held_constant,
-                "goodput": dataclasses.asdict(benchmark.goodput) if benchmark.goodput else None,
-                "recipe": benchmark.recipe,
-                "notes": list(benchmark.notes),
-                "published": _published(benchmark),
-                "configurations": {
-                    item.name: {
-                        "role": item.role,
-                        "gpus": item.gpus,
-                        "features": sorted(item.features),
-                        "deployment": item.as_dict(),
-                    }
-                    for item in benchmark.configurations
-                },
-                "runs": {},
-                "errors": {},
-                "verdicts": {},
-                "how_judged": "",
-                "regressions": {},
-                "tests": {},
-            }
-        entry: dict[str, Any] = entries[benchmark.name]
-        return entry
+    def _entry(self, benchmark: Benchmark) -> stored_types.Benchmark:
+        return self._summary.benchmarks.get(benchmark.name) or stored_types.taken(
+            stored_types.Benchmark, benchmark,
+            traffic=benchmark.traffic.description,
+            configurations={
+                item.name: stored_types.taken(
+                    stored_types.Configuration, item,
+                    features=sorted(item.features), deployment=item.as_dict(),
+                )
+                for item in benchmark.configurations
+            },
+            runs={}, errors={}, verdicts={}, how_judged="", regressions={}, tests={},
+        )  # fmt: skip
+
+    def _save_entry(
+        self, benchmark: Benchmark, configuration: str, repeat: int, entry: stored_types.RunEntry
+    ) -> None:
+        self._runs[benchmark.name, configuration, repeat] = entry
+        key = benchmark.name, configuration
+        repeats = [self._runs[run] for run in sorted(self._runs) if run[:2] == key]
+        self._update(benchmark, runs=self._entry(benchmark).runs | {configuration: repeats})
+
+    def _update(self, benchmark: Benchmark, **changes: Any) -> None:
+        entry = msgspec.structs.replace(self._entry(benchmark), **changes)
+        self._summary.benchmarks[benchmark.name] = entry
+        self._write_summary()
 
     def _write_summary(self) -> None:
         write_json(self.directory / _SUMMARY, self._summary)
-
-
-def _published(benchmark: Benchmark) -> dict[str, Any] | None:
-    published = benchmark.published
-    return dataclasses.asdict(published) if published else None
 
 
 class StoredResults:
@@ -267,56 +231,52 @@ class StoredResults:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.parent if directory.name == _SUMMARY else directory
-        path = self.directory / _SUMMARY
-        self.summary = _read_versioned(path)
-        self._typed = _typed(path, self.summary, stored_types.Summary, "a summary of results")
+        self.summary = _read(
+            self.directory / _SUMMARY, stored_types.Summary, "a summary of results"
+        )
 
     @property
     def benchmarks(self) -> list[str]:
         """The benchmarks that there is anything of."""
-        return list(self._typed.benchmarks)
+        return list(self.summary.benchmarks)
 
     def configurations(self, benchmark: str) -> list[str]:
         """The configurations of a benchmark that there are runs of, in the benchmark's order."""
-        entry = self._entry(benchmark)
+        entry = self.summary.benchmarks.get(benchmark)
+        if entry is None:
+            return []
         known = [name for name in entry.configurations if name in entry.runs]
         return list(dict.fromkeys([*known, *entry.runs]))
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> stored_types.Environment:
         """The machine and the versions; empty where they were not stored.
 
         Raises:
             ResultsError: they cannot be read.
         """
-        return self._if_there(self.directory / "environment.json", stored_types.Environment) or {}
+        found = self._if_there(self.directory / _ENVIRONMENT, stored_types.Environment)
+        return found or stored_types.Environment()
 
-    def attribution(self, benchmark: str) -> dict[str, Any] | None:
+    def attribution(self, benchmark: str) -> stored_types.Attribution | None:
         """The attribution of a benchmark, where one was made.
 
         Raises:
             ResultsError: it cannot be read.
         """
-        path = self.directory / benchmark / "attribution.json"
+        path = self.directory / benchmark / _ATTRIBUTION
         return self._if_there(path, stored_types.Attribution)
 
     @staticmethod
-    def _if_there(path: Path, kind: type[Any]) -> dict[str, Any] | None:
-        if not path.exists():
-            return None
-        found = _read_json(path)
-        _typed(path, found, kind, "what this plugin wrote")
-        return found
+    def _if_there(path: Path, kind: type[_T]) -> _T | None:
+        return _read(path, kind, "what this plugin wrote") if path.exists() else None
 
-    def details(self, benchmark: str, configuration: str) -> dict[str, Any]:
+    def details(self, benchmark: str, configuration: str) -> stored_types.Run:
         """What ``run.json`` says of a configuration's first run.
 
         Raises:
             ResultsError: there is none, or it cannot be read.
         """
-        path = self._directories(benchmark, configuration)[0] / "run.json"
-        found = _read_versioned(path)
-        _typed(path, found, stored_types.Run, "the description of a run")
-        return found
+        return _read_details(self._directories(benchmark, configuration)[0])
 
     def runs(self, benchmark: str, configuration: str) -> list[Run]:
         """All repeats of a configuration, whatever was said of them.
@@ -340,7 +300,7 @@ class StoredResults:
                 f"{self.directory}: has no results of benchmark {benchmark!r}; it has "
                 f"{', '.join(map(repr, self.benchmarks)) or 'none of any benchmark'}"
             )
-        if error := self._entry(benchmark).errors.get(configuration):
+        if error := self.summary.benchmarks[benchmark].errors.get(configuration):
             raise ResultsError(
                 f"{self.directory}: {benchmark}: {configuration} has no valid result: "
                 f"{in_one_line(error)}"
@@ -357,12 +317,10 @@ class StoredResults:
         self.check_usable(benchmark, configuration)
         return self.runs(benchmark, configuration)
 
-    def _entry(self, benchmark: str) -> stored_types.Benchmark:
-        return self._typed.benchmarks.get(benchmark) or stored_types.Benchmark()
-
     def _directories(self, benchmark: str, configuration: str) -> list[Path]:
         """Where the repeats are that the summary counts."""
-        count = len(self._entry(benchmark).runs.get(configuration, ()))
+        entry = self.summary.benchmarks.get(benchmark)
+        count = len(entry.runs.get(configuration, ())) if entry else 0
         if not count:
             known = ", ".join(map(repr, self.configurations(benchmark))) or "none"
             raise ResultsError(
@@ -426,7 +384,10 @@ def _run_directory(configuration: Path, repeat: int) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(
+            text, parse_int=_whole, parse_float=_finite, parse_constant=_finite
+        )  # fmt: skip
     except OSError as error:
         hint = "; give a directory that an earlier session wrote, such as reports/<time>-<target>"
         raise ResultsError(
@@ -441,28 +402,43 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_versioned(path: Path) -> dict[str, Any]:
-    """The content of a JSON file with a version, when it is one that this release reads."""
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _whole(text: str) -> float:
+    value = int(text)
+    return value if abs(value) < _MOST_WHOLE else _finite(text)
+
+
+def _read(path: Path, kind: type[_T], what: str) -> _T:
+    """The content of a JSON file, when it is of a version that this release reads."""
     found = _read_json(path)
-    version = found.get("version")
-    if version == SUMMARY_VERSION:
-        return found
-    if isinstance(version, int) and version > SUMMARY_VERSION:
+    # What has a default came later than the file.
+    required = {item.name for item in msgspec.structs.fields(kind) if item.required}
+    version = found.get("version", None if "version" in required else stored_types.VERSION)
+    if isinstance(version, int) and version > stored_types.VERSION:
         raise ResultsError(
             f"{path}: was written by a newer version of pytest-dynamo-bench (results of version "
-            f"{version}, this one reads version {SUMMARY_VERSION}); upgrade pytest-dynamo-bench"
+            f"{version}, this one reads version {stored_types.VERSION}); upgrade "
+            "pytest-dynamo-bench"
         )
-    raise ResultsError(
-        f"{path}: has version {version!r}, but results have version {SUMMARY_VERSION}; it is "
-        "damaged, or no pytest-dynamo-bench wrote it"
-    )
-
-
-def _typed(path: Path, content: Mapping[str, Any], kind: type[_T], what: str) -> _T:
+    if version != stored_types.VERSION:
+        raise ResultsError(
+            f"{path}: has version {version!r}, but results have version {stored_types.VERSION}; "
+            "it is damaged, or no pytest-dynamo-bench wrote it"
+        )
     try:
-        return msgspec.convert(content, kind)
-    except ValueError as error:
+        return msgspec.convert(found, kind)
+    except (ValueError, RecursionError, BenchmarkError) as error:
         raise ResultsError(f"{path}: is not {what}: {error}") from None
+
+
+def _read_details(directory: Path) -> stored_types.Run:
+    return _read(directory / _RUN, stored_types.Run, "the description of a run")
 
 
 def _open_run(directory: Path) -> tuple[stored_types.Run, pq.ParquetFile]:
@@ -470,8 +446,7 @@ def _open_run(directory: Path) -> tuple[stored_types.Run, pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = directory / "run.json"
-    details = _typed(path, _read_versioned(path), stored_types.Run, "the description of a run")
+    details = _read_details(directory)
     path = directory / RECORDS_FILE
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -501,24 +476,12 @@ def read_run(directory: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         path = directory / RECORDS_FILE
         raise ResultsError(f"{path}: cannot be read: {in_one_line(error)}") from None
-    return Run(
-        benchmark=details.benchmark,
-        configuration=details.configuration.name,
-        target=details.target,
-        gpus=details.gpus,
-        records=records,
-        started_at=details.started_at,
-        simulated=details.simulated,
-        stand_in_engines=details.stand_in_engines,
-        deployed=details.deployed,
-        observed=details.observed,
-        traffic=details.traffic,
-        problems=details.problems,
-        notes=details.notes,
-    )
+    names = [item.name for item in dataclasses.fields(Run) if hasattr(details, item.name)]
+    kept = {name: getattr(details, name) for name in names}
+    return Run(**kept | {"configuration": details.configuration["name"], "records": records})
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: stored_types.Stored) -> None:
     """Write JSON in one step, so that a reader never sees half of it.
 
     Numbers that JSON does not have (NaN, infinity) become null.
@@ -526,8 +489,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ResultsError: it cannot be written.
     """
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    _write(path, text.encode("utf-8", errors="replace"))
+    _write(path, msgspec.json.format(msgspec.json.encode(_plain(content)), indent=2))
 
 
 def _make(directory: Path) -> None:
@@ -552,19 +514,25 @@ def _as_results_error(path: Path) -> Iterator[None]:
 def _plain(value: Any) -> Any:
     """The value in JSON's own types."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value) if abs(value) < _MOST_WHOLE else None
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.structs.asdict(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain({item.name: getattr(value, item.name) for item in dataclasses.fields(value)})
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    return str(value)
+    return _plain(value.item() if hasattr(value, "item") else str(value))
 
 
-def environment() -> dict[str, Any]:
+def environment() -> stored_types.Environment:
     """The machine and the versions, for a reader who wants to know where a number is from."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
@@ -572,17 +540,17 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    return {
-        "python": platform.python_version(),
-        "implementation": sys.implementation.name,
-        "system": platform.system(),
-        "release": platform.release(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "packages": versions,
-    }
+    return stored_types.Environment(
+        python=platform.python_version(),
+        implementation=sys.implementation.name,
+        system=platform.system(),
+        release=platform.release(),
+        machine=platform.machine(),
+        processor=_processor(),
+        cores=psutil.cpu_count(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        packages=versions,
+    )
 
 
 def _processor() -> str:

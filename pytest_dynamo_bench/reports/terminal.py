@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from pytest_dynamo_bench.benchmark import PublishedResults
 from pytest_dynamo_bench.plain_text import printable
 from pytest_dynamo_bench.reports.attribution import shares_table
 from pytest_dynamo_bench.reports.model import (
     Column,
     ComparisonReport,
-    RegressionReport,
-    VerdictReport,
 )
 from pytest_dynamo_bench.reports.state import state_of, tally_in_words
+from pytest_dynamo_bench.reports.stored_types import Regression, Verdict
 from pytest_dynamo_bench.verdicts import Effect
 
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
 
-_LONGEST_ERROR = 1500
+_LONGEST_ERROR, _LONGEST_SENTENCE = 1500, 3000
 # Of a published table, what fits into 80 columns side by side.
 _PUBLISHED_COLUMNS = 6
 _STATE_MARKS = {
@@ -57,20 +57,20 @@ def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:
         if any(item.features_at_work for item in report.measured):
             console.print(Text("features at work", style="dim"))
             console.print(_features(report))
-    if report.published:
-        console.print(_published(report.published))
+    if report.entry.published:
+        console.print(_published(report.entry.published))
     for item in report.without_result:
         lines = Text(f"no result of {item.name}: ", style="red")
         text = printable(item.error or item.problem, _LONGEST_ERROR)
         console.print(lines.append(text, style="not red"))
-    for test in report.unexplained:
-        lines = Text(f"{test.outcome} {printable(test.test)}: ", style="red")
+    for name, test in report.unexplained.items():
+        lines = Text(f"{test.outcome} {printable(name)}: ", style="red")
         console.print(lines.append(printable(test.message, _LONGEST_ERROR), style="not red"))
     console.print(_verdicts(report.verdicts))
     if report.regressions:
         console.print(_regressions(report.regressions))
-    if report.entry.get("how_judged"):
-        console.print(Text(str(report.entry["how_judged"]), style="dim"))
+    if report.entry.how_judged:
+        console.print(Text(report.entry.how_judged, style="dim"))
     if report.repeats > 1:
         console.print(Text(f"{report.repeats} runs of each; tables show their means", style="dim"))
     listed = Table.grid(padding=(0, 1))
@@ -168,14 +168,13 @@ def _change(effect: Effect | None, column: Column) -> Text:
     return Text(text)
 
 
-def _published(published: Mapping[str, Any]) -> Group:
+def _published(published: PublishedResults) -> Group:
     """What somebody else measured, under its source and hardware."""
-    values = published.get("values", {})
+    values = published.values
     columns = list(dict.fromkeys(what for row in values.values() for what in row))
-    source, hardware = published.get("source"), published.get("hardware")
-    text = f"published, not measured here: {source}; on {hardware}"
-    if published.get("note"):
-        text += f"; {published['note']}"
+    text = f"published, not measured here: {published.source}; on {published.hardware}"
+    if published.note:
+        text += f"; {published.note}"
     tables = []
     for start in range(0, len(columns), _PUBLISHED_COLUMNS):
         shown = columns[start : start + _PUBLISHED_COLUMNS]
@@ -190,13 +189,13 @@ def _published(published: Mapping[str, Any]) -> Group:
     return Group(Text(printable(text), style="dim"), *tables)
 
 
-def _regressions(found: Iterable[RegressionReport]) -> Table:
+def _regressions(found: Iterable[tuple[str, Regression]]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
     marks = {"regression": "red", "improvement": "green", "unchanged": "green"}
-    for item in found:
-        text = Text(f"{printable(item.configuration)}\n", style="bold")
+    for configuration, item in found:
+        text = Text(f"{printable(configuration)}\n", style="bold")
         text.append(printable(item.sentence), style="not bold")
         grid.add_row(Text(item.outcome, style=marks.get(item.outcome, "yellow")), text)
     return grid
@@ -214,14 +213,14 @@ def _features(report: ComparisonReport) -> Table:
     return grid
 
 
-def _verdicts(verdicts: Iterable[VerdictReport]) -> Table:
+def _verdicts(verdicts: Iterable[Verdict]) -> Table:
     """A block per claim: outcome, claim, what was measured, what else differs."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
     for verdict in verdicts:
-        text = Text(f"{printable(verdict.name)}\n", style="bold")
-        text.append(verdict.sentence, style="not bold")
+        text = Text(f"{printable(verdict.claim.name)}\n", style="bold")
+        text.append(printable(verdict.sentence, _LONGEST_SENTENCE), style="not bold")
         if verdict.confounds:
             differs = printable("; ".join(verdict.confounds))
             text.append(f"\nwhat differs: {differs}", style="dim not bold")

@@ -14,6 +14,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.cli.main import main
 from pytest_dynamo_bench.cli.sweep import _COLUMNS, _fitting_table, winners
 from pytest_dynamo_bench.reports.figures import Line
+from pytest_dynamo_bench.reports.stored_types import schema
 from pytest_dynamo_bench.sweep import SweepPoint, Variation
 from pytest_dynamo_bench.traffic import TraceFile, write_mooncake
 from tests.replay.replay_bench import make_traffic
@@ -246,10 +248,10 @@ def test_winners_say_by_how_much_and_where_nothing_is_of_use():
         [Line("a", (1, 2, 3), (10.0, 8.0, 0.1)), Line("b", (1, 2, 3), (9.0, math.nan, 0.2))],
         "higher",
     )
-    assert [item["label"] for item in found] == ["a", "a", "none"]
-    assert found[0]["lead"] == pytest.approx(0.1) and math.isnan(found[1]["lead"])
+    assert [item.label for item in found] == ["a", "a", "none"]
+    assert found[0].lead == pytest.approx(0.1) and math.isnan(found[1].lead)
     (lower,) = winners([Line("a", (1,), (10.0,)), Line("b", (1,), (9.0,))], "lower")
-    assert lower["label"] == "b" and lower["lead"] == pytest.approx(1 / 9)
+    assert lower.label == "b" and lower.lead == pytest.approx(1 / 9)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
@@ -287,6 +289,7 @@ def test_a_second_sweep_is_read_from_the_cache_and_identical(module, capsys):
     }  # fmt: skip
     first = {name: Path("out", name).read_bytes() for name in names}
     content = json.loads(first["points.json"])
+    jsonschema.validate(content, schema("points.json"))
     assert content["simulated"] is True and len(content["points"]) == 6
     with Path("out/points.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -319,6 +322,7 @@ def test_an_attribution_has_intervals_and_a_second_one_is_identical(module, caps
     first = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert set(first) == {"attribution.json", "attribution.csv", "attribution.svg"}
     content = json.loads(first["attribution.json"])
+    jsonschema.validate(content, schema("attribution.json"))
     rows = {row["feature"]: row["average"] for row in content["rows"]}
     assert rows["kv_routing"]["value"] + rows["pd_split"]["value"] == pytest.approx(
         rows["total"]["value"]

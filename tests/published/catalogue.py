@@ -199,6 +199,7 @@ HOW: dict[str, Runs | CannotRun] = {
         {"conftest.py": "examples/own_metric/conftest.py", "DIR": "reports/old"},
     ),
     f"{_OWN} report DIR…": Runs({"DIR…": "reports/old"}),
+    f"{_OWN} schema summary.json": Runs(says="json-schema.org"),
     f"{_OWN} compare A B": Runs({"A B": "reports/new reports/old"}),
     f"{_OWN} compare reports/new reports/old --tolerance ttft:10%": Runs(),
     f"{_OWN} history DIR…": Runs({"DIR…": "reports/old reports/new"}),

@@ -7,17 +7,18 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
-from importlib import resources
 
 import duckdb
 import jsonschema
+import msgspec
 import pandas as pd
 import polars as pl
 import pytest
 from markdown_it import MarkdownIt
 
+from pytest_dynamo_bench.benchmark import Bound
 from pytest_dynamo_bench.errors import ReportError, ResultsError
-from pytest_dynamo_bench.reports import markdown
+from pytest_dynamo_bench.reports import markdown, stored_types
 from pytest_dynamo_bench.reports.charts import charts
 from pytest_dynamo_bench.reports.html import render_html
 from pytest_dynamo_bench.reports.model import load_session
@@ -81,10 +82,13 @@ def test_every_figure_is_there_with_its_data(plain):
         assert f'id="f1-{key}"' in page, key
 
 
-@pytest.mark.parametrize("limits", [(0.1,), (-0.1, 0.1)])
-def test_every_limit_of_a_claim_is_marked(plain, limits):
+@pytest.mark.parametrize(
+    ("bound", "limits"),
+    [(Bound("at most", 0.1), (0.1,)), (Bound("within", 0.1), (-0.1, 0.1))],
+)
+def test_every_limit_of_a_claim_is_marked(plain, bound, limits):
     (report,) = session(plain).comparisons
-    verdicts = [dataclasses.replace(report.verdicts[0], limits=limits)]
+    verdicts = [msgspec.structs.replace(report.verdicts[0], bound=bound)]
     (chart, *_) = charts(dataclasses.replace(report, verdicts=verdicts))
     assert chart.key.startswith("effects-")
     assert chart.data[-1]["x"] == pytest.approx([100 * limit for limit in limits])
@@ -221,8 +225,9 @@ def test_what_must_not_be_compared_has_no_change_and_no_best(plain, tmp_path):
     verdicts = summary["benchmarks"]["example"]["verdicts"]
     pair, single = verdicts["KV routing is faster "], verdicts["The split is faster"]
     pair["outcome"] = single["outcome"] = "invalid"
-    pair["gates"] = [{"name": "same requests", "passed": False, "configuration": "kv, agg"}]
-    single["gates"] = [{"name": "enough requests", "passed": False, "configuration": "split"}]
+    gate = {"passed": False, "saw": "5", "threshold": "9"}
+    pair["gates"] = [gate | {"name": "same requests", "configuration": "kv, agg"}]
+    single["gates"] = [gate | {"name": "enough requests", "configuration": "split"}]
     path.write_text(json.dumps(summary))
     (report,) = session(directory).comparisons
     _, kv, split = report.measured
@@ -348,11 +353,7 @@ def test_the_step_summary_is_added_to(plain, tmp_path):
 
 @pytest.mark.parametrize("text", ["", HOSTILE], ids=["plain", "hostile"])
 def test_the_summary_is_as_its_schema_says(text, tmp_path):
-    schema = json.loads(
-        resources.files("pytest_dynamo_bench.reports")
-        .joinpath("schema/summary.schema.json")
-        .read_text("utf-8")
-    )
+    schema = stored_types.schema("summary.json")
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)
     directory = make_session(tmp_path, text, broken=["split"], failing=["kv"])
