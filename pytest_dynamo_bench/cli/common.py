@@ -26,6 +26,7 @@ from pytest_dynamo_bench.errors import (
     ReportError,
     ResultsError,
 )
+from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metric_definitions import (
     METRICS,
     forget_metrics,
@@ -308,12 +309,7 @@ def write_results(
     writer.writeheader()
     writer.writerows(rows)
     path = directory / f"{name}.csv"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text.getvalue(), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text.getvalue().encode("utf-8"))
     return [directory / f"{name}.json", path]
 
 
