@@ -10,7 +10,6 @@ A block of output is found by its first words. What is not made here is in ``BY_
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 import shutil
@@ -55,8 +54,7 @@ def stored_session() -> str:
     directory = PROJECT / "reports" / "samples" / "qwen3-32b-local"
     session = load_session(StoredResults(directory))
     shown = [render_comparison(report, _WIDTH, False) for report in session.comparisons]
-    began = json.loads((directory / "summary.json").read_text("utf-8"))["started_at"]
-    name = f"reports/{re.sub(':', '-', began[:19])}Z-{session.target}"
+    name = f"reports/{re.sub(':', '-', session.started_at[:19])}Z-{session.target}"
     written = [f"report: {name}/report.html", f"report: {name}/report.md", f"results: {name}"]
     return "\n".join([*shown, "", *written])
 

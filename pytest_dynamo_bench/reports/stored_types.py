@@ -429,7 +429,11 @@ class Run(Stored, frozen=True):
 
 
 class Environment(Stored, frozen=True):
-    """The machine and the versions that results are from."""
+    """The machine and the versions that results are from.
+
+    Attributes:
+        packages: versions of what matters; null where it is not installed.
+    """
 
     version: Literal[1] = 1
     python: str | None = None
