@@ -35,6 +35,7 @@ from calibration.queues import (
 from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.effect import estimate_effect
+from pytest_dynamo_bench.verdicts.resampling import drawn_blocks
 
 METRICS = (
     "time_to_first_token.mean",
@@ -355,7 +356,7 @@ def naive_claims(treatment: Sample, baseline: Sample, seed: int, resamples: int 
         if sample.statistic == "percentile":
             value = _naive_percentiles(sample, resamples, generator)
         else:
-            value = sample.values[generator.integers(0, n, size=(resamples, n))].mean(axis=1)
+            value = sample.values[drawn_blocks(n, 1, resamples, generator)].mean(axis=1)
             if sample.statistic == "rate":
                 value = value * n / sample.duration_seconds
         logs.append(np.log(value))

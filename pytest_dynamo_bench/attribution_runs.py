@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from pytest_dynamo_bench.arrays import FloatArray, IntArray
 from pytest_dynamo_bench.attribution import (
@@ -32,7 +31,8 @@ from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.base import sent_traffic
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget, plain_run
 from pytest_dynamo_bench.traffic import Traffic
-from pytest_dynamo_bench.verdicts.blocks import block_length, resampled_blocks
+from pytest_dynamo_bench.verdicts.blocks import block_length
+from pytest_dynamo_bench.verdicts.resampling import drawn_blocks, requests_of, widening
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,8 @@ def resample_combinations(
 ) -> tuple[dict[Combination, FloatArray], int, int]:
     """The metric of every combination in every resample; block length; requests.
 
-    The deviations that blocks give are widened for their small number (``sqrt(m / (m - 1))``
-    and Student's t with m - 1 degrees of freedom against the normal, for m blocks), those that
-    seeds give by ``sqrt(s / (s - 1))`` for s seeds.
+    The deviations that blocks give are widened for their small number, those that seeds give by
+    ``sqrt(s / (s - 1))`` for s seeds.
     """
     first = next(iter(next(iter(by_combination.values())).values()))
     everything = [sample for runs in by_combination.values() for sample in runs.values()]
@@ -238,16 +237,14 @@ def resample_combinations(
     against = series[0]
     length = block_length([*series, *(one - against for one in series[1:])])
     generator = np.random.default_rng(0)
-    starts = resampled_blocks(n, length, resamples, generator)
-    blocks = max(n / length, 2.0)
-    student = special.stdtrit(blocks - 1, 0.975) / special.ndtri(0.975)
-    widen = float(np.sqrt(blocks / (blocks - 1)) * student)
+    starts = drawn_blocks(n, length, resamples, generator)
+    widen = widening(n, length)
     draws: dict[Combination, FloatArray] = {}
     for combination, runs in by_combination.items():
         columns = []
         for seed, sample in runs.items():
             drawn = np.array(
-                [_evaluated(sample, aligned[combination][seed], _picks(row, length, n))
+                [_evaluated(sample, aligned[combination][seed], requests_of(row, length, n))
                  for row in starts]
             )  # fmt: skip
             columns.append(sample.value + widen * (drawn - sample.value))
@@ -258,11 +255,6 @@ def resample_combinations(
         more = math.sqrt(len(runs) / (len(runs) - 1)) if len(runs) > 1 else 0.0
         draws[combination] = mean + more * (of_seeds - mean)
     return draws, length, n
-
-
-def _picks(starts: IntArray, length: int, n: int) -> IntArray:
-    """The requests of one resample: whole blocks, going round at the end."""
-    return np.asarray(((starts[:, None] + np.arange(length)) % n).ravel()[:n])
 
 
 def _aligned(sample: Sample, position: Mapping[str, int]) -> tuple[FloatArray, FloatArray]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_dynamo_bench.arrays import BoolArray, FloatArray, IntArray
+from pytest_dynamo_bench.arrays import BoolArray, FloatArray
 
 _SIGNIFICANT = 2.0
 _FEWEST_LAGS = 5
@@ -217,14 +217,3 @@ def uncertainty_of_mean(series: FloatArray, length: int) -> SeriesUncertainty:
     unbiased = block_variance * blocks / (blocks - 1)
     variance = max(unbiased, automatic_block_length(series)[1] / n)
     return SeriesUncertainty(n, length, block_variance, unbiased, variance, freedom)
-
-
-def resampled_blocks(
-    n: int, length: int, resamples: int, generator: np.random.Generator
-) -> IntArray:
-    """Starts of the blocks of every resample, uniform over all n positions.
-
-    Returns:
-        (resamples, ceil(n / length)) starts.
-    """
-    return generator.integers(0, n, size=(resamples, -(-n // length)))

@@ -57,15 +57,14 @@ from pytest_dynamo_bench.verdicts.blocks import (
     SeriesUncertainty,
     block_length,
     hidden_drift_variance,
-    resampled_blocks,
     uncertainty_of_mean,
 )
+from pytest_dynamo_bench.verdicts.resampling import counted, drawn_blocks
 from pytest_dynamo_bench.verdicts.statistics import (
     END_DEGREES_OF_FREEDOM,
     Quantile,
     RequestGroup,
     clusters_beyond,
-    picks,
 )
 
 Scale = Literal["log ratio", "difference"]
@@ -459,10 +458,10 @@ class _Comparison:
         for number, part in enumerate(parts):
             group, length = part.group, part.length
             generator = np.random.default_rng([seed, number])
-            starts = resampled_blocks(group.n, length, resamples, generator)
+            starts = drawn_blocks(group.n, length, resamples, generator)
             # Whole blocks make a resample a little longer than the run.
             lengthened = max(lengthened, starts.shape[1] * length / group.n)
-            counts = picks(starts, group.n)
+            counts = counted(starts, group.n)
             for (which, _), statistic in zip(group.runs, group.statistics, strict=True):
                 drawn[which] += statistic.resampled(counts, length) / len(self.samples[which])
         variance = _variance(self._on_scale(drawn[0], drawn[1])) * lengthened

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse, special
 
-from pytest_dynamo_bench.arrays import FloatArray, IndexArray, IntArray
+from pytest_dynamo_bench.arrays import FloatArray, IndexArray
 from pytest_dynamo_bench.metrics import Sample
 from pytest_dynamo_bench.verdicts.blocks import (
     SeriesUncertainty,
@@ -417,11 +417,3 @@ def clusters_beyond(series: FloatArray) -> float:
         return 1.0
     kurtosis = float(np.mean(sums**4)) / second**2
     return len(series) / length / max(kurtosis - 1, 1e-9)
-
-
-def picks(starts: IntArray, n: int) -> sparse.csr_array:
-    """(resamples, n) how often each block start was drawn, sparse."""
-    resamples, blocks = starts.shape
-    ones = np.ones(starts.size)
-    offsets = np.arange(resamples + 1) * blocks
-    return sparse.csr_array((ones, starts.ravel(), offsets), shape=(resamples, n))
