@@ -1,8 +1,7 @@
 """Does a disaggregated, KV-routed WideEP deployment beat an aggregated round-robin control?
 
-The published control keeps no prefix cache at all, so that its gain cannot be told from that
-of caching. Four more configurations tell caching, routing and the split apart, a fifth the
-kernels.
+The published control has no prefix cache, so the gain includes that of caching. Four more
+configurations separate caching, routing and disaggregation, a fifth the kernels.
 """
 
 from pytest_dynamo_bench import (
@@ -27,7 +26,7 @@ AGG = Configuration("agg-round-robin", role="baseline",
                     workers=[Worker(4, max_num_seqs=8, prefix_caching=False, **DEP8)])
 DISAGG_KV = Configuration("disagg-kv-router", role="treatment", router="kv",
                           workers=[PREFILL, Worker(2, wideep=True, **DECODE)])
-# Ours: the baseline with a prefix cache, with KV routing, and the split without either.
+# Ours: the baseline with a prefix cache, with KV routing, and disaggregation without either.
 AGG_CACHED = AGG.but(name="agg-cached-round-robin", role="treatment", published=False,
                      workers=[Worker(4, max_num_seqs=8, **DEP8)])
 AGG_CACHED_KV = AGG_CACHED.but(name="agg-cached-kv-router", router="kv")

@@ -1,8 +1,8 @@
 """How much does each of four features add when they are stacked on one another?
 
-The published arms differ in load (8, 24, 24 and 32 sessions in flight) as well as in
-features, and the last step adds the split and KV offload at once. More arms keep the load equal and
-leave one feature out at a time.
+The published configurations differ in load (8, 24, 24 and 32 sessions in flight) as well as in
+features, and the last step adds disaggregation and KV offload at once. Further configurations keep
+the load equal and leave one feature out at a time.
 """
 
 from pytest_dynamo_bench import (

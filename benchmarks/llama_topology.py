@@ -1,7 +1,7 @@
 """How do aggregated, one-node split and two-node split layouts compare per GPU?
 
-The published layouts have 4, 8 and 16 GPUs. Aggregated layouts of 8 and 16 GPUs tell the
-topology apart from the size.
+The published layouts have 4, 8 and 16 GPUs. Aggregated layouts of 8 and 16 GPUs separate the
+topology from the size.
 """
 
 from pytest_dynamo_bench import (
@@ -56,7 +56,7 @@ benchmark = Benchmark(
     recipe="recipes/llama-3-70b/vllm/disagg-single-node",
     configurations=[AGG, AGG_8, ONE_NODE, AGG_16, AGG_16_TP8, TWO_NODES],
     # Thresholds: local from runs at scale standard on 2 cores (docs/claims.md), "at least" in every
-    # run; replay from one run of all requests of each arm. "At least" is the end of the interval.
+    # run; replay from one run of all requests of each. "At least" is the end of the interval.
     claims=[
         Claim.lower("A split on one node lowers ITL", ITL, ONE_NODE, AGG,
             local=(0.05, "38 %, at least 19.3; held in 10 of 10 runs"),

@@ -1,7 +1,7 @@
 """What do frontend decoding, and an embedding cache on top, change against plain vLLM?
 
-The published steps are frontend decoding, then the cache as well. An arm with the cache alone
-tells the two apart.
+The published steps are frontend decoding, then the cache as well. A configuration with only the
+cache separates the two.
 """
 
 from pytest_dynamo_bench import (

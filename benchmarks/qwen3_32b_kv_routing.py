@@ -1,7 +1,7 @@
 """Does KV-aware routing with a prefill/decode split beat round-robin on multi-turn traffic?
 
-The published comparison changes two things at once, routing and the split. Two more
-configurations tell them apart.
+The published comparison changes routing and disaggregation at once. Two more configurations
+separate them.
 """
 
 from pytest_dynamo_bench import (
@@ -24,7 +24,7 @@ AGG = Configuration("agg-round-robin", role="baseline", router="round-robin",
 DISAGG_KV = Configuration("disagg-kv-router", role="promoted", router="kv",
                           workers=[Worker(6, mode="prefill", **TP2),
                                    Worker(2, mode="decode", prefix_caching=False, **TP2)])
-# Ours: routing without the split, the split without routing.
+# Ours: routing without disaggregation, disaggregation without routing.
 OURS = {"role": "treatment", "published": False}
 AGG_KV = AGG.but(name="agg-kv-router", router="kv", **OURS)
 DISAGG = DISAGG_KV.but(name="disagg-round-robin", router="round-robin", **OURS)

@@ -7,94 +7,89 @@ from typing import Any
 
 _INTRODUCTION = """# How often a verdict is wrong
 
-This page is written by `python -m calibration` in a clone, from
-[calibration.json](calibration.json). It shows how the procedure of
-[How a verdict is made](verdicts.md) does where the truth is known: on synthetic queues
-(`calibration/queues.py`): bursts, correlated prompt lengths, several
-workers, decodes that slow each other down, and a drifting machine. Their times to first token
-are correlated over tens of requests, more than those of a real production trace in Dynamo's
-replay. (The part "stress" has them over hundreds.) The same follows for
-[Dynamo's own replay](#no-effect-on-dynamos-replay), where nothing is made up but the time of a
-step, and for [real processes](#no-effect-on-this-machine).
+`python -m calibration` writes this page in a clone, from [calibration.json](calibration.json). It
+shows how the procedure of [How a verdict is made](verdicts.md) performs where the truth is known:
+on synthetic queues (`calibration/queues.py`) with bursts, correlated prompt lengths, several
+workers, decodes that slow each other down, and a drifting machine. Their TTFTs are correlated over
+tens of requests, more than those of a real production trace in Dynamo's replay. (In the part
+"stress", over hundreds.) The page then shows the same on [Dynamo's
+replay](#no-effect-on-dynamos-replay), where only step times are modelled, and on [real
+processes](#no-effect-on-this-machine).
 
-The constants of the procedure were chosen on other seeds than those shown here.
+The constants of the procedure were chosen with other seeds than those shown here.
 
-A **false claim** is a 95 % interval that excludes "no change" when both sides are the same
-configuration. **Covered** means that the interval contains the true change. Shares have exact
-binomial 95 % intervals (Clopper–Pearson) in brackets. The **naive** method resamples single
-requests of each run on its own, as if they were independent.
+A **false claim** is a 95 % interval that excludes "no change" although both configurations are the
+same. **Covered** means that the interval contains the true change. Brackets show exact binomial 95
+% intervals (Clopper–Pearson). The **naive** method resamples single requests of each run
+separately, as if they were independent.
 
 How to read it:
 
-* Coverage is meant to be between 93 and 97 %. Where it is more, intervals are wider than they need
-  to be, which costs power, not truth:
-  * *Goodput* of two runs of the same traffic differs by a handful of requests. The fewer change
-    sides, the more a difference widens its own interval, and below a dozen the rule of three
-    does.
-  * *A p99* of 1,000 requests is known from ten of them, and Student's t allows for that.
-  * *Repeats*: what runs differ by is added to the noise within them unless that explains it, and
-    two or three runs leave few degrees of freedom.
-  * *Throughput of different traffic*: the time between requests due is resampled in blocks that are
-    longer than its bursts.
-* *Throughput in an open loop* that is not overloaded is what is offered. All that two runs of the
-  same traffic differ by is when the last response came; its interval shows how much that varies
-  along the run. The naive method is always wrong for requests per second, since each request
-  counts exactly 1.
-* *Short runs*, of 122 to 500 requests, cannot tell a drift of the machine from none. Their
-  intervals have an allowance for it, are wider where there is no drift, and cover more than 97 % of
-  changes in times to first token. A p99 of less than 500 requests is kept from being judged by a
-  gate, and of less than 300 it has no interval at all.
-* With the same traffic the naive method can look harmless for times to first token: by not pairing
-  it takes the traffic for noise, which happens to hide that it takes correlated noise for
-  independent. Where the traffic matters little, as for the time between tokens, nothing hides it.
-* **Where it fails.** Under "stress" bursts make queues of hundreds of requests, and what one run
-  does to such a queue the other does not. Blocks of 200 requests are too short for that: a single
-  run of each claims a difference of the mean time to first token in 14 % of cases, and of its p99,
-  which one or two bursts decide, in 28 %. Nothing within one run shows that. Repeats do: see
-  "stress, 3 repeats".
-* Of 4,000 requests the p90 of the time between tokens is claimed to differ in 7 % of cases, which
-  may be chance (4.9 to 10.2 %), or blocks of 200 requests that are a little short.
-* One run of each configuration cannot know that runs differ. Where they do by 2 %, a single run of
-  each claims a difference of inter-token latency far too often, and three runs of each do not:
-  compare "1 repeat" with "3 repeats". Use repeats on a machine that is not quiet.
+* Coverage should be between 93 and 97 %. Above that, intervals are wider than necessary, which
+  costs power but makes no verdict wrong:
+  * *Goodput* of two runs of the same traffic differs by a handful of requests. With few such
+    requests, a difference widens its own interval; below a dozen the rule of three does.
+  * *A p99* of 1,000 requests depends on ten of them, for which Student's t allows.
+  * *Repeats*: differences between runs are added to the noise within them unless the noise explains
+    them, and two or three runs leave few degrees of freedom.
+  * *Throughput of different traffic*: the time between scheduled requests is resampled in blocks
+    that are longer than its bursts.
+* *Throughput in an open loop* without overload is the offered load. Two runs of the same traffic
+  differ only in the arrival of the last response; the interval shows how much that varies along the
+  run. The naive method is always wrong for requests per second, because each request counts exactly
+  1.
+* *Short runs*, of 122 to 500 requests, cannot detect a drift of the machine. Their intervals allow
+  for drift, are wider without it, and cover more than 97 % of changes in TTFT. A gate rejects a p99
+  of fewer than 500 requests; below 300 it has no interval.
+* With the same traffic the naive method can look harmless for TTFT: without pairing, it treats the
+  traffic as noise, which hides that it treats correlated noise as independent. For ITL, where the
+  traffic matters little, nothing hides it.
+* **Where the procedure fails.** Under "stress", bursts cause queues of hundreds of requests, and
+  their course differs between runs. Blocks of 200 requests are too short for this. A single run of
+  each claims a difference of mean TTFT in 14 % of cases, and of its p99, which one or two bursts
+  decide, in 28 %. Nothing within one run shows this. Repeats do: see "stress, 3 repeats".
+* With 4,000 requests, a difference of the p90 of ITL is claimed in 7 % of cases. This may be chance
+  (4.9 to 10.2 %), or blocks of 200 requests are slightly too short.
+* One run of each configuration cannot detect differences between runs. If runs differ by 2 %, a
+  single run of each claims a difference of ITL far too often, and three runs of each do not:
+  compare "1 repeat" with "3 repeats". Use repeats on busy machines.
 """
 
 _REPLAY = """## No effect, on Dynamo's replay
 
-One configuration of Qwen3-32B on 16 H200, twice on a window of the conversation trace,
-simulated by Dynamo's replay with KV routing. Each comparison has two seeds of its own: they decide
-how the router breaks ties, and with the first that falls otherwise queues and caches part ways.
+One configuration of Qwen3-32B on 16 H200, twice on a window of the conversation trace, simulated
+with Dynamo's replay and KV routing. Each comparison has two different seeds. They decide how the
+router breaks ties; after the first tie that breaks differently, queues and caches diverge.
 
-* With the *same traffic* the seeds are all that is random, so that comparisons are independent
-  given the traffic although windows overlap. Most metrics are called different still less often
-  than on the synthetic queues. Throughput of the split is where the rule for the end of a run
-  was mended on seeing these runs: a few long requests decide when they end. Before, it was
-  claimed to differ in 10.5 % of cases.
-* *Neighbouring windows* differ by their traffic, which changes over the hour, and nothing is
-  paired. Windows overlap from one comparison to the next, so that there are far fewer independent
-  cases than comparisons (twelve pairs of windows share no request), and the true binomial intervals
-  are wider than those shown. The hour's load changes, so that "no change" is not quite true.
-* On the same traffic the naive method looks harmless for most latencies, since it takes the traffic
-  for noise. Where the traffic matters little, as for the time between tokens of a split, it does
-  not; on neighbouring windows nothing hides what it does.
+* With the *same traffic*, only the seeds are random, so comparisons are independent although
+  windows overlap. Most metrics have even fewer false claims than on the synthetic queues. For the
+  throughput of disaggregated workers, the rule for the end of a run was corrected after these runs,
+  which end with a few long requests. Before, a difference was claimed in 10.5 % of cases.
+* *Adjacent windows* have different traffic, which changes over the hour, and nothing is paired.
+  Windows of different comparisons overlap. There are therefore far fewer independent cases than
+  comparisons (twelve pairs of windows share no request), and the true binomial intervals are wider
+  than those shown. The load changes over the hour, so "no change" is only approximately true.
+* On the same traffic the naive method looks harmless for most latencies, because it treats the
+  traffic as noise. It fails for the ITL of disaggregated workers, where the traffic matters little,
+  and on adjacent windows.
 """
 
 _LOCAL = """## No effect, on this machine
 
 Dynamo's real frontend, router and mockers with eight aggregated workers and KV routing, on two
-shared cores that did nothing else; 35 seconds of the conversation trace, 122 requests. Every
-run has a deployment of its own with cold caches. Runs that follow each other are independent
-comparisons, but few; in the second table every run is compared with every other, so that a run that
-is unlike the rest counts many times, and the true binomial intervals are wider than those shown.
+otherwise idle shared cores; 35 seconds of the conversation trace, 122 requests. Every run has a
+fresh deployment with cold caches. Comparisons of consecutive runs are independent, but few. In the
+second table every run is compared with every other. An unusual run then counts many times, and the
+true binomial intervals are wider than those shown.
 """
 
 _ATTRIBUTION = """## Coverage of an attribution's intervals
 
-Which feature brings what (`python -m pytest_dynamo_bench attribution`), where the answer is known:
-two features on the synthetic queues, of which one makes prefills 5 % faster and the other takes
-away a delay of half of the first tokens. The true change is that of all comparisons pooled. With
-several runs of each combination intervals are wider than they need to be. With one run of each
-those of goodput are too narrow, covered in 87 to 95 % of cases. Give `--seeds` more than one.
+Attribution (`python -m pytest_dynamo_bench attribution`) with a known answer: two features on the
+synthetic queues. One makes prefills 5 % faster, the other removes a delay of half of the first
+tokens. The true change is that of all comparisons pooled. With several runs of each combination,
+intervals are wider than necessary. With one run of each, those of goodput are too narrow and cover
+87 to 95 % of cases. Use more than one seed (`--seeds`).
 """
 
 
@@ -133,9 +128,9 @@ def render(found: Mapping[str, Any]) -> str:
         parts.append(_power(power))
     seconds = sum(part["seconds"] for part in found.values())
     parts.append(
-        f"## How long it took\n\nAll {len(found)} parts took {seconds / 60:.0f} minutes on one "
-        "core that others used as well. A part is run alone by its name, and `--scale 0.1` makes "
-        "a tenth of the comparisons:\n\n```\npython -m calibration\n"
+        f"## Run time\n\nAll {len(found)} parts took {seconds / 60:.0f} minutes on one shared "
+        "core. Name a part to run only that part; `--scale 0.1` makes a tenth of the "
+        "comparisons:\n\n```\npython -m calibration\n"
         "python -m calibration aa-same --scale 0.1\n```\n"
     )
     return "\n".join(parts)
@@ -178,10 +173,9 @@ def _gates(part: Mapping[str, Any]) -> str:
     """How many of the comparisons a validity gate would have kept from being judged."""
     closed = [f"{name!r} in {count}" for name, count in part["gates_closed"].items()]
     if not closed:
-        return "\nNo validity gate would have closed in any of them.\n"
+        return "\nAll comparisons pass the validity gates.\n"
     return (
-        "\nA validity gate would have closed in some, which are judged here all the same: "
-        f"{'; '.join(closed)}.\n"
+        f"\nSome comparisons would fail a validity gate but are judged here: {'; '.join(closed)}.\n"
     )
 
 
@@ -219,8 +213,8 @@ def _power(parts: list[Mapping[str, Any]]) -> str:
     head = ["planted", "repeats", "metric", *(f"{n:,} requests" for n in sizes)]
     return (
         "## Power: planted effects that are found\n\n"
-        "Half of the treatment's first tokens come later, so that the mean time to first token is "
-        "higher by the share planted; found means that the 95 % interval excludes no change. "
+        "Half of the treatment's first tokens are delayed, which raises mean TTFT by the planted "
+        "share. Found means that the 95 % interval excludes no change. "
         f"{comparisons} comparisons each, the same traffic for both configurations.\n\n"
         + _table(head, rows)
     )

@@ -71,7 +71,7 @@ class _Row(msgspec.Struct):
 
 @dataclass(frozen=True)
 class AiperfResults:
-    """One run of AIPerf, with nothing in its records that cannot be.
+    """One run of AIPerf, without impossible values.
 
     Attributes:
         path: the file of records.
@@ -122,7 +122,7 @@ def read_aiperf_results(path: Path) -> AiperfResults:
     summary = _summary(records_path)
     rows = list(_rows(records_path))
     if not rows:
-        raise ResultsError(f"{records_path}: has no measured request")
+        raise ResultsError(f"{records_path}: has no measured requests")
     start_ns = min(row.metadata.due_ns for _, row in rows)
     ids = _request_ids([row.metadata for _, row in rows])
     records = []
@@ -154,7 +154,7 @@ def _records_path(path: Path) -> Path:
         return found[0]
     if found:
         listed = ", ".join(item.parent.name for item in found)
-        raise ResultsError(f"{path}: holds several results of AIPerf, name one of: {listed}")
+        raise ResultsError(f"{path}: contains several AIPerf results; give one of: {listed}")
     if (path / SUMMARY_FILE).is_file():
         raise ResultsError(
             f"{path}: has no {RECORDS_FILE}; run AIPerf with --export-level records (its default)"
@@ -183,7 +183,7 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
 
 
 def _unreadable(path: Path, line: int, error: Exception) -> ResultsError:
-    return ResultsError(f"{path}, line {line}: is not a record of AIPerf ({one_line(str(error))})")
+    return ResultsError(f"{path}, line {line}: not an AIPerf record ({one_line(str(error))})")
 
 
 def _summary(records_path: Path) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _schedule(summary: Mapping[str, Any]) -> tuple[Literal["fixed", "concurrency
 def _problems(summary: Mapping[str, Any], records: int) -> tuple[str, ...]:
     found = []
     if summary.get("was_cancelled"):
-        found.append("AIPerf was cancelled before it had ended")
+        found.append("AIPerf was cancelled before it finished")
     planned = _measured_phase(summary).get("requests")
     if isinstance(planned, int) and planned > records:
         found.append(f"AIPerf has records of {records} of {planned} requests")
@@ -334,7 +334,7 @@ def _as(kind: Any, name: str, value: object) -> Any:
     try:
         return msgspec.convert(value, kind)
     except ValueError:
-        raise ValueError(f"the metric {name!r} cannot be {shown(value)}") from None
+        raise ValueError(f"invalid value of metric {name!r}: {shown(value)}") from None
 
 
 def _whole(value: float | None) -> int | None:

@@ -74,8 +74,8 @@ def plan(
     groups = _grouped(owner, list(differing), together)
     if len(groups) > MAX_FEATURES:
         raise BenchmarkError(
-            f"{owner}: {len(groups)} features ({', '.join(groups)}) make {2 ** len(groups)} arms; "
-            f"name some that go together, until {MAX_FEATURES} are left"
+            f"{owner}: {len(groups)} features ({', '.join(groups)}) make {2 ** len(groups)} "
+            f"combinations; group some of them, until {MAX_FEATURES} are left"
         )
     configurations: dict[Combination, Configuration] = {}
     for size in range(len(groups) + 1):
@@ -101,7 +101,7 @@ def _grouped(
         for name in wanted:
             if name not in groups:
                 raise BenchmarkError(
-                    f"{owner}: {name!r} cannot be put together with others; what differs, each "
+                    f"{owner}: {name!r} cannot be grouped with others; features that differ, each "
                     f"once: {', '.join(differing)}"
                 )
         members = tuple(name for name in differing if name in wanted)
@@ -162,7 +162,7 @@ def _combine(
         role="treatment",
         workers=[_worker(rows, source, worker) for worker in layout.workers],
         published=False,
-        note="made to attribute a difference to features",
+        note="generated to attribute a difference to features",
         **fields,
     )
 

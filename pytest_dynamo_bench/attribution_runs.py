@@ -109,7 +109,9 @@ def run_attribution(
     """
     metric = _checked_metric(benchmark, metric)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise BenchmarkError(f"attribution: seeds: give one or more, each once, got {seeds!r}")
+        raise BenchmarkError(
+            f"attribution: seeds: must be one or more different numbers, got {seeds!r}"
+        )
     target = target if target is not None else ReplayTarget()
     made = plan(benchmark.configuration(baseline), benchmark.configuration(treatment), together)
     treatments = [
@@ -143,7 +145,7 @@ def _checked_metric(benchmark: Benchmark, metric: str) -> str:
         raise BenchmarkError(f"attribution: metric: {error}") from None
     if METRICS[name].needs_limits and benchmark.goodput is None:
         raise BenchmarkError(
-            f"attribution: metric: {metric} needs limits, and benchmark {benchmark.name!r} has no "
+            f"attribution: metric: {metric} needs SLOs, and benchmark {benchmark.name!r} has no "
             "goodput=Goodput(...)"
         )
     if statistic in ("min", "max") or METRICS[name].kind == "gaps":
@@ -162,7 +164,7 @@ def _sample(benchmark: Benchmark, run: Run, metric: str) -> Sample:
     if failed:
         raise DeploymentError(
             f"attribution: {failed} of {len(run.records)} requests failed in "
-            f"{run.configuration!r}; what was dropped would make the others look faster"
+            f"{run.configuration!r}; dropping them would bias the others"
         )
     return Metrics(run, benchmark.goodput).sample(metric)
 

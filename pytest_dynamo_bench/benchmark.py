@@ -1,7 +1,7 @@
 """What an author of a benchmark writes: plain data, checked when the module is imported.
 
 A :class:`Benchmark` is a question with its model, hardware, traffic, configurations and
-claims. Nothing here knows where a configuration is brought up; targets read this data.
+claims. It is independent of targets, which read this data.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Engine = Literal["vllm", "sglang", "trtllm"]
 ScaleName = Literal["smoke", "standard", "full"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 
-# What a configuration is called and what is said about it does not change what it does.
 _OLD_PROMOTED = "winner"
+# Fields that describe a configuration without changing it.
 LABELS = ("name", "role", "published", "note")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -61,17 +61,17 @@ def _check_name(owner: str, value: object) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         _fail(
             owner,
-            f"name: {value!r} must be lower-case letters, digits, '.', '_' or '-', "
-            "since it becomes a directory and a test id",
+            f"name: {value!r} must be lower-case letters, digits, '.', '_' or '-'; it is used as a "
+            "directory and a test id",
         )
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """The service-level objectives that a request must meet to count as good.
+    """The SLOs that a request must meet to count as good.
 
-    A request is good when it succeeded and every limit given holds for it; goodput is good
-    requests per second (AIPerf's ``--goodput``). Limits are in milliseconds.
+    A request is good if it succeeded and meets every given limit. Goodput is good requests per
+    second (AIPerf's ``--goodput``). Limits are in milliseconds.
     """
 
     time_to_first_token_ms: float | None = None
@@ -94,10 +94,10 @@ class Goodput:
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machines that the benchmark is about; a simulated target takes its timing from them.
+    """The hardware that the benchmark is about; simulations take their timing from it.
 
-    ``kv_transfer_gb_per_second`` is the bandwidth between two workers, in 10^9 bytes per
-    second, over which a prefill/decode split moves its KV cache.
+    ``kv_transfer_gb_per_second`` is the bandwidth of KV transfers between two workers, in 10^9
+    bytes per second.
     """
 
     gpu: str
@@ -115,23 +115,22 @@ class Hardware:
 class Size:
     """How much of its traffic a benchmark sends on ``local`` at one scale.
 
-    Traffic with a fixed schedule is cut to what passes in ``seconds``. Of a closed loop the
-    first ``turns`` of so many ``sessions`` are sent, with as many in flight as ever; ``seconds``
-    then says about how long that takes, so that ``--dynamo-seconds`` can ask for more or fewer
-    sessions.
+    Traffic with a fixed schedule is cut to ``seconds``. In a closed loop, the first ``turns`` of
+    ``sessions`` sessions are sent, with the published concurrency. ``seconds`` is then how long
+    that takes approximately, and ``--dynamo-seconds`` scales the number of sessions.
 
     Attributes:
-        seconds: length of a configuration's traffic by the clock; None sends all of it.
-        traffic: another, smaller traffic to take in place of the published one; for traffic that
-            cannot be cut, such as images that a real encoder has to work through.
-        sessions: closed loop: how many sessions; None leaves it to the scale.
-        turns: closed loop: first turns of each session; None sends sessions whole.
-        fast_forward: modelled time (steps of the engines, pauses, transfers) runs so many
-            times faster than the clock, and times are reported in modelled time. What is real
-            (HTTP, routing, tokenizing) weighs so many times as much in them.
-        ramp_seconds: closed loop: modelled time over which the first sessions start, one after
-            another, as AIPerf's ``--concurrency-ramp-duration``; 0 starts them all at once.
-        configurations: those that are brought up; claims about others are skipped. None is all.
+        seconds: duration of a configuration's traffic in real time; None sends all of it.
+        traffic: smaller traffic instead of the published one, for traffic that cannot be cut,
+            such as images for a real encoder.
+        sessions: closed loop: number of sessions; None leaves it to the scale.
+        turns: closed loop: first turns of each session; None sends whole sessions.
+        fast_forward: factor by which modelled time (steps, pauses, transfers) runs faster than
+            real time. Times are reported in modelled time; what is real (HTTP, routing,
+            tokenizing) weighs more by this factor.
+        ramp_seconds: closed loop: modelled time over which the first sessions start one by one,
+            like AIPerf's ``--concurrency-ramp-duration``; 0 starts them all at once.
+        configurations: names of those to measure; claims about others are skipped. None is all.
     """
 
     seconds: float | None = None
@@ -157,7 +156,7 @@ class Size:
             object.__setattr__(self, "configurations", tuple(self.configurations))
 
     def lasting(self, seconds: float | None) -> Size:
-        """This size for so many seconds instead; closed loops get sessions in proportion."""
+        """This size with another duration; sessions of closed loops scale with it."""
         if seconds is None or self.seconds is None:
             return self if seconds is None else dataclasses.replace(self, seconds=seconds)
         sessions = self.sessions and max(1, round(self.sessions * seconds / self.seconds))
@@ -173,14 +172,14 @@ DEFAULT_SIZES: Mapping[ScaleName, Size] = {
 
 @dataclass(frozen=True)
 class SpeculativeDecoding:
-    """A draft proposes tokens that the model checks in one step.
+    """A draft proposes tokens that the model verifies in one step.
 
     Attributes:
-        draft_tokens: tokens proposed in a step, 1 to 5.
-        acceptance_rates: for each proposed token the probability that it is accepted, given
-            that all before it were; a simulation needs them, an engine measures them itself.
-        method: how the draft is made, in the engine's own word, such as ``Eagle3`` or ``MTP``.
-        draft_model: model id of the draft head, where it is a model of its own.
+        draft_tokens: tokens proposed per step, 1 to 5.
+        acceptance_rates: for each proposed token, the probability that it is accepted if all
+            before it were. Simulations need them; real engines measure them.
+        method: the engine's name of the method, such as ``Eagle3`` or ``MTP``.
+        draft_model: model id of the draft head, if it is a separate model.
     """
 
     draft_tokens: int
@@ -197,8 +196,8 @@ class SpeculativeDecoding:
         if rates and len(rates) != self.draft_tokens:
             _fail(
                 owner,
-                f"acceptance_rates: give one for each of the {self.draft_tokens} draft tokens, "
-                f"got {len(rates)}",
+                f"acceptance_rates: must have one rate for each of the {self.draft_tokens} draft "
+                f"tokens, got {len(rates)}",
             )
         for rate in rates:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
@@ -207,10 +206,10 @@ class SpeculativeDecoding:
 
 @dataclass(frozen=True)
 class KvOffload:
-    """Cold KV blocks move to host memory and can be brought back.
+    """KV offload of cold blocks to host memory.
 
     Attributes:
-        host_gib: host memory for them, GiB (2^30 bytes) per replica.
+        host_gib: host memory for KV blocks, GiB (2^30 bytes) per replica.
         to_host_gb_per_second, to_gpu_gb_per_second: deprecated; they have no effect.
     """
 
@@ -235,36 +234,36 @@ class KvOffload:
 
 @dataclass(frozen=True)
 class Worker:
-    """Workers of one role: how many, how parallel, and how large their KV cache is.
+    """Workers of one mode: their number, parallelism and KV cache.
 
-    A replica uses ``tp * attention_dp`` GPUs. What TensorRT-LLM's recipes call TEP8 is
+    A replica uses ``tp * attention_dp`` GPUs. TEP8 in TensorRT-LLM's recipes is
     ``tp=8, moe_ep=8``; DEP8 is ``attention_dp=8, moe_ep=8``.
 
     Attributes:
-        replicas: how many of them.
-        mode: ``aggregated``, or the ``prefill`` or ``decode`` side of a split.
+        replicas: number of workers.
+        mode: ``aggregated``, or ``prefill`` or ``decode`` for disaggregated serving.
         tp: tensor parallelism of the attention, GPUs.
-        attention_dp: ranks that each hold whole attention weights and a KV cache of their
-            own; 1 is off.
-        moe_ep: GPUs over which the experts of a mixture are spread; None for dense models.
-            The GPUs of a replica that ``moe_ep`` does not use up split each expert.
-        wideep: the experts use the engine's wide expert parallelism (TensorRT-LLM's WIDEEP).
-        nodes: machines that one replica spans.
-        prefix_caching: whether finished blocks are kept for later prompts.
-        kv_blocks: blocks of ``Configuration.block_size`` tokens, for each replica, or for
-            each rank under attention data parallelism; None leaves it to the target.
-        memory_fraction: share of GPU memory in the engine's own sense (vLLM and SGLang: of all
-            memory, TensorRT-LLM: of what the weights leave free for the KV cache).
-        max_num_seqs: most requests in one step.
-        max_num_batched_tokens: most tokens in one step.
-        speculative: speculative decoding, None for off.
-        kv_offload: KV offload to host memory, None for off.
-        frontend_decoding: images are decoded in the frontend, and workers get pixels.
-        embedding_cache_gib: memory for the vision encoder's results, so that an image that
-            comes again isn't encoded again, GiB (2^30 bytes) per replica; None for off.
-        engine_args: other options of the workers' program, by the names that it has for them:
+        attention_dp: attention data parallelism: ranks that each hold all attention weights and
+            a separate KV cache; 1 is off.
+        moe_ep: expert parallelism: GPUs over which experts are spread; None for dense models.
+            If ``moe_ep`` is smaller than the replica, each expert is divided over several GPUs.
+        wideep: use the engine's wide expert parallelism (TensorRT-LLM's WIDEEP).
+        nodes: nodes that one replica spans.
+        prefix_caching: keep finished blocks for later prompts.
+        kv_blocks: KV cache in blocks of ``Configuration.block_size`` tokens, per replica, or per
+            rank with attention data parallelism; None leaves it to the target.
+        memory_fraction: share of GPU memory as the engine defines it (vLLM and SGLang: of all
+            memory; TensorRT-LLM: of what the weights leave free for the KV cache).
+        max_num_seqs: maximum number of requests per step.
+        max_num_batched_tokens: maximum number of tokens per step.
+        speculative: speculative decoding; None for off.
+        kv_offload: KV offload to host memory; None for off.
+        frontend_decoding: the frontend decodes images, and workers get pixels.
+        embedding_cache_gib: memory of the embedding cache, which keeps the vision encoder's
+            results, GiB (2^30 bytes) per replica; None for off.
+        engine_args: other options of the workers' program, by its own names:
             ``{"max-model-len": 8192}``. See ``Configuration.frontend_args``.
-        env: environment variables of these workers, over those of the configuration.
+        env: environment variables of these workers; they override the configuration's.
     """
 
     replicas: int
@@ -333,29 +332,27 @@ class Worker:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A deployable Dynamo graph: a frontend with its router mode, and workers by role.
+    """A deployable Dynamo graph: a frontend with its router mode, and workers.
 
     The ``promoted`` one is what the benchmark's recipe deploys.
 
-    Derive one configuration from another with :meth:`but`, so that what differs is visible
-    in the source::
+    Derive one configuration from another with :meth:`but`, which shows the difference in the
+    source::
 
         KV = ROUND_ROBIN.but(name="agg-kv", role="treatment", router="kv")
 
-    ``nodes`` says over how many machines the workers are laid out, where the layout is part
-    of the question; a replica that spans machines says so itself (``Worker.nodes``).
+    ``nodes`` is the number of nodes that the workers are placed on, if placement is part of the
+    question. ``Worker.nodes`` is the number of nodes that one replica spans.
 
-    Where a comparison loads its configurations differently, ``concurrency`` replaces that of
-    the benchmark's traffic, and ``requests`` limits the traffic to its first so many requests
-    (of a smaller traffic to as large a part of it); :func:`traffic_for` applies both. They are
-    named as confounds wherever they differ.
+    If configurations get different load, ``concurrency`` replaces that of the benchmark's
+    traffic, and ``requests`` limits the traffic to its first requests (in proportion, if the
+    traffic is cut); :func:`traffic_for` applies both. Differences in them are confounders.
 
-    What Dynamo has an option or a variable for, and no field here stands for, is given by
-    Dynamo's own name: ``frontend_args`` are the frontend's and its router's options,
-    ``{"router-temperature": 0.5}``, ``env`` variables of frontend and workers. The value True is
-    an option without a value, False its ``--no-`` form, a list several values. Each differs by
-    its own name in reports and attributions. Values of variables that are named like secrets
-    are not shown.
+    Dynamo options and variables that have no field here are passed by their own names:
+    ``frontend_args`` are options of the frontend and its router, ``{"router-temperature": 0.5}``;
+    ``env`` are environment variables of frontend and workers. True is an option without a value,
+    False its ``--no-`` form, a list several values. Reports and attributions show each by its
+    name. Values of variables named like secrets are not shown.
     """
 
     name: str
@@ -430,29 +427,29 @@ class Configuration:
 
     @property
     def gives_options(self) -> bool:
-        """Whether it has options or variables of Dynamo beside its fields."""
+        """Whether it passes Dynamo options or variables that are not fields."""
         return bool(self.frontend_args or self.env) or any(
             worker.engine_args or worker.env for worker in self.workers
         )
 
     @property
     def disaggregated(self) -> bool:
-        """Whether prefill and decode run in pools of their own."""
+        """Whether prefill and decode run on separate workers."""
         return any(worker.mode != "aggregated" for worker in self.workers)
 
     @property
     def gpus(self) -> int:
-        """GPUs of all workers together."""
+        """GPUs of all workers."""
         return sum(worker.gpus for worker in self.workers)
 
     @property
     def replicas(self) -> int:
-        """Workers of all roles together."""
+        """Number of all workers."""
         return sum(worker.replicas for worker in self.workers)
 
     @property
     def prefill_replicas(self) -> int:
-        """Workers that process prompts: all of them, or the prefill pool of a split."""
+        """Number of workers that process prompts: all, or the prefill workers."""
         return sum(worker.replicas for worker in self.workers if worker.mode != "decode")
 
     @property
@@ -462,14 +459,14 @@ class Configuration:
 
 
 def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
-    """The traffic as it is sent to one configuration: its own concurrency and length, and with
-    the names of sessions where it routes by them.
+    """The traffic for one configuration: with its concurrency and length, and with session ids if
+    it routes by them.
 
-    Every target sends this, and every check of a run compares with this. Applying it twice
-    changes nothing more.
+    Every target sends this traffic, and every check of a run compares with it. The function is
+    idempotent.
 
-    Requests of a shortened traffic get ids of their own, as
-    :func:`~pytest_dynamo_bench.traffic.beginning` says.
+    Requests of a shortened traffic get different ids, see
+    :func:`~pytest_dynamo_bench.traffic.beginning`.
 
     Raises:
         BenchmarkError: ``concurrency`` is given but the traffic has a fixed schedule.
@@ -479,7 +476,7 @@ def traffic_for(traffic: Traffic, configuration: Configuration) -> Traffic:
         if not isinstance(schedule, Concurrency):
             _fail(
                 f"Configuration {configuration.name!r}",
-                f"concurrency: {configuration.concurrency} has no meaning for traffic with a "
+                f"concurrency: {configuration.concurrency} has no effect on traffic with a "
                 f"{schedule.description}",
             )
         schedule = Concurrency(configuration.concurrency)
@@ -501,11 +498,10 @@ Direction = Literal["at most", "at least", "within"]
 
 @dataclass(frozen=True)
 class Bound:
-    """What is claimed of a change: ``change <= limit``, ``change >= limit``, or both sides.
+    """The limit of a claimed change: ``change <= limit``, ``change >= limit``, or both.
 
-    The change is relative (``-0.2`` is 20 % lower), except for metrics that are shares
-    already, such as ``kv_hit_rate``, where it is the plain difference (``0.1`` is 10 points).
-    ``within`` is ``-limit <= change <= limit``.
+    The change is relative (``-0.2`` is 20 % lower), except for shares such as ``kv_hit_rate``,
+    where it is the difference (``0.1`` is 10 points). ``within`` is ``-limit <= change <= limit``.
     """
 
     direction: Direction
@@ -542,18 +538,17 @@ _BOUND_FIELDS: Mapping[str, tuple[Direction, int]] = {
 class Claim:
     """A statement about two configurations that a measurement confirms or refutes.
 
-    Exactly one of ``lower_by``, ``higher_by``, ``not_higher_by``, ``not_lower_by`` and
-    ``within`` (neither higher nor lower by more) is given, as one number for every target or as
-    ``{"local": 0.1, "replay": 0.05}``; on a target that is not named the claim is not made, unless
-    that says which one it is like, as ``endpoint`` is like ``kubernetes``: both are real
-    deployments. In the name of a target ``_`` stands for ``-``. Numbers are relative (0.2 is
-    20 %), for shares such as ``kv_hit_rate`` plain differences (0.1 is 10 points).
+    Give exactly one of ``lower_by``, ``higher_by``, ``not_higher_by``, ``not_lower_by`` and
+    ``within`` (neither higher nor lower by more), as one number for every target or as
+    ``{"local": 0.1, "replay": 0.05}``. The claim is not made on targets that are not listed, except
+    for targets that are like a listed one, as ``endpoint`` is like ``kubernetes``. Write ``_`` for
+    ``-`` in the name of a target. Numbers are relative (0.2 is 20 %); for shares such as
+    ``kv_hit_rate`` they are differences (0.1 is 10 points).
 
-    ``kind`` is ``effect`` (what is promised), ``mechanism`` (why it happens) or ``control``
-    (where it must be absent). ``evidence`` says where the threshold comes from.
+    ``kind`` is ``effect``, ``mechanism`` (the cause of an effect) or ``control`` (no effect).
+    ``evidence`` says where the threshold comes from.
 
-    Two claims are the same only if all of their fields are: a claim's name identifies it to
-    readers, not to what judges it.
+    Two claims are equal only if all fields are equal; the name is only for readers.
     """
 
     name: str
@@ -597,19 +592,19 @@ class Claim:
     @staticmethod
     def _by_name(owner: str, bound: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         if not thresholds:
-            _fail(owner, f"{bound}: name at least one target, such as local")
+            _fail(owner, f"{bound}: give at least one target, such as local")
         found: dict[str, float] = {}
         for target, value in thresholds.items():
             if not isinstance(target, str) or not (name := claimed_as(target)).isidentifier():
-                _fail(owner, f"{bound}: {target!r} cannot be the name of a target")
+                _fail(owner, f"{bound}: {target!r} is not a valid name of a target")
             if name in found:
-                _fail(owner, f"{bound}: {name!r} is named twice")
+                _fail(owner, f"{bound}: duplicate target {name!r}")
             found[name] = value
         return found
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The targets that it names, as claims write them; none for one number for all."""
+        """The targets that it lists, as written in claims; empty for one number for all."""
         found = (getattr(self, name) for name in _BOUND_FIELDS)
         thresholds = next(value for value in found if value is not None)
         return tuple(thresholds) if isinstance(thresholds, Mapping) else ()
@@ -618,7 +613,7 @@ class Claim:
         owner = f"Claim {self.name!r}"
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf:  # type: ignore[operator]
-            _fail(owner, f"{bound}: must be 0 or more, for example 0.2 for 20 %; {value!r}")
+            _fail(owner, f"{bound}: must be 0 or more, such as 0.2 for 20 %; got {value!r}")
         if bound in ("lower_by", "within") and value >= 1:  # type: ignore[operator]
             _fail(owner, f"{bound}: {value!r} would be 100 % lower or more; write 0.2 for 20 %")
         if bound == "within":
@@ -635,7 +630,7 @@ class Claim:
         kind: ClaimKind = "effect",
         **targets: tuple[float, str],
     ) -> Claim:
-        """A claim that the metric is lower, with threshold and evidence target by target.
+        """A claim that the metric is lower, with threshold and evidence for each target.
 
         ::
 
@@ -643,7 +638,7 @@ class Claim:
                         local=(0, "29 % lower, at least 2"), replay=(0.1, "17 %, at least 15"))
 
         Args:
-            targets: target to (at least so much lower, where that is from).
+            targets: for each target, how much lower at least, and the evidence.
 
         Raises:
             BenchmarkError: as for :class:`Claim`.
@@ -675,7 +670,7 @@ class Claim:
         kind: ClaimKind = "effect",
         **targets: tuple[float, str],
     ) -> Claim:
-        """A claim that the metric is at most so much higher; otherwise as :meth:`lower`."""
+        """A claim that the metric is at most this much higher; otherwise as :meth:`lower`."""
         return cls._by_target("not_higher_by", name, metric, treatment, baseline, kind, targets)
 
     @classmethod
@@ -689,10 +684,10 @@ class Claim:
         kind: ClaimKind = "control",
         **targets: tuple[float, str],
     ) -> Claim:
-        """A claim that the metric changes by at most so much either way.
+        """A claim that the metric changes by at most this much in either direction.
 
-        It holds when the whole interval of the change is within the margin, which more noise
-        makes harder and not easier (equivalence, Schuirmann 1987); otherwise as :meth:`lower`.
+        It holds if the whole interval of the change is within the margin, so noise makes it
+        harder to hold (equivalence, Schuirmann 1987); otherwise as :meth:`lower`.
         """
         return cls._by_target("within", name, metric, treatment, baseline, kind, targets)
 
@@ -721,11 +716,11 @@ class Claim:
         )
 
     def bound(self, *targets: str) -> Bound | None:
-        """What is claimed on a target, or None where the claim is not made.
+        """The limit on a target, or None if the claim is not made there.
 
         Args:
             targets: the target's name, then those of targets that it is like; the first one that
-                the claim names decides.
+                the claim lists is used.
         """
         for name, (direction, sign) in _BOUND_FIELDS.items():
             thresholds = getattr(self, name)
@@ -763,13 +758,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class PublishedResults:
-    """What somebody else measured, to be shown beside a measurement and never mixed with it.
+    """Published results, shown next to a measurement and never mixed with it.
 
     Attributes:
         source: who published them and where.
         hardware: what they were measured on.
-        values: by configuration, then by what was measured, in the words of the source.
-        note: how they are to be read: number of runs, units that are not stated.
+        values: for each configuration, values by metric, named as in the source.
+        note: how to read them: number of runs, units that the source does not state.
     """
 
     source: str
@@ -789,13 +784,13 @@ class PublishedResults:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A question with everything that is needed to answer it.
+    """A question with everything needed to answer it.
 
-    ``sizes`` says how much of the traffic ``local`` sends at each scale, where the default
-    (:data:`DEFAULT_SIZES`: 10 s, 35 s, all) does not do.
+    ``sizes`` sets how much of the traffic ``local`` sends at each scale, if the default
+    (:data:`DEFAULT_SIZES`: 10 s, 35 s, all) does not fit.
 
     Raises:
-        BenchmarkError: when a field is wrong; the message names the field.
+        BenchmarkError: a field is invalid; the message names it.
     """
 
     name: str
@@ -842,8 +837,8 @@ class Benchmark:
             if fixed and configuration.concurrency is not None:
                 _fail(
                     f"Configuration {configuration.name!r}",
-                    "concurrency: has no meaning here, since the benchmark's traffic is not sent "
-                    "by concurrency",
+                    "concurrency: has no effect, because the benchmark's traffic has a fixed "
+                    "schedule",
                 )
         for claim in self.claims:
             for name in ("treatment", "baseline"):
@@ -851,7 +846,7 @@ class Benchmark:
             if metric_of(claim.metric).needs_limits and self.goodput is None:
                 _fail(
                     f"Claim {claim.name!r}",
-                    "metric: goodput needs limits; give the Benchmark goodput=Goodput(...)",
+                    "metric: goodput needs SLOs; give the Benchmark goodput=Goodput(...)",
                 )
 
     def size(self, scale: ScaleName) -> Size:
@@ -859,10 +854,10 @@ class Benchmark:
         return self.sizes.get(scale, DEFAULT_SIZES[scale])
 
     def configuration(self, name: str) -> Configuration:
-        """The configuration called ``name``.
+        """The configuration with this name.
 
         Raises:
-            BenchmarkError: there is none; the message lists those there are.
+            BenchmarkError: there is none; the message lists the existing ones.
         """
         for configuration in self.configurations:
             if configuration.name == name:
@@ -882,14 +877,13 @@ class Benchmark:
         return self.with_configurations(c for c in self.configurations if c.name in wanted)
 
     def with_configurations(self, configurations: Iterable[Configuration]) -> Benchmark:
-        """This benchmark with other configurations; the only way to make one.
+        """This benchmark with other configurations.
 
-        What names configurations follows: claims are kept where both of theirs are there,
-        published results where their configuration is there unchanged. ``sizes`` bring up of
-        the new configurations what they did before, and all that the benchmark did not have.
+        Claims are kept if both of their configurations are, published results if their
+        configuration is unchanged. ``sizes`` keep their selection and add new configurations.
 
         Raises:
-            BenchmarkError: as for :class:`Benchmark`: none is given, or a name is used twice.
+            BenchmarkError: as for :class:`Benchmark`: none is given, or names are duplicates.
         """
         made = tuple(configurations)
         names = [configuration.name for configuration in made]
@@ -919,7 +913,7 @@ class Benchmark:
         )
 
     def with_traffic(self, traffic: TrafficSource) -> Benchmark:
-        """This benchmark about another traffic, which no size replaces by one of its own."""
+        """This benchmark with other traffic, at every size."""
         return dataclasses.replace(
             self,
             traffic=traffic,

@@ -87,7 +87,7 @@ class Comparison:
     """The configurations of a benchmark, measured on a target, and judged.
 
     ``comparison["agg-kv"]`` is the :class:`~pytest_dynamo_bench.metrics.RepeatedMetrics` of all
-    runs of a configuration. A configuration is brought up when it is first asked for; if
+    runs of a configuration. A configuration is measured when it is first needed; if
     that failed, asking again gives the same error without another attempt.
 
     Args:
@@ -156,8 +156,8 @@ class Comparison:
         if not alone or (alone == 1 and not self._how_together):
             return self._how_together
         judged_alone = (
-            f"{alone} claim{'s' * (alone != 1)} judged alone at {100 * level:g} %"
-            f"{' each' * (alone != 1)}, with no control for the number of claims"
+            f"{alone} claim{'s' * (alone != 1)} judged individually at {100 * level:g} %"
+            f"{' each' * (alone != 1)}, not corrected for multiple claims"
         )
         return f"{self._how_together}; {judged_alone}" if self._how_together else judged_alone
 
@@ -165,7 +165,7 @@ class Comparison:
         """The metrics of a configuration over all of its runs.
 
         Raises:
-            DeploymentError: it did not come up.
+            DeploymentError: it failed to start.
             InvalidRunError: it was measured, but the run cannot carry a result.
             BenchmarkError: the benchmark has no such configuration.
         """
@@ -243,8 +243,8 @@ class Comparison:
         differences = mismatches(current[0].run, before[0].run)
         if differences and not allow_mismatches:
             raise BenchmarkError(
-                f"{configuration}: the stored measurement in {stored.directory} is of something "
-                "else: " + "; ".join(differences)
+                f"{configuration}: not comparable with the stored measurement in "
+                f"{stored.directory}: " + "; ".join(differences)
             )
         new, old = (
             [metrics.sample(tolerance.metric) for metrics in runs] for runs in (current, before)
@@ -352,8 +352,8 @@ class Comparison:
             directory = self.store.run_directory(self.benchmark.name, name, repeat)
             reasons = "\n".join(f"- {gate.sentence}" for gate in failed)
             raise InvalidRunError(
-                f"the run of {_label(name, repeat)} is invalid, so nothing is concluded from it:\n"
-                f"{reasons}\nrecords and logs: {directory}"
+                f"the run of {_label(name, repeat)} is invalid:\n{reasons}\n"
+                f"records and logs: {directory}"
             )
         return metrics
 
@@ -371,7 +371,7 @@ class Comparison:
     # -- judging --------------------------------------------------------------------------
 
     def _judge(self, claims: Sequence[Claim]) -> None:
-        """Measure what the claims need, and judge those whose configurations came up."""
+        """Measure what the claims need, and judge those whose configurations started."""
         wanted = list(dict.fromkeys(n for c in claims for n in (c.baseline, c.treatment)))
         if self.plan.budget_seconds is not None:
             verdicts, how = self._look_until_decided(claims, wanted, self.plan.budget_seconds)
@@ -383,7 +383,7 @@ class Comparison:
             )
             count = sum(verdict.outcome != "invalid" for verdict in verdicts)
             how = (
-                f"{count} claims judged together; false discovery rate held at "
+                f"{count} claims judged together; false discovery rate controlled at "
                 f"{self.plan.false_discovery_rate * 100:g} % (Benjamini-Hochberg)"
                 if count > 1
                 else ""
@@ -464,13 +464,13 @@ class Comparison:
                 break
             per_round = self._seconds_of_a_round(wanted)
             if time.monotonic() - started + per_round > budget_seconds:
-                ended_early = ", then the time was spent"
+                ended_early = ", then the budget was used up"
                 break
             if repeats > _FIRST_LOOK and all(
                 repeats_are_futile(*evidence[claim], looks.plan.confidence)
                 for claim in looks.undecided
             ):
-                ended_early = ", since more repeats of the same traffic would decide no more"
+                ended_early = ", because more repeats of the same traffic would not decide more"
                 break
             self._rounds(wanted, [repeats])
             repeats += 1
@@ -488,9 +488,9 @@ class Comparison:
         if not (count := len(evidence)):
             return verdicts, ""
         how = (
-            f"{count} claim{'s' * (count != 1)} looked at after every repeat, "
+            f"{count} claim{'s' * (count != 1)} checked after every repeat, "
             f"{looks.repeats} of at most {looks.plan.most_repeats}{ended_early}; false claims over "
-            f"all looks and claims held at {self.plan.false_discovery_rate * 100:g} % "
+            f"all checks and claims controlled at {self.plan.false_discovery_rate * 100:g} % "
             "(alpha spending, Bonferroni)"
         )
         return verdicts, how

@@ -1,7 +1,7 @@
 """Options and variables of Dynamo that a configuration gives beside its fields.
 
 They are spelled as Dynamo spells them, so that an option that is new in Dynamo needs nothing
-here. An option that a field of ours stands for is refused, so that nothing is said twice.
+here. An option that has a field is rejected.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ OptionValue: TypeAlias = str | int | float | bool | tuple[str | int | float, ...
 
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9]*([-.][A-Za-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_BY_TARGET = "leave it out: where things listen and find each other is the target's"
-_ENDS = "leave it out: the program would end"
+_BY_TARGET = "leave it out: the target sets addresses and discovery"
+_ENDS = "leave it out: the program would exit"
 _MODEL = "use Benchmark.model"
 _SPECULATIVE = "use Worker.speculative"
 _OFFLOAD = "use Worker.kv_offload"
 _EXPERTS = "use Worker.moe_ep"
 
-# What to use in the place of an option of the frontend.
+# What to use instead of an option of the frontend.
 FRONTEND_FIELDS: Mapping[str, str] = {
     "router-mode": "use Configuration.router",
-    "load-aware": 'use router="kv" with the options that it stands for, such as '
+    "load-aware": 'use router="kv" with the options that it sets, such as '
     "router-kv-overlap-score-credit=0",
     **dict.fromkeys(
         ("http-host", "http-port", "tls-cert-path", "tls-key-path", "discovery-backend",
@@ -118,7 +118,7 @@ def checked_options(
         if not _OPTION.fullmatch(name):
             hint = f"; did you mean {name.replace('_', '-')!r}?" if "_" in name else ""
             raise BenchmarkError(
-                f"{owner}: {field}: {spelled!r} is not spelled like an option of Dynamo, such as "
+                f"{owner}: {field}: {spelled!r} is not a valid option name, such as "
                 f"'router-temperature'{hint}"
             )
         if name.startswith("no-") and isinstance(value, bool):
@@ -127,11 +127,11 @@ def checked_options(
             raise BenchmarkError(f"{owner}: {field}: --{name}: {fields[name]}")
         if SECRET_NAME.search(name.replace("-", "_")):
             raise BenchmarkError(
-                f"{owner}: {field}: --{name} looks like a secret, and command lines are kept and "
-                "seen by everybody; give it as a variable, in env"
+                f"{owner}: {field}: --{name} looks like a secret, and command lines are stored and "
+                "visible to everybody; pass it as a variable in env"
             )
         if name in found:
-            raise BenchmarkError(f"{owner}: {field}: --{name} is given twice")
+            raise BenchmarkError(f"{owner}: {field}: duplicate option --{name}")
         found[name] = _checked_value(f"{owner}: {field}: --{name}", value)
     return found
 
@@ -145,11 +145,11 @@ def checked_variables(owner: str, given: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in _pairs(owner, "env", given):
         if not _VARIABLE.fullmatch(name):
-            raise BenchmarkError(f"{owner}: env: {name!r} is no name of an environment variable")
+            raise BenchmarkError(f"{owner}: env: {name!r} is not a valid environment variable name")
         if name in _VARIABLE_FIELDS:
             raise BenchmarkError(f"{owner}: env: {name}: {_VARIABLE_FIELDS[name]}")
         if name in found:
-            raise BenchmarkError(f"{owner}: env: {name} is given twice")
+            raise BenchmarkError(f"{owner}: env: duplicate variable {name}")
         if (
             isinstance(value, bool)
             or not isinstance(value, str | int | float)
@@ -170,7 +170,7 @@ def _pairs(owner: str, field: str, given: Any) -> list[tuple[str, Any]]:
             return pairs
     except (TypeError, ValueError):
         pass
-    raise BenchmarkError(f"{owner}: {field}: must be names with values, such as {{'name': 1}}")
+    raise BenchmarkError(f"{owner}: {field}: must map names to values, such as {{'name': 1}}")
 
 
 def _checked_value(owner: str, value: Any) -> OptionValue:
@@ -184,9 +184,9 @@ def _checked_value(owner: str, value: Any) -> OptionValue:
             )
         # Of several values nothing but its first character tells one from an option.
         if several and (isinstance(item, bool) or str(item).startswith("-")):
-            raise BenchmarkError(f"{owner}: {item!r} cannot be one of several values")
+            raise BenchmarkError(f"{owner}: {item!r} is not allowed in a list of values")
     if several and not value:
-        raise BenchmarkError(f"{owner}: an empty list is no value; leave the option out")
+        raise BenchmarkError(f"{owner}: the list is empty; leave the option out")
     return tuple(value) if several else value
 
 

@@ -12,9 +12,9 @@ class DynamoBenchError(Exception):
 
 
 class BenchmarkError(DynamoBenchError):
-    """A benchmark module says something that cannot be right.
+    """A benchmark module is invalid.
 
-    Raised while the module is imported, so that nothing has been brought up yet.
+    Raised while the module is imported, before anything is started.
     """
 
 
@@ -34,7 +34,7 @@ class UnavailableError(TargetError):
 
 
 class DeploymentError(DynamoBenchError):
-    """A configuration did not come up, or a part of it died; the message has the log's end."""
+    """A configuration failed to start, or a part of it died; the message has the end of the log."""
 
 
 class LoadError(DynamoBenchError):

@@ -27,7 +27,7 @@ class Caveat:
     Attributes:
         id: short and stable, for reports and for tests.
         text: what is simplified.
-        effect: what that does to a claim: which side it favours, or that it favours none.
+        effect: what that does to a claim: which configuration it favors, or that it favors none.
     """
 
     id: str
@@ -237,7 +237,7 @@ def _known(value: float, text: str) -> str:
 def _routing(seen: Observation) -> str:
     with_hit_rate = [r for r in seen.metrics.run.records if r.router_hit_rate is not None]
     found = seen.metrics.value("kv_hit_rate")
-    saw = _known(found, f"{100 * found:.1f} % of prompt tokens were cached where they were sent")
+    saw = _known(found, f"{100 * found:.1f} % of prompt tokens were cached on their worker")
     if with_hit_rate:
         expected = sum(
             (record.router_hit_rate or 0) * record.input_tokens for record in with_hit_rate
@@ -249,7 +249,7 @@ def _routing(seen: Observation) -> str:
 
 def _one_worker(configuration: Configuration) -> str:
     most = max(worker.replicas * worker.attention_dp for worker in configuration.workers)
-    alone = "There is one worker, so that KV routing has nothing to choose from."
+    alone = "There is only one worker, so KV routing has no choice."
     return alone if most < 2 else ""
 
 
@@ -265,12 +265,12 @@ def _split(seen: Observation) -> str:
     decode = {r.decode_worker for r in records if r.decode_worker}
     apart = metrics.value("split_share")
     saw = (
-        f"{_known(apart, f'{100 * apart:.0f} %')} of requests decoded on another worker than "
-        f"processed the prompt: {len(prefill)} and {len(decode)} workers"
+        f"{_known(apart, f'{100 * apart:.0f} %')} of requests were prefilled and decoded on "
+        f"different workers: {len(prefill)} and {len(decode)} workers"
     )
     transfer = metrics.value("kv_transfer_time.mean")
     if math.isfinite(transfer):
-        saw += f"; handing a prompt over took {transfer:.1f} ms at most, on average"
+        saw += f"; the handover of a request took {transfer:.1f} ms on average (upper bound)"
     return saw
 
 
@@ -278,13 +278,13 @@ def _transfer(seen: Observation) -> str:
     """The time that moving a prompt's KV cache is modelled to take."""
     bandwidth = seen.benchmark.hardware.kv_transfer_gb_per_second
     if bandwidth is None:
-        return "the network, as infinitely fast"
+        return "the network, without transfer time"
     records = [record for record in seen.metrics.run.records if record.succeeded]
     if not records or seen.kv_bytes_per_token is None:
         return "the network"
     tokens = sum(record.input_tokens for record in records) / len(records)
     took_ms = tokens * seen.kv_bytes_per_token / bandwidth / 1e6
-    return f"the network, {took_ms:.1f} ms for a mean prompt's KV cache at {bandwidth:g} GB/s"
+    return f"the network, {took_ms:.1f} ms for the KV cache of a mean prompt at {bandwidth:g} GB/s"
 
 
 def _split_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
@@ -300,12 +300,12 @@ def _reuse_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
 
 def _speculation(seen: Observation) -> str:
     steps = seen.metrics.value("tokens_per_step")
-    return _known(steps, f"{steps:.2f} tokens a step")
+    return _known(steps, f"{steps:.2f} tokens per step")
 
 
 def _drafts_not_decoded(configuration: Configuration) -> str:
     return "".join(
-        "Speculative decoding on the prefill workers has no effect: they don't decode."
+        "Speculative decoding on prefill workers has no effect: they do not decode."
         for worker in configuration.workers
         if worker.speculative is not None and worker.mode == "prefill"
     )
@@ -315,16 +315,16 @@ def _offload(seen: Observation) -> str:
     hits = seen.metrics.value("host_hit_rate")
     evicted = seen.metrics.run.observed.get("evicted_blocks")
     saw = _known(hits, f"{100 * hits:.1f} % of prompt tokens came from host memory")
-    return saw if evicted is None else f"{saw}, {evicted:,} blocks left both tiers"
+    return saw if evicted is None else f"{saw}, {evicted:,} blocks were evicted from both tiers"
 
 
 def _offload_limits(configuration: Configuration) -> Iterator[str]:
     for worker in configuration.workers:
         if worker.kv_offload is not None:
             yield (
-                f"{worker.mode} workers: KV offload is modelled, since the published mocker "
-                "has it compiled out: its host memory is more blocks of the same cache, and "
-                "bringing blocks back takes no time; that flatters KV offload"
+                f"{worker.mode} workers: KV offload is modelled, because it is compiled out of the "
+                "published mocker: host memory is extra blocks of the same cache, and onboarding "
+                "blocks takes no time, which favors KV offload"
             )
 
 
@@ -340,7 +340,7 @@ def _ranks(seen: Observation) -> str:
             prompts[place, rank] = prompts.get((place, rank), 0) + 1
     total = worker.replicas * worker.attention_dp
     if not prompts:
-        return f"{total} {worker.mode} ranks; which served whom was not seen on this target"
+        return f"{total} {worker.mode} ranks; which rank served a request is not visible here"
     busiest = max(prompts.values()) / sum(prompts.values())
     return (
         f"{len(prompts)} of {total} {worker.mode} ranks served requests, the busiest "
@@ -361,15 +361,15 @@ def _wideep_on_stand_ins(configuration: Configuration) -> Iterator[str]:
     for worker in configuration.workers:
         if worker.wideep:
             yield (
-                f"{worker.mode} workers: wide-EP kernels are not modelled, only that experts "
-                f"are spread over {worker.moe_ep} GPUs, in the step times"
+                f"{worker.mode} workers: WideEP kernels are not modelled; step times only account "
+                f"for experts spread over {worker.moe_ep} GPUs"
             )
 
 
 def _wideep_simulated(configuration: Configuration) -> Iterator[str]:
     for worker in configuration.workers:
         if worker.wideep:
-            yield f"The wide-EP kernels of the {worker.mode} workers are not simulated."
+            yield f"The WideEP kernels of the {worker.mode} workers are not simulated."
 
 
 def _decoding(seen: Observation) -> str:
@@ -387,20 +387,20 @@ def _embeddings(seen: Observation) -> str:
     saw = _known(found, f"{100 * found:.1f} % of images were found")
     beside = metrics.run.observed.get("encoder_cache")
     if beside:
-        saw += f", and {beside['hits']:,} in vLLM's own encoder cache"
+        saw += f", and {beside['hits']:,} in vLLM's encoder cache"
     cache = metrics.run.observed.get("embedding_cache")
     if cache:
         saw += (
             f"; {cache['entries']:,} embeddings in {cache['bytes'] / 1e6:,.1f} of "
             f"{cache['capacity_bytes'] / 1e6:,.1f} MB, {cache['evictions']:,} evicted; the "
-            f"encoder took {metrics.value('encoder_time.mean'):.1f} ms a request"
+            f"encoder took {metrics.value('encoder_time.mean'):.1f} ms per request"
         )
     return saw
 
 
 def _whose_cache(seen: Observation) -> str:
     if seen.metrics.run.deployed.get("engine") == "vllm":
-        return "a toy's encoder on the processor; the cache is Dynamo's"
+        return "a toy model's encoder on the CPU; the cache is Dynamo's"
     return "the cache and the encoder are this plugin's, not the engine's"
 
 
@@ -415,13 +415,13 @@ def _nodes_on_stand_ins(configuration: Configuration) -> Iterator[str]:
     for worker in configuration.workers:
         if worker.nodes > 1:
             yield (
-                f"{worker.mode} workers: that one spans {worker.nodes} nodes is not modelled "
-                "beyond its step times"
+                f"{worker.mode} workers: spanning {worker.nodes} nodes is modelled in the step "
+                "times only"
             )
     if configuration.nodes > 1:
         yield (
-            f"that the workers sit on {configuration.nodes} nodes is modelled by the "
-            "bandwidth of the KV transfer alone"
+            f"placement on {configuration.nodes} nodes is modelled by the bandwidth of KV "
+            "transfers only"
         )
 
 
@@ -429,85 +429,81 @@ def _nodes_simulated(configuration: Configuration) -> Iterator[str]:
     for worker in configuration.workers:
         if worker.nodes > 1:
             yield (
-                f"That a {worker.mode} worker spans {worker.nodes} nodes is not simulated beyond "
-                "what is in its step times."
+                f"A {worker.mode} worker spans {worker.nodes} nodes, which is simulated in its "
+                "step times only."
             )
     if configuration.nodes > 1:
         yield (
-            f"That the workers sit on {configuration.nodes} nodes is not simulated, except "
-            "through the bandwidth of the KV transfer."
+            f"Placement on {configuration.nodes} nodes is simulated by the bandwidth of KV "
+            "transfers only."
         )
 
 
 _SIMULATED_TIES = Caveat(
     "seeded-ties",
-    "Dynamo's KV router breaks ties between equally good workers at random; the simulation "
-    "seeds it, so that a run can be repeated.",
-    "Another seed moves the results slightly; see what several seeds give before relying on a "
-    "small effect.",
+    "Dynamo's KV router breaks ties between equally good workers at random. The simulation uses a "
+    "fixed seed to be reproducible.",
+    "Other seeds give slightly different results. Use several before you rely on a small effect.",
 )
 _NO_AFFINITY = Caveat(
     "session-affinity-absent",
-    "Dynamo's replay has no session affinity: each turn goes where the router sends it by itself.",
-    "Nothing can be claimed of session affinity here.",
+    "Dynamo's replay has no session affinity: the router places each turn independently.",
+    "No claim about session affinity is possible here.",
 )
 _TRANSFER_FREE = Caveat(
     "kv-transfer-free",
-    "The split moves its KV cache in no time, because the hardware's kv_transfer_gb_per_second "
-    "is not given.",
-    "Flatters the prefill/decode split.",
+    "KV transfers take no time, because the hardware's kv_transfer_gb_per_second is not given.",
+    "Favors disaggregated configurations.",
 )
 _TRANSFER_UNSHARED = Caveat(
     "kv-transfer-unshared",
-    "Each KV transfer has the full bandwidth to itself, and starts when the whole prompt is "
-    "processed.",
-    "Flatters the split under load; on hardware layers are sent as they are ready, which "
-    "disadvantages it here.",
+    "Each KV transfer gets the full bandwidth and starts after the whole prompt is processed.",
+    "Favors disaggregated configurations under load. On hardware, layers are sent as they finish, "
+    "which the simulation does not credit them for.",
 )
 _PREFILL_ONE_AT_A_TIME = Caveat(
     "prefill-one-at-a-time",
-    "Dynamo's replay would hand a finished prompt over to decoding only when its prefill worker "
-    "has no other in work; so prefill workers of a split are simulated with one prompt at a time, "
-    "in order of arrival, whatever max_num_seqs says.",
-    "Several short prompts do not share a step, which disadvantages the split a little.",
+    "Dynamo's replay hands a finished prompt over to decode only when its prefill worker is idle. "
+    "Prefill workers of disaggregated configurations are therefore simulated with one prompt at a "
+    "time, in order of arrival, regardless of max_num_seqs.",
+    "Short prompts do not share a step, a slight disadvantage for disaggregated configurations.",
 )
 _SHARED_BLOCKS_ONCE = Caveat(
     "shared-blocks-once",
-    "A decode step is priced by the distinct KV blocks in use, so that a prefix shared by "
-    "several running requests is read once.",
-    "Makes decoding a little too cheap where reuse is high, which flatters KV routing.",
+    "A decode step is priced by the distinct KV blocks in use: a prefix shared by several running "
+    "requests is read once.",
+    "Decoding is slightly too cheap with high reuse, which favors KV routing.",
 )
 _DRAFTS_AS_MTP = Caveat(
     "drafts-as-mtp",
-    "Speculative decoding is multi-token prediction with given acceptance rates; a draft head "
-    "of its own costs nothing, and a prefix hit loses its last block.",
-    "The gain follows from the acceptance rates that were put in, and is no measurement of them.",
+    "Speculative decoding is multi-token prediction with given acceptance rates. A separate draft "
+    "head costs nothing, and a prefix hit loses its last block.",
+    "The gain follows from the given acceptance rates and does not measure them.",
 )
 _NO_OFFLOAD = Caveat(
     "kv-offload-absent",
-    "The published build of Dynamo's replay has KV offload compiled out "
-    "(dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED is False): its options are accepted and do nothing.",
-    "Nothing can be claimed of KV offload here; this configuration is simulated without it.",
+    "KV offload is compiled out of the published Dynamo "
+    "(dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED is False): its options have no effect.",
+    "No claim about KV offload is possible here; the configuration is simulated without it.",
 )
 _RANKS_IN_STEP = Caveat(
     "ranks-in-step",
-    "Ranks of attention data parallelism have a KV cache and a batch of their own, but step "
-    "together.",
-    "Every rank waits for the slowest, as on hardware; what is routed to a rank is not balanced "
-    "as an engine would.",
+    "Ranks of attention data parallelism have separate KV caches and batches, but step together.",
+    "Every rank waits for the slowest, as on hardware. Requests are not balanced over ranks as an "
+    "engine does.",
 )
 _RANKS_AS_WORKERS = Caveat(
     "ranks-as-workers",
-    "Dynamo's replay has no attention data parallelism in a split, so each rank is simulated as a "
-    "worker of its own, in all configurations of this comparison.",
-    "Ranks do not wait for each other, and the router sees each: attention data parallelism is a "
-    "little too fast wherever it is used.",
+    "Dynamo's replay does not support attention data parallelism with disaggregation. Each rank is "
+    "simulated as a separate worker, in all configurations of this comparison.",
+    "Ranks do not wait for each other, and the router sees each of them: attention data "
+    "parallelism is slightly too fast.",
 )
 _WIDEEP_BY_TABLE = Caveat(
     "wideep-by-table",
-    "Expert parallelism is in the step times only, through the number of GPUs that experts are "
-    "spread over; the engine's wide-EP kernels and expert load balancing are not modelled.",
-    "Experts count as evenly loaded on both sides; a change of kernels alone shows no effect.",
+    "Expert parallelism affects step times only through the number of GPUs that experts are spread "
+    "over. WideEP kernels and expert load balancing are not modelled.",
+    "Experts count as evenly loaded in all configurations; different kernels show no effect.",
 )
 
 # ---------------------------------------------------------------------------------------
@@ -546,7 +542,7 @@ FEATURES: tuple[Feature, ...] = (
         caveats=_split_caveats,
     ),
     Feature(
-        # That the decode side of a split keeps no prefix cache belongs to the split.
+        # Decode workers keep no prefix cache; that is part of disaggregation.
         id="prefix_caching",
         marked=False,
         worker_field="prefix_caching",
@@ -561,7 +557,7 @@ FEATURES: tuple[Feature, ...] = (
         shown_by="decode",
         lacks=_drafts_not_decoded,
         seen=_speculation,
-        modelled={"stand-in": _always("which drafts are accepted, by the given rates")},
+        modelled={"stand-in": _always("accepted drafts, drawn at the given rates")},
         caveats=lambda simulation: (_DRAFTS_AS_MTP,),
     ),
     Feature(
@@ -572,7 +568,7 @@ FEATURES: tuple[Feature, ...] = (
         seen=_offload,
         modelled={
             "stand-in": _always(
-                "host memory as more blocks of the cache; bringing them back takes no time"
+                "host memory as extra blocks of the cache; onboarding takes no time"
             )
         },
         limits={"stand-in": _offload_limits},

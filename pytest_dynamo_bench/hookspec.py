@@ -20,9 +20,9 @@ hookspec = HookspecMarker("pytest")
 
 @hookspec(historic=True)
 def pytest_dynamo_bench_targets() -> Sequence[TargetDefinition]:
-    """Register targets of your own, beside or in place of those of the package.
+    """Register your own targets, or replace shipped ones.
 
-    Implement it in the ``conftest.py`` of a project or in a plugin; docs/write-a-target.md::
+    Implement it in a project's ``conftest.py`` or in a plugin; see docs/write-a-target.md::
 
         def pytest_dynamo_bench_targets():
             return [TargetDefinition(name="my-cluster", summary="our cluster",
@@ -34,24 +34,24 @@ def pytest_dynamo_bench_targets() -> Sequence[TargetDefinition]:
 @hookspec(
     firstresult=True,
     warn_on_impl=DeprecationWarning(
-        "pytest_dynamo_bench_make_target: implement pytest_dynamo_bench_targets() instead, whose "
-        "targets claims can name and that have options of their own"
+        "pytest_dynamo_bench_make_target is deprecated; implement pytest_dynamo_bench_targets() "
+        "instead, so that claims can name the target and it can have options"
     ),
 )
 def pytest_dynamo_bench_make_target(config: pytest.Config, name: str) -> Target | None:
-    """Make the target that ``--dynamo-target=name`` asks for; the first result is taken."""
+    """Return the target for ``--dynamo-target=name``; the first result is used. Deprecated."""
     _ = (config, name)
     return None
 
 
 @hookspec(historic=True)
 def pytest_dynamo_bench_metrics() -> Sequence[Metric]:
-    """Metrics of your own, before the modules beside the ``conftest.py`` are collected::
+    """Register your own metrics, for the modules next to the ``conftest.py``::
 
         def pytest_dynamo_bench_metrics():
             return [Metric.of_frame("slow_starts", slow_starts, unit="share", ...)]
 
-    Claims, tolerances and options can name them, and all reports show them.
+    Claims, tolerances and options can name them; all reports show them.
     """
     return ()
 

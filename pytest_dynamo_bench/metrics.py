@@ -221,7 +221,7 @@ class Metrics:
     def _values(self, metric: Metric) -> _Values:
         """The numbers of a metric, without the requests that lack it."""
         if metric.needs_limits and self._goodput is None:
-            raise ValueError("goodput needs limits: give the Benchmark goodput=Goodput(...)")
+            raise ValueError("goodput needs SLOs: give the Benchmark goodput=Goodput(...)")
         if "every chunk" in metric.needs and self.run.simulated:
             return _Values(np.empty(0), request=np.empty(0, dtype=np.int64))
         if metric.kind == "gaps":

@@ -70,101 +70,98 @@ def _gate(text: str) -> tuple[str, float]:
 _RUNS = OptionGroup("runs", (
     option(
         "--dynamo-target", metavar="TARGET", default=None,
-        help="where configurations are brought up: "
+        help="where to measure: "
         + ", ".join(f"{target.name!r} is {target.summary}" for target in OURS)
         + " (default: the ini option dynamo_target, else 'local')",
     ),
     option(
         "--dynamo-traffic", metavar="FILE", default=None,
-        help="send the requests of this file instead of the benchmark's: a Mooncake trace, a "
-        "request trace of Dynamo, or inputs of AIPerf; its content tells which",
+        help="send the requests in this file instead of the benchmark's: a Mooncake trace, a "
+        "Dynamo request trace or an AIPerf input file; the format is detected",
     ),
     option(
         "--dynamo-aiperf-results", metavar="CONFIGURATION=DIR", type=_named_directory,
         action="append", default=[],
-        help="check the claims on what `aiperf profile` measured: for each configuration the "
-        "directory that it wrote; given again for a configuration it is another repeat. Nothing "
-        "is brought up; --dynamo-target says on what it was measured (default here: endpoint)",
+        help="check claims on results of `aiperf profile`: the directory that it wrote for a "
+        "configuration; repeat the option for more configurations or repeats. Nothing is started; "
+        "--dynamo-target names the target that was measured (default here: endpoint)",
     ),
     option(
         "--dynamo-dry-run", action="store_true",
-        help="look whether everything is there (kubernetes: let the API server check the "
-        "manifests), but create and measure nothing",
+        help="check the benchmarks (kubernetes: let the API server validate the manifests), but "
+        "start and measure nothing",
     ),
     option(
         "--dynamo-reports", metavar="DIR", default=None,
-        help="directory that a directory of results is made in (default: reports)",
+        help="where to create the results directory (default: reports)",
     ),
     option(
         "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
-        help="another length of each configuration's traffic, by the clock: local, than that of "
-        "the scale; a real deployment, than all of it; longer runs give narrower intervals",
+        help="how long to send each configuration's traffic, in real time (default: local, as the "
+        "scale says; real deployments, all of it); longer runs give narrower intervals",
     ),
     option(
         "--dynamo-cut-seed", metavar="N", type=int, default=0,
-        help="choose another, equally representative cut (default: %(default)s)",
+        help="seed of the cut; all cuts are equally representative (default: %(default)s)",
     ),
     option(
         "--dynamo-load-processes", metavar="N", type=count, default=1,
-        help="processes of the load generator, for rates that one core cannot send "
-        "(default: %(default)s); check-client says what one can do",
+        help="load generator processes (default: %(default)s); the command check-client measures "
+        "what load one process can send",
     ),
     option(
         "--dynamo-repeats", metavar="N", type=count, default=1,
-        help="runs of each configuration, in interleaved order; their differences widen or "
-        "narrow the intervals as they should (default: %(default)s)",
+        help="runs of each configuration, interleaved; the intervals then include the differences "
+        "between runs (default: %(default)s)",
     ),
     option(
         "--dynamo-budget", metavar="DURATION", type=_duration_seconds, default=None,
-        help="instead of a fixed number of repeats, add some until every claim is decided, for "
-        "so long at most for each benchmark, such as 90s, 10m or 2h",
+        help="repeat until every claim is decided, at most this long per benchmark, such as 90s, "
+        "10m or 2h; replaces --dynamo-repeats",
     ),
 ))  # fmt: skip
 _VERDICTS = OptionGroup("verdicts", (
     option(
         "--dynamo-gate", metavar="NAME=VALUE", type=_gate, action="append", default=[],
-        help="another threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md "
-        "lists them; can be given several times",
+        help="threshold of a validity gate, such as failed_share=0.01; docs/verdicts.md lists "
+        "them; can be repeated",
     ),
     option(
         "--dynamo-inconclusive", choices=("fail", "skip", "xfail"), default=None,
-        help="outcome of a claim that the measurement neither confirms nor refutes "
-        "(default: fail; at --dynamo-scale=smoke skip)",
+        help="test outcome of an inconclusive claim (default: fail; at --dynamo-scale=smoke skip)",
     ),
     option(
         "--dynamo-invalid", choices=("error", "skip", "xfail"), default="error",
-        help="outcome where a run is invalid, so that nothing can be concluded from it "
-        "(default: %(default)s)",
+        help="test outcome of an invalid run (default: %(default)s)",
     ),
     option(
         "--dynamo-false-discovery-rate", metavar="SHARE", type=_share, default=0.05,
-        help="share of wrong verdicts among the decided claims of a benchmark "
+        help="accepted share of wrong verdicts among a benchmark's decided claims "
         "(default: %(default)s)",
     ),
     option(
         "--dynamo-baseline", metavar="DIR", default=None,
-        help="results of an earlier session; every configuration gets tests that fail when a "
-        "metric got worse by more than is tolerated, or has nothing to be compared with",
+        help="results of an earlier session; adds regression tests for every configuration, which "
+        "fail if a metric got worse by more than the tolerance or cannot be compared",
     ),
     option(
         "--dynamo-tolerance", metavar="METRIC:SHARE", action="append", default=[],
-        help="with --dynamo-baseline: how much worse a metric may be, such as ttft:5%% or "
-        "itl.p99:0.1; several separated by commas (default: 5%% for the medians of TTFT and ITL, "
-        "and for throughput)",
+        help="with --dynamo-baseline: how much worse a metric may get, such as ttft:5%% or "
+        "itl.p99:0.1; separate several with commas (default: 5%% for median TTFT, median ITL and "
+        "throughput)",
     ),
     option(
         "--dynamo-baseline-any", action="store_true",
-        help="with --dynamo-baseline: compare although environment, configuration or traffic "
-        "differ",
+        help="with --dynamo-baseline: compare even if environment, configuration or traffic differ",
     ),
     option(
         "--dynamo-allow-missing", action="store_true",
-        help="with --dynamo-baseline: skip what cannot be compared, since one side has no usable "
-        "result of it; when that is everything, the session fails all the same",
+        help="with --dynamo-baseline: skip results that only one of the sessions has; the session "
+        "still fails if nothing can be compared",
     ),
     option(
         "--dynamo-save-baseline", metavar="DIR", default=None,
-        help="copy the results to a directory that --dynamo-baseline can name later",
+        help="copy the results to this directory, for --dynamo-baseline in a later session",
     ),
 ))  # fmt: skip
 OPTIONS = (_RUNS, _VERDICTS)

@@ -61,7 +61,7 @@ def admitted(kind: type[S], value: object, odd: MutableMapping[str, Any], name: 
 
     Args:
         kind: a Struct all of whose fields have a default.
-        odd: filled with the fields that cannot be, and what was said of them.
+        odd: filled with the impossible fields and their values.
         name: of the whole, where it may be of another type altogether.
     """
     try:

@@ -20,7 +20,7 @@ _CONTROL = re.compile(
 )
 
 HIDDEN = "***"
-# Variables that are named so have values that nobody is to see.
+# Values of variables with such names are never shown.
 SECRET_NAME = re.compile(
     r"TOKEN$|_TOKEN(?!S|IZER)|SECRET|PASSWORD|API_?KEY|_KEY$|CREDENTIAL", re.IGNORECASE
 )

@@ -92,9 +92,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     parser.addini("dynamo_reports", "default of --dynamo-reports", default="reports")
     parser.addini(
         "dynamo_junit_properties",
-        "where a JUnit file has the properties of a claim: 'case' is its test case (default), "
-        "'suite' the test suite, for readers that validate against junit-10.xsd, which allows them "
-        "there only",
+        "where to put a claim's properties in a JUnit file: 'case' (default) is its test case, "
+        "'suite' the test suite, for tools that validate against junit-10.xsd",
         default="case",
     )
 
@@ -218,8 +217,7 @@ def _benchmark_of(module: object) -> Benchmark | None:
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> None:
     """Register markers and fixtures when the first module with a benchmark is collected.
 
-    Without one their names are everybody else's. Claims about targets that nobody registered,
-    which would never be made, are found here.
+    Sessions without benchmarks keep these names free. Claims about unregistered targets are errors.
     """
     manager = collector.config.pluginmanager
     benchmark = _benchmark_of(collector.module)
@@ -283,7 +281,7 @@ def _has_own_claims(metafunc: pytest.Metafunc) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Everything that can be found wrong is found before anything is brought up."""
+    """Find all mistakes before anything is started."""
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
@@ -317,7 +315,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             raise pytest.UsageError(f"{benchmark.name}: {error}") from None
     if config.getoption("dynamo_dry_run"):
         for item in filter(_measures, session.items):
-            item.add_marker(pytest.mark.skip(reason="--dynamo-dry-run: nothing was created"))
+            item.add_marker(pytest.mark.skip(reason="--dynamo-dry-run: nothing was started"))
     if dynamo.stored is not None:
         _check_that_something_is_compared(session, dynamo.stored)
     saved = config.getoption("dynamo_save_baseline")
@@ -405,7 +403,7 @@ def _check_that_something_is_compared(session: pytest.Session, stored: StoredRes
     lines = "".join(f"\n- {reason}" for reason in dict.fromkeys(reasons))
     raise pytest.UsageError(
         f"--dynamo-baseline: nothing would be compared with {stored.directory}"
-        + (f":{lines}" if lines else ", since no regression test is among the selected ones")
+        + (f":{lines}" if lines else ", because no regression test is selected")
     )
 
 
@@ -421,7 +419,7 @@ def _modules(items: list[pytest.Item]) -> dict[pytest.Module, Benchmark]:
 
 
 def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
-    """A test for each benchmark whose promoted configuration has several features of its own."""
+    """A test for each benchmark whose promoted configuration adds several features."""
     if not config.getoption("dynamo_attribution"):
         return []
     from pytest_dynamo_bench.attribution import plan
@@ -523,7 +521,7 @@ class RegressionItem(pytest.Item):
         return ""
 
     def setup(self) -> None:
-        """Measure, so that what does not come up is an error and not a regression."""
+        """Measure; a failure to start is an error, not a regression."""
         _refuse_xdist(self.config)
         dynamo = self.config.stash[_SESSION]
         assert dynamo.stored is not None
@@ -547,7 +545,7 @@ class RegressionItem(pytest.Item):
         if self.config.getoption("dynamo_allow_missing"):
             pytest.skip(message)
         raise pytest.fail.Exception(
-            f"{message}; --dynamo-allow-missing skips what cannot be compared", pytrace=False
+            f"{message}; to skip this, use --dynamo-allow-missing", pytrace=False
         ) from None
 
     def runtest(self) -> None:
@@ -562,7 +560,7 @@ class RegressionItem(pytest.Item):
         if found.outcome == "regression":
             pytest.fail(message, pytrace=False)
         if found.outcome == "inconclusive":
-            # Whoever asks for a gate wants it to decide, also at scale smoke.
+            # A gate must decide, also at scale smoke.
             _end_inconclusive(self.config, message, soften=False)
 
     def reportinfo(self) -> tuple[Path, int, str]:
@@ -613,8 +611,8 @@ def _end_invalid(config: pytest.Config, message: str) -> NoReturn:
 def _refuse_xdist(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         pytest.fail(
-            "benchmarks cannot run under xdist: workers would bring up the same configurations "
-            "side by side and disturb each other; run them without -n",
+            "benchmarks cannot run under xdist: its workers would start the same configurations at "
+            "the same time and disturb each other; run without -n",
             pytrace=False,
         )
 
@@ -658,7 +656,7 @@ class MeasuredComparison:
         return repr(self._comparison)
 
     def __getitem__(self, configuration: str) -> RepeatedMetrics:
-        """The metrics of a configuration over its runs; brought up if it has not been yet."""
+        """The metrics of a configuration over its runs, measured if necessary."""
         __tracebackhide__ = True
         try:
             return self._comparison[configuration]
@@ -666,7 +664,7 @@ class MeasuredComparison:
             raise _as_outcome(error) from None
 
     def runs(self, configuration: str) -> list[Metrics]:
-        """The metrics of each run of a configuration; brought up if it has not been yet."""
+        """The metrics of each run of a configuration, which is measured if necessary."""
         __tracebackhide__ = True
         try:
             return self._comparison.runs(configuration)
@@ -674,10 +672,10 @@ class MeasuredComparison:
             raise _as_outcome(error) from None
 
     def check(self, claim: Claim) -> Verdict:
-        """Judge a claim, and give the test the outcome that follows.
+        """Judge a claim and set the outcome of the test.
 
         Returns:
-            The verdict, when the claim holds.
+            The verdict, if the claim holds.
         """
         __tracebackhide__ = True
         if self._comparison.bound(claim) is None:
@@ -717,9 +715,9 @@ class BenchmarkFixtures:
     def comparison(self, request: pytest.FixtureRequest) -> MeasuredComparison:
         """The configurations of the module's ``benchmark``, measured on the target.
 
-        Measuring happens while this fixture is set up, so that a deployment that does not come
-        up, or a run that is invalid, is an error of the test and never a result: for a test
-        with a ``claim`` its two configurations, for any other test all of them.
+        Measures while the fixture is set up: the two configurations of a ``claim``, or all
+        configurations for any other test. A failed deployment or an invalid run is therefore an
+        error of the test and never a result.
         """
         return _measured(request)
 
@@ -729,7 +727,7 @@ def _measured(request: pytest.FixtureRequest) -> MeasuredComparison:
     benchmark = _benchmark_of(request.module)
     if benchmark is None:
         raise pytest.UsageError(
-            f"{request.node.nodeid}: the fixture 'comparison' needs a Benchmark called "
+            f"{request.node.nodeid}: the fixture 'comparison' needs a Benchmark named "
             "'benchmark' in the module"
         )
     dynamo = request.config.stash[_SESSION]
@@ -768,7 +766,7 @@ def _measured(request: pytest.FixtureRequest) -> MeasuredComparison:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Name the target, where somebody asked for one."""
+    """Name the target if one was given."""
     if config.getoption("dynamo_target"):
         return f"dynamo target: {config.stash[_SESSION].target_name}"
     return None
@@ -836,7 +834,7 @@ def pytest_sessionfinish(
             with _as_error(dynamo, "--dynamo-save-baseline"):
                 dynamo.save_baseline(Path(saved), passed=passed)
         if passed and config.getoption("dynamo_baseline") and not dynamo.judged_regressions:
-            dynamo.errors.append("--dynamo-baseline: nothing was compared, all of it was skipped")
+            dynamo.errors.append("--dynamo-baseline: nothing was compared; everything was skipped")
     result = yield
     if dynamo.errors:
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

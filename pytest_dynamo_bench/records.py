@@ -63,7 +63,7 @@ class RequestRecord:
             None for times that were not measured by a client.
         coalesced_chunks: chunks that were read together with what came after them, so that
             their arrival is an upper bound.
-        odd: what was said of the request that cannot be, ``field=value``; the field is None.
+        odd: impossible values that were reported, ``field=value``; the field is None.
     """
 
     request_id: str
@@ -120,7 +120,7 @@ class RequestRecord:
 class Run:
     """One traffic through one configuration on one target.
 
-    ``deployed`` is the configuration as it was brought up (command lines, environment,
+    ``deployed`` is the configuration as deployed (command lines, environment,
     worker counts), ``observed`` what the deployment said of itself afterwards (metrics of
     the frontend, versions). Both are plain data for reports.
 
@@ -183,7 +183,7 @@ _POSSIBLE = {item.name: item.type for item in msgspec.structs.fields(_Possible)}
 
 
 def possible(record: RequestRecord) -> RequestRecord:
-    """The record with nothing in it that cannot be; such a field is None, and named in ``odd``.
+    """The record without impossible values; such a field is None, and listed in ``odd``.
 
     Hits cannot be more than the prompt, nor those on a host more than all.
     """
@@ -222,20 +222,20 @@ def possible(record: RequestRecord) -> RequestRecord:
 
 
 def possible_run(run: Run) -> Run:
-    """The run with nothing in its records that cannot be, and a note of what was."""
+    """The run without impossible values in its records, and a note of what they were."""
     records = [possible(record) for record in run.records]
     return dataclasses.replace(run, records=records, notes=(*run.notes, *odd_notes(records)))
 
 
 def odd_notes(records: Iterable[RequestRecord]) -> tuple[str, ...]:
-    """What was said of requests that cannot be, a sentence for each field."""
+    """A sentence for each field with impossible values."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for record in records:
         for text in record.odd:
             name, _, value = text.partition("=")
             found[name].append((value, record.request_id))
     return tuple(
-        f"{len(examples)} answer{'s' * (len(examples) > 1)} with {name} that cannot be: e.g. "
-        f"{examples[0][0]} (request {examples[0][1]}); the field is left empty there"
+        f"{len(examples)} answer{'s' * (len(examples) > 1)} with an impossible {name}: e.g. "
+        f"{examples[0][0]} (request {examples[0][1]}); the field is left empty"
         for name, examples in found.items()
     )

@@ -170,7 +170,7 @@ class BenchSession:
                 like=self.like,
             )
         if self._benchmarks.setdefault(benchmark.name, benchmark) != benchmark:
-            raise BenchmarkError(f"two benchmarks are called {benchmark.name!r}")
+            raise BenchmarkError(f"two benchmarks are named {benchmark.name!r}")
         return self.comparisons[benchmark.name]
 
     @property
@@ -234,10 +234,10 @@ class BenchSession:
         from pytest_dynamo_bench.reports.store import StoredResults
 
         if not passed:
-            self.remarks.append("baseline: not saved, since not all tests passed")
+            self.remarks.append("baseline: not saved, because not all tests passed")
             return
         if not any(comparison.all_runs for comparison in self.comparisons.values()):
-            raise ResultsError(f"{directory}: not saved, since nothing was measured")
+            raise ResultsError(f"{directory}: not saved, because nothing was measured")
         assert self.report_directory is not None
         StoredResults(self.report_directory).copy_to(directory)
         self.remarks.append(f"baseline: {directory}")

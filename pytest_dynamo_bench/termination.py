@@ -16,7 +16,7 @@ def sigterm_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt in the main thread when SIGTERM comes.
 
     Not by raising SIGINT: a shell's background jobs and many CI runners ignore that. A handler
-    that somebody else has installed, before or meanwhile, stays. Processes that are forked
+    installed by other code, before or meanwhile, stays. Processes that are forked
     meanwhile get the system's default back.
     """
     if (

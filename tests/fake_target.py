@@ -18,7 +18,7 @@ class FakeTarget:
         factors: configuration to factor.
         broken: configurations that do not come up.
         failing: configurations of which every tenth request fails.
-        error: what every configuration's bringing up ends with.
+        error: what every configuration's startup ends with.
         noise: relative standard deviation of the time to first token.
         slower: by what share of the first run each repeat is slower than the one before.
     """
@@ -48,7 +48,7 @@ class FakeTarget:
         configuration, traffic, repeat = planned.configuration, planned.traffic, planned.repeat
         self.measured.append(configuration.name)
         print(f"MEASURED {configuration.name}")  # noqa: T201
-        progress.stage("bringing up")
+        progress.stage("starting")
         if self.error is not None:
             raise DeploymentError(self.error)
         if configuration.name in self.broken:

@@ -95,7 +95,7 @@ def test_gpus_and_replicas_are_counted_over_roles():
         ),
         (
             lambda: Claim("c", "kv_hit_rate", "kv", "agg", higher_by={"my cluster": 0.1}),
-            "higher_by: 'my cluster' cannot be the name of a target",
+            "higher_by: 'my cluster' is not a valid name of a target",
         ),
         (
             lambda: Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by=20),
@@ -110,7 +110,7 @@ def test_gpus_and_replicas_are_counted_over_roles():
         (lambda: benchmark(traffic="conversation"), "traffic: must be a traffic source"),
         (
             lambda: benchmark(claims=[Claim("g", "goodput", "kv", "agg", higher_by=0.1)]),
-            "goodput needs limits",
+            "goodput needs SLOs",
         ),
         (lambda: benchmark(engine="tgi"), "engine: 'tgi' is not one of"),
         (lambda: benchmark().configuration("kvv"), "has no configuration 'kvv'; it has agg, kv"),

@@ -114,7 +114,7 @@ def test_a_claim_has_the_verdict_that_it_has_by_itself_or_with_its_family(judgin
         together, alone = 0, alone + 1
     how = comparison.how_judged
     assert (f"{together} claims judged together" in how) == (together > 1)
-    assert (f"{alone} claim" in how and "judged alone at 95 %" in how) == (
+    assert (f"{alone} claim" in how and "judged individually at 95 %" in how) == (
         alone > 0 and len(distinct) > 1
     )
 
@@ -131,9 +131,10 @@ def test_a_claim_that_is_asked_late_measures_nothing_again_with_a_budget(tmp_pat
     assert comparison.verdict(late).outcome == "fails"
     assert len(target.measured) == measured
     assert len(comparison.runs("kv")) == measured / 2
-    assert comparison.how_judged.startswith("1 claim looked at after every repeat")
-    assert comparison.how_judged.endswith("1 claim judged alone at 95 %, with no control for the "
-                                          "number of claims")  # fmt: skip
+    assert comparison.how_judged.startswith("1 claim checked after every repeat")
+    assert comparison.how_judged.endswith(
+        "1 claim judged individually at 95 %, not corrected for multiple claims"
+    )
 
 
 def test_runs_come_one_after_the_other_in_rounds_that_turn_round(compare):

@@ -281,7 +281,7 @@ def test_nothing_at_all_is_never_enough(project, healthy, tmp_path, capsys):
     assert main(["compare", str(other), str(healthy), "--allow-missing"]) == 1
     assert "nothing was compared" in said(capsys)
     assert main(["history", str(healthy), "--allow-missing"]) == 1
-    assert "nothing was judged" in said(capsys)
+    assert "nothing was compared" in said(capsys)
     result, text = gate(project, other, "--dynamo-allow-missing", selected="regression")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "has no results of benchmark 'example'; it has 'other'" in text
@@ -290,7 +290,7 @@ def test_nothing_at_all_is_never_enough(project, healthy, tmp_path, capsys):
 def test_a_gate_whose_tests_are_deselected_or_skipped_fails(project, healthy):
     result, text = gate(project, healthy, selected="claim")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "no regression test is among the selected ones" in text
+    assert "no regression test is selected" in text
     project.makepyfile(
         test_example=MODULE + "import pytest\npytestmark = pytest.mark.skip('not today')\n"
     )
@@ -316,7 +316,7 @@ def test_different_traffic_is_judged_only_when_that_is_asked_for(healthy, tmp_pa
     other_traffic(directory)
     assert main(["compare", str(healthy), str(directory)]) == 1
     shown = capsys.readouterr().out.partition("example: kv")[2].partition("example: ")[0]
-    assert "not the same: traffic.requests" in shown
+    assert "differs: traffic.requests" in shown
     assert not re.search("unchanged|improvement|regression", shown)
     assert main(["compare", str(healthy), str(directory), "--any"]) == 0
 
@@ -406,7 +406,7 @@ def test_a_baseline_of_nothing_is_not_saved(project):
     result = project.runpytest(*arguments)
     result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert result.outlines[-1].endswith("kept: not saved, since nothing was measured")
+    assert result.outlines[-1].endswith("kept: not saved, because nothing was measured")
 
 
 def test_an_earlier_baseline_survives_what_cannot_be_saved(project, healthy, monkeypatch):

@@ -123,7 +123,7 @@ def test_goodput_needs_every_limit():
     limits = Goodput(time_to_first_token_ms=200, inter_token_latency_ms=20)
     found = metrics(records, limits)
     assert found.goodput * found.duration_seconds == pytest.approx(2)
-    with pytest.raises(ValueError, match="goodput needs limits"):
+    with pytest.raises(ValueError, match="goodput needs SLOs"):
         _ = metrics(records).goodput
 
 

@@ -120,7 +120,7 @@ def test_with_a_benchmark_features_can_be_asked_for_strictly(benchmark_project):
 def test_a_benchmark_of_another_name_is_pointed_out(benchmark_project):
     module = BENCHMARK.replace("benchmark = ", "bench = ").replace("(claim, comp", "(comp")
     result = run(benchmark_project(module))
-    result.stdout.fnmatch_lines(["*needs a Benchmark called 'benchmark' in the module*"])
+    result.stdout.fnmatch_lines(["*needs a Benchmark named 'benchmark' in the module*"])
 
 
 def test_the_author_can_say_which_claims_a_test_is_about(benchmark_project):

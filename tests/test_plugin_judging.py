@@ -50,7 +50,7 @@ def test_with_a_budget_measuring_stops_when_all_is_decided(project):  # noqa: F8
     result.assert_outcomes(passed=1, deselected=2)
     # Two rounds decide little with the stringent first look; a clear effect needs few more.
     assert 4 <= len(measured(result)) <= 12
-    result.stdout.fnmatch_lines(["1 claim looked at after every repeat, * of at most *"])
+    result.stdout.fnmatch_lines(["1 claim checked after every repeat, * of at most *"])
 
 
 def test_a_budget_that_is_spent_leaves_a_claim_inconclusive(project):  # noqa: F811
@@ -62,7 +62,9 @@ def test_a_budget_that_is_spent_leaves_a_claim_inconclusive(project):  # noqa: F
 
 def test_claims_are_judged_together_and_the_report_says_so(project):  # noqa: F811
     result = project().runpytest()
-    result.stdout.fnmatch_lines(["2 claims judged together; false discovery rate held at 5 %*"])
+    result.stdout.fnmatch_lines(
+        ["2 claims judged together; false discovery rate controlled at 5 %*"]
+    )
 
 
 OF_ONE_NAME = """
@@ -89,7 +91,7 @@ def test_claims_of_one_name_are_judged_and_reported_each_for_itself(project):  #
             "*holds  KV routing is faster (time_to_first_token.mean lower by at least 10 %)",
             "*fails  KV routing is faster (time_to_first_token.mean lower by at least 90 %)",
             "*fails  KV routing is faster (inter_token_latency.mean lower by at least 10 %)",
-            "4 claims judged alone at 95 % each, with no control for the number of claims",
+            "4 claims judged individually at 95 % each, not corrected for multiple claims",
         ]
     )
     assert not re.search("judged together", result.stdout.str())
@@ -186,7 +188,7 @@ def test_something_else_is_not_compared_unless_asked_for(stored):
     (stored.path / "stored/example/kv/run.json").write_text(json.dumps(changed))
     result = stored("-k", "regression and kv-", factors={"kv": 0.5})
     result.assert_outcomes(errors=3, deselected=9)
-    result.stdout.fnmatch_lines(["kv: the stored measurement in * is of something else: *traffic*"])
+    result.stdout.fnmatch_lines(["kv: not comparable with the stored measurement in *: *traffic*"])
     result = stored("-k", "regression and kv-", "--dynamo-baseline-any", factors={"kv": 0.5})
     result.assert_outcomes(passed=3, deselected=9)
 
@@ -195,7 +197,7 @@ def test_a_session_that_fails_is_not_saved_as_a_baseline(project):  # noqa: F811
     pytester = project()
     result = pytester.runpytest("--dynamo-save-baseline=stored")
     result.assert_outcomes(passed=1, failed=1, skipped=1)
-    result.stdout.fnmatch_lines(["baseline: not saved, since not all tests passed"])
+    result.stdout.fnmatch_lines(["baseline: not saved, because not all tests passed"])
     assert not (pytester.path / "stored").exists()
 
 
@@ -235,7 +237,7 @@ def test_in_a_trial_a_claim_that_does_not_hold_is_skipped(project, monkeypatch):
     monkeypatch.setenv("DYNAMO_BENCH_REQUESTS", "few")
     result = pytester.runpytest()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*DYNAMO_BENCH_REQUESTS: give a whole number*'few'*"])
+    result.stderr.fnmatch_lines(["*DYNAMO_BENCH_REQUESTS: must be a whole number*'few'*"])
 
 
 def test_an_attribution_that_has_too_many_arms_is_skipped_and_told(pytester):
@@ -246,7 +248,7 @@ def test_an_attribution_that_has_too_many_arms_is_skipped_and_told(pytester):
     )  # fmt: skip
     assert result.ret == pytest.ExitCode.OK
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*make 32 arms; name some that go together*--together A+B*"])
+    result.stdout.fnmatch_lines(["*make 32 combinations; group some of them*--together A+B*"])
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_progress_goes_line_by_line_into_a_log(project):  # noqa: F811
     result = project().runpytest("-k", "kv-routing")
     lines = [line for line in result.stdout.lines if line.startswith("example: agg")]
     assert lines == [
-        "example: agg: bringing up",
+        "example: agg: starting",
         "example: agg: measuring",
         "example: agg: 200 of 200 requests",
     ]

@@ -81,7 +81,7 @@ class Generator:
 @pytest.mark.parametrize("error", [DeploymentError("died"), KeyError("odd")])
 def test_what_ends_a_load_is_a_problem_of_the_run_and_its_records_are_written(tmp_path, error):
     after = Aftermath(tmp_path)
-    with after.once_measured("taking down"):
+    with after.once_measured("stopping"):
         with after.sending(Generator(RECORD)):
             raise error
         with after.step("asking"):
@@ -104,7 +104,7 @@ def test_what_fails_before_anything_was_measured_is_an_error(tmp_path):
     after = Aftermath(tmp_path)
     with (
         pytest.raises(DeploymentError, match="died"),
-        after.once_measured("taking down"),
+        after.once_measured("stopping"),
         after.sending(Generator()),
     ):
         raise DeploymentError("died")

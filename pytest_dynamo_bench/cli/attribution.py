@@ -1,4 +1,4 @@
-"""``attribution``: which feature brings what, where two configurations differ in several."""
+"""``attribution``: what each feature contributes, if two configurations differ in several."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def add_arguments(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "attribution",
-        help="which feature brings what, where two configurations differ in several",
+        help="attribute the difference between two configurations to their features",
         description="Simulates every combination of the features in which two configurations "
-        "differ, and divides the difference among them: what each brings alone, on top of all "
-        "others, and averaged over the orders in which they could be added (its Shapley value). "
-        "Intervals come from several seeds of the router's ties, and from resampled blocks of "
-        "the traffic.",
+        "differ (a full ablation) and divides the difference among them: what each feature "
+        "contributes alone, on top of all others, and averaged over all orders (Shapley value). "
+        "Intervals come from several seeds for the router's tie-breaking and from resampled blocks "
+        "of the traffic.",
     )
     parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     parser.add_argument(
@@ -40,7 +40,7 @@ def add_arguments(commands: Any) -> None:
     )
     parser.add_argument(
         "--metric", default="goodput", metavar="METRIC",
-        help="what is divided (default: %(default)s)",
+        help="metric to attribute (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--seeds", type=common.positive, default=5, metavar="N",
@@ -48,7 +48,7 @@ def add_arguments(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--together", action="append", default=[], metavar="A+B",
-        help="features that count as one; may be given more than once",
+        help="treat these features as one; can be repeated",
     )  # fmt: skip
     common.add_running_options(parser)
     parser.set_defaults(run=run)
@@ -93,9 +93,9 @@ def run(options: argparse.Namespace) -> None:
     console.print(_combinations(study))
     console.print(
         Text(
-            f"{study.resamples} resamples of blocks of {study.block_requests} of "
-            f"{study.requests} requests, the same for all combinations, and of "
-            f"{options.seeds} seed{'s' * (options.seeds > 1)}"
+            f"{study.resamples} resamples of {options.seeds} seed{'s' * (options.seeds > 1)} and "
+            f"of blocks of {study.block_requests} of {study.requests} requests, the same for all "
+            "combinations"
         ),
         soft_wrap=True,
     )
@@ -158,7 +158,7 @@ def _combinations(study: AttributionStudy) -> Table:
             ", ".join(run.features) or "nothing", run.configuration,
             common.number(estimate.value, unit),
             f"{common.number(estimate.low, unit)} to {common.number(estimate.high, unit)}",
-            spread if len(run.values) > 1 else "needs one",
+            spread if len(run.values) > 1 else "one seed",
         )  # fmt: skip
     return table
 

@@ -1,4 +1,4 @@
-"""``check-client``: up to which load the numbers of the load generator can be trusted here."""
+"""``check-client``: the highest load at which the load generator is accurate on this machine."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ def add_arguments(commands: Any) -> None:
     limits = Limits()
     parser = commands.add_parser(
         "check-client",
-        help="up to which load the load generator's numbers can be trusted on this machine",
-        description="Sends more and more load to a server with known timing on this machine, "
-        "which needs as much of it as the load generator, and compares what was recorded with "
-        "what the server did. Takes about half a minute; nothing else should run meanwhile. "
-        "A step is trusted while the errors of time to first token and of gaps (p99) are at "
-        f"most {limits.ttft_error_p99_ms:g} ms, requests are at most "
-        f"{limits.schedule_delay_p99_ms:g} ms late (p99), and no process needs more than "
-        f"{limits.cpu_share:.0%} of a core.",
+        help="find the highest load at which the load generator is accurate on this machine",
+        description="Increases the load on a local server with known timing and compares the load "
+        "generator's records with the server's log. The server needs as much CPU as the load "
+        "generator. Takes about half a minute; run nothing else meanwhile. A step is trusted if "
+        f"the errors (p99) of TTFT and of gaps are at most {limits.ttft_error_p99_ms:g} ms, "
+        f"requests are at most {limits.schedule_delay_p99_ms:g} ms late (p99), and no process uses "
+        f"more than {limits.cpu_share:.0%} of a core.",
     )
     parser.add_argument(
         "--processes", type=common.positive, default=1, metavar="N",
-        help="of the load generator, as --dynamo-load-processes (default: %(default)s)",
+        help="load generator processes, as in --dynamo-load-processes (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Try all steps and say what came out.
+    """Run all steps and print the results.
 
     Raises:
         LoadError: the reference server or the load generator died.
@@ -87,20 +86,20 @@ def _table(result: CheckResult) -> Any:
 def _conclusions(result: CheckResult) -> list[str]:
     processes = f"{result.processes} process" + ("es" if result.processes > 1 else "")
     kernel = min((s.kernel_timestamp_share for s in result.steps), default=0.0)
-    clock = "by the kernel" if kernel > 0.99 else "when the load generator noticed"
+    clock = "by the kernel" if kernel > 0.99 else "in user space"
     tops = [s for s in result.steps if s.trusted]
     highest = {
         "streams": result.most_streams == max(s.streams or 0 for s in STEPS),
         "rate": result.most_rate == max(s.rate or 0 for s in STEPS),
     }
-    more = " (the highest that was tried)"
+    more = " (the highest that was tested)"
     lines = [
-        f"With {processes}, numbers can be trusted up to {result.most_streams} streams of "
+        f"With {processes}, measurements can be trusted up to {result.most_streams} streams of "
         f"100 tokens/s{more if highest['streams'] else ''} and up to {result.most_rate:g} "
         f"requests/s{more if highest['rate'] else ''}.",
-        f"Arrivals are noted {clock}. The server's log is exact to "
+        f"Arrivals are timestamped {clock}. The server's log is accurate to "
         f"{result.server_accuracy_ms:.3f} ms.",
     ]
     if not tops:
-        lines.append("Not even the lightest load: is something else running on this machine?")
+        lines.append("Even the lightest load failed: is something else running on this machine?")
     return lines

@@ -1,4 +1,4 @@
-"""``cleanup``: remove from a cluster what a killed run left there."""
+"""``cleanup``: delete what killed runs left in a cluster."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def add_arguments(commands: Any) -> None:
     """Add the command and its options."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "cleanup",
-        help="remove from a cluster what killed runs left there",
-        description="List what runs of this plugin made in the cluster's namespace, and delete "
-        "that of one run, or all of it. A run that is still going on looks the same as one that "
-        "was killed, so nothing is deleted unless it is named.",
+        help="delete what killed runs left in a cluster",
+        description="Lists the objects that runs of this plugin created in the cluster's "
+        "namespace, and deletes those of one run or of all runs. Active and killed runs look the "
+        "same, so nothing is deleted without --run or --all.",
     )
     parser.add_argument(
         "--dynamo-cluster", type=Path, metavar="FILE", required=True,
-        help="settings of the cluster",
+        help="the cluster's settings",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", dest="run_id", metavar="ID", help="delete what this run made")
-    which.add_argument("--all", action="store_true", help="delete what any run made")
+    which.add_argument("--run", dest="run_id", metavar="ID", help="delete the objects of this run")
+    which.add_argument("--all", action="store_true", help="delete the objects of all runs")
     parser.add_argument(
         "--wait", type=float, metavar="SECONDS", default=_WAIT_SECONDS,
-        help="how long to wait until all is gone (default: %(default)g)",
+        help="how long to wait for deletion (default: %(default)g)",
     )  # fmt: skip
     # 'run' is what every command is called by, so that the id is kept under another name.
     parser.set_defaults(run=_run)
@@ -75,13 +75,13 @@ def clean_up(
         run = metadata.get("labels", {}).get(RUN_LABEL, "?")
         console.print(
             Text(
-                f"{'deleting ' if delete else ''}{resource} {metadata['name']} of run {run}, made "
-                f"{metadata.get('creationTimestamp', '?')}"
+                f"{'deleting ' if delete else ''}{resource} {metadata['name']} of run {run}, "
+                f"created {metadata.get('creationTimestamp', '?')}"
             ),
             soft_wrap=True,
         )
     if not delete:
-        console.print(Text("nothing was deleted; give --run ID or --all"))
+        console.print(Text("nothing was deleted; use --run ID or --all"))
         return
     for resource, item in found:
         cluster.delete(resource, str(item["metadata"]["name"]))

@@ -98,7 +98,7 @@ def load_benchmark(path: Path) -> Benchmark:
     found = getattr(module, "benchmark", None)
     if not isinstance(found, Benchmark):
         got = "" if found is None else f" (it is a {type(found).__name__})"
-        raise BenchmarkError(f"{path}: has no Benchmark called 'benchmark'{got}")
+        raise BenchmarkError(f"{path}: does not define a Benchmark named 'benchmark'{got}")
     try:
         known_targets([path]).check_claims(found)
     except BenchmarkError as error:
@@ -121,7 +121,7 @@ def own_metrics(path: Path | None) -> Iterator[None]:
                 register_metric(metric)
             if before == set(METRICS):
                 raise BenchmarkError(
-                    f"--metrics: {path}: registers no metric; give the conftest.py that has "
+                    f"--metrics: {path}: registers no metric; give the conftest.py that defines "
                     "pytest_dynamo_bench_metrics"
                 )
         yield
@@ -137,7 +137,7 @@ def numbers(text: str) -> tuple[float, ...]:
         values = ()
     if not values or not all(math.isfinite(value) and value > 0 for value in values):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: give numbers greater than 0, separated by commas, such as 0.5,1,2"
+            f"{text!r}: must be numbers greater than 0, separated by commas, such as 0.5,1,2"
         )
     return tuple(dict.fromkeys(values))
 
@@ -145,7 +145,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def positive(text: str) -> int:
     """A whole number from 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 1 or more")
     return int(text)
 
 
@@ -153,8 +153,8 @@ def add_allow_missing(parser: argparse.ArgumentParser) -> None:
     """The option of every command that reads stored results."""
     parser.add_argument(
         "--allow-missing", action="store_true",
-        help="do with the results that are there: what is missing, damaged, invalid or not "
-        "comparable is named all the same, but does not make the exit code 1",
+        help="exit with 0 although results are missing, damaged, invalid or not comparable; they "
+        "are still listed",
     )  # fmt: skip
 
 
@@ -191,36 +191,34 @@ def end_incomplete(missing: Sequence[str], options: argparse.Namespace, done: st
     lines = "".join(f"\n- {printable(text, LONGEST_LINE)}" for text in dict.fromkeys(missing))
     if options.allow_missing:
         Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(
-            Text(f"warning: not all could be {done}:{lines}")
+            Text(f"warning: some results could not be {done}:{lines}")
         )
         return
     raise IncompleteError(
-        f"not all could be {done}:{lines}\n--allow-missing does with the results that are there"
+        f"some results could not be {done}:{lines}\nto accept this, use --allow-missing"
     )
 
 
 def add_running_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that simulates."""
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where results and figures are written"
+        "--output", type=Path, metavar="DIR", help="where to write results and figures"
     )
     parser.add_argument(
         "--processes", type=positive, metavar="N",
-        help="simulations at a time on this machine (default: as many as it has cores)",
+        help="simulations at a time on this machine (default: number of CPU cores)",
     )  # fmt: skip
     parser.add_argument(
         "--executor", type=executor, metavar="WHERE", default=LOCAL_EXECUTOR,
-        help="where simulations are made: local, or dask:ADDRESS for the workers of a dask "
-        "scheduler (default: %(default)s)",
+        help="where to simulate: local, or dask:ADDRESS for the workers of a dask scheduler "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", default=Path(".dynamo-bench-cache"),
-        help="where simulations are kept (default: %(default)s)",
+        help="where to cache simulations (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--no-cache", action="store_true", help="simulate everything anew, and keep nothing"
-    )
-    parser.add_argument("--png", action="store_true", help="write figures as PNG as well as SVG")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor write the cache")
+    parser.add_argument("--png", action="store_true", help="also write figures as PNG")
 
 
 def simulating_target(options: argparse.Namespace) -> ReplayTarget:
@@ -240,15 +238,15 @@ def output_directory(options: argparse.Namespace, default: Path) -> Path:
     if not existing.is_dir():
         raise BenchmarkError(f"--output: {existing} is not a directory")
     if not os.access(existing, os.W_OK):
-        raise BenchmarkError(f"--output: {existing} cannot be written to")
+        raise BenchmarkError(f"--output: {existing} is not writable")
     return directory
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Tells how far a computation is: a live line on a terminal, else a line per step.
+    """Show progress: a live line on a terminal, otherwise a line per step.
 
-    The function that it gives takes how many are done, of how many, and what was done last.
+    Yields a function of the number of steps done, the total, and the last step.
     """
     console = Console(stderr=True, highlight=False, emoji=False)
     began = time.monotonic()
@@ -314,7 +312,7 @@ def write_results(
 
 
 def say_written(console: Console, paths: Iterable[Path]) -> None:
-    """Name the files, the way they can be opened from here."""
+    """List the files that were written, by directory."""
     by_directory: dict[Path, list[str]] = {}
     for path in paths:
         by_directory.setdefault(path.parent, []).append(path.name)
@@ -335,12 +333,9 @@ def limitations(target: ReplayTarget, benchmark: Benchmark) -> dict[str, list[st
 
 
 def say_limitations(console: Console, file: str) -> None:
-    """Remind of what a simulated number is not."""
+    """Point to what the simulation simplifies."""
     console.print(
-        Text(
-            f"what the simulation simplifies, and whom that favours: 'limitations' in {file}, and "
-            "docs/replay.md"
-        ),
+        Text(f"for what the simulation simplifies, see 'limitations' in {file} and docs/replay.md"),
         soft_wrap=True,
     )
 
@@ -359,7 +354,7 @@ def plain_table(*columns: str, left: int = 1) -> Table:
 
 
 def number(value: float, unit: str) -> str:
-    """A metric's value as people read it."""
+    """A metric's value as text."""
     if not math.isfinite(value):
         return "-"
     if unit == "share":

@@ -1,4 +1,4 @@
-"""``compare`` and ``history``: stored results against earlier ones, without running anything."""
+"""``compare`` and ``history``: compare stored results without measuring anything."""
 
 from __future__ import annotations
 
@@ -47,42 +47,43 @@ def add_arguments(commands: Any) -> None:
     """Add the commands to the parser."""
     parser = commands.add_parser(
         "compare",
-        help="two directories of results, metric by metric",
-        description="Judges every configuration as the regression gate does: B is the stored "
-        "measurement, A the one in question. What cannot be judged is named, and makes the exit "
-        "code 1.",
+        help="compare two results directories, metric by metric",
+        description="Compares every configuration as the regression gate does, with B as the "
+        "baseline. Lists what cannot be compared and then exits with 1.",
     )
-    parser.add_argument("new", type=Path, metavar="A", help="results in question")
-    parser.add_argument("old", type=Path, metavar="B", help="results to compare them with")
+    parser.add_argument("new", type=Path, metavar="A", help="new results")
+    parser.add_argument("old", type=Path, metavar="B", help="baseline results")
     _add_tolerance(parser)
     parser.add_argument(
         "--check", action="store_true",
-        help="exit with 1 if anything got worse beyond tolerance, or is undecided",
+        help="exit with 1 if a metric got worse by more than its tolerance, or is undecided",
     )  # fmt: skip
     parser.add_argument(
         "--inconclusive", choices=("fail", "pass"), default="fail",
-        help="what --check makes of what is undecided (default: %(default)s)",
+        help="how --check treats undecided comparisons (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--any", action="store_true",
-        help="judge although configuration, traffic, versions or machine differ",
+        help="compare even if configuration, traffic, versions or machine differ",
     )  # fmt: skip
     common.add_allow_missing(parser)
     parser.set_defaults(run=run_compare)
     parser = commands.add_parser(
         "history",
-        help="a metric over many directories of results",
-        description="Puts results in the order in which they were measured, and gives each the "
-        "verdict of the regression gate.",
+        help="show metrics over many results directories",
+        description="Sorts results by the time they were measured and shows the regression gate's "
+        "verdict on each.",
     )
-    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="results")
+    parser.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIR", help="results directory"
+    )
     _add_tolerance(parser)
     parser.add_argument(
         "--against", choices=("first", "previous"), default="first",
-        help="which results each is judged against (default: %(default)s)",
+        help="which results to compare with (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="also draw it, as a page of its own"
+        "--output", type=Path, metavar="FILE.html", help="also write an HTML page with figures"
     )
     common.add_allow_missing(parser)
     parser.set_defaults(run=run_history)
@@ -91,8 +92,8 @@ def add_arguments(commands: Any) -> None:
 def _add_tolerance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", action="append", default=[], metavar="METRIC:SHARE",
-        help="a metric and how much worse it may be, such as ttft:5%% or itl.p99:0.1; several "
-        "separated by commas (default: ttft:5%%,itl:5%%,throughput:5%%)",
+        help="how much worse a metric may get, such as ttft:5%% or itl.p99:0.1; separate several "
+        "with commas (default: ttft:5%%,itl:5%%,throughput:5%%)",
     )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def _show(console: Console, difference: Difference) -> None:
     title = f"{difference.benchmark}: {difference.configuration}"
     console.print(Text(title, style="bold"), soft_wrap=True)
     for text in difference.mismatches:
-        console.print(Text(f"not the same: {printable(text, 300)}", style="yellow"))
+        console.print(Text(f"differs: {printable(text, 300)}", style="yellow"))
     for text in difference.missing:
         console.print(Text(f"not compared: {printable(text, 1000)}", style="yellow"))
     if difference.regressions:
@@ -148,11 +149,13 @@ def _show(console: Console, difference: Difference) -> None:
 def _check(outcomes: Sequence[str], *, undecided_fails: bool) -> None:
     counts = Counter(outcomes)
     if counts["regression"]:
-        raise RegressionError(f"{counts['regression']} metrics got worse by more than is tolerated")
+        raise RegressionError(
+            f"{counts['regression']} metrics got worse by more than the tolerance"
+        )
     if counts["inconclusive"] and undecided_fails:
         raise RegressionError(
             f"{counts['inconclusive']} of {len(outcomes)} comparisons are undecided; measure more "
-            "requests or repeats, or let them pass with --inconclusive=pass"
+            "requests or repeats, or accept them with --inconclusive=pass"
         )
 
 
@@ -181,7 +184,7 @@ def run_history(options: argparse.Namespace) -> None:
         IncompleteError: some of it could not be judged.
     """
     if options.output is not None and options.output.suffix != ".html":
-        raise ResultsError(f"--output: {options.output}: give a file that ends in .html")
+        raise ResultsError(f"--output: {options.output}: the file name must end in .html")
     sessions, missing = common.load_sessions(options.directories)
     found = histories(sessions, _tolerances(options), against_first=options.against == "first")
     missing += [text for session in sessions for text in session.missing]
@@ -205,10 +208,10 @@ def run_history(options: argparse.Namespace) -> None:
         common.say_written(console, [options.output])
     if not any(point.regression for history in found for point in history.points):
         raise IncompleteError(
-            "nothing was judged, since no configuration has two usable results of the same thing: "
+            "nothing was compared, because no configuration has two comparable results: "
             + "; ".join(dict.fromkeys(missing))
         )
-    common.end_incomplete(missing, options, "judged")
+    common.end_incomplete(missing, options, "compared")
 
 
 def _row(history: History, point: Point) -> list[Text]:

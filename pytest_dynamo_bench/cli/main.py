@@ -1,7 +1,7 @@
 """Arguments, errors and exit codes of the command line.
 
-Exit codes: 0 done, 1 a simulation failed, a check found something worse or a part of stored results
-could not be used, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 success; 1 a simulation failed, a check found a regression, or some stored results
+could not be used; 2 wrong usage or input; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _SCRIPT = "dynamo-bench"
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 _DESCRIPTION = """\
-Questions about a benchmark beside its claims: how its configurations do over a
-range of load, KV capacity or split, which feature brings what, what its traffic
-is like, and what would be deployed; and stored results: reports made again,
-comparisons, history. sweep and attribution simulate by Dynamo's replay, the
-others run nothing; no GPU is needed."""
+Analyze a benchmark: sweep its configurations over load, KV capacity or
+prefill/decode workers, attribute a gain to features, describe its traffic, and
+show what would be deployed. Work with stored results: write reports again,
+compare sessions, and show metrics over time. sweep and attribution simulate
+with Dynamo's replay. No command needs a GPU."""
 _EPILOG = """\
 examples:
   python -m pytest_dynamo_bench sweep benchmarks/qwen3_32b_kv_routing.py
@@ -66,7 +66,7 @@ examples:
   python -m pytest_dynamo_bench history reports/*-local --output history.html
   python -m pytest_dynamo_bench check-client
 
-COMMAND --help lists the options of a command. The claims themselves are tests:
+COMMAND --help lists the options of a command. Claims are tests; run them with
 pytest MODULE.py --dynamo-target=replay"""
 _COMMANDS = (
     "sweep", "attribution", "traffic", "show", "report", "schema", "compare", "history",
@@ -89,8 +89,8 @@ def parser(targets: TargetRegistry) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=_versions())
     top.add_argument(
         "--metrics", type=Path, metavar="FILE.py",
-        help="metrics of your own that results or benchmarks name: the conftest.py that registers "
-        "them; comes before COMMAND",
+        help="the conftest.py that registers your own metrics, if results or benchmarks use them; "
+        "comes before COMMAND",
     )  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep.add_arguments(commands)
@@ -110,7 +110,7 @@ def _versions() -> str:
     try:
         dynamo = f"ai-dynamo {metadata.version('ai-dynamo')}"
     except metadata.PackageNotFoundError:
-        dynamo = f"ai-dynamo is not installed (made for {DYNAMO_RELEASE})"
+        dynamo = f"ai-dynamo is not installed (supported: {DYNAMO_RELEASE})"
     return f"pytest-dynamo-bench {__version__}, {dynamo}"
 
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(Text(f"error: {named}{error.strerror or error}"))
         return EXIT_USAGE
     except KeyboardInterrupt:
-        kept = "" if getattr(options, "no_cache", True) else "; finished simulations are kept"
+        kept = "" if getattr(options, "no_cache", True) else "; finished simulations are cached"
         errors.print(Text(f"interrupted{kept}"))
         return EXIT_INTERRUPTED
     return 0

@@ -25,15 +25,15 @@ def load_module(path: Path) -> ModuleType:
         BenchmarkError: it cannot be imported; the message has file and line.
     """
     if not path.is_file():
-        raise BenchmarkError(f"{path}: there is no such file")
+        raise BenchmarkError(f"{path}: no such file")
     name = path.stem
     if name in sys.modules or name in sys.stdlib_module_names:
         name = f"benchmark_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise BenchmarkError(f"{path}: is not a Python module; give the .py file of a benchmark")
+        raise BenchmarkError(f"{path}: not a Python module; give the .py file of a benchmark")
     module = importlib.util.module_from_spec(spec)
-    # As pytest does, so that a module finds its neighbours; simulating processes inherit it.
+    # As pytest does, for imports from the same directory; simulation processes inherit it.
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[name] = module
     try:
@@ -45,7 +45,7 @@ def load_module(path: Path) -> ModuleType:
     except Exception as error:
         raise BenchmarkError(f"{_place(path, error)}: {_message(error)}") from None
     except SystemExit as error:
-        raise BenchmarkError(f"{_place(path, error)}: ends the program") from None
+        raise BenchmarkError(f"{_place(path, error)}: the module calls sys.exit()") from None
     return module
 
 

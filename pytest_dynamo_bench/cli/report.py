@@ -22,20 +22,24 @@ def add_arguments(commands: Any) -> None:
     """Add the commands to the parser."""
     parser = commands.add_parser(
         "report",
-        help="make the reports of stored results again",
-        description="Prints the tables and verdicts of each directory of results, and writes "
-        "report.html and report.md into it.",
+        help="write the reports of stored results again",
+        description="Prints the tables and verdicts of each results directory, and writes "
+        "report.html and report.md to it.",
     )
     parser.add_argument(
-        "directories", type=Path, nargs="+", metavar="DIR", help="results, such as reports/<time>"
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="results directory, such as reports/<time>",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR",
-        help="write there instead; with several DIR, into a directory of the same name there",
+        help="write to this directory instead; with several DIR, to one subdirectory for each",
     )  # fmt: skip
     parser.add_argument(
         "--aiperf", action="store_true",
-        help="also write every run as AIPerf would have: profile_export.jsonl and "
+        help="also write every run in AIPerf's format: profile_export.jsonl and "
         "profile_export_aiperf.json",
     )  # fmt: skip
     common.add_allow_missing(parser)
@@ -67,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     several = len(options.directories) > 1
     sessions, missing = common.load_sessions(options.directories)
     if several and len({session.directory.resolve().name for session in sessions}) < len(sessions):
-        raise BenchmarkError("two of the directories have the same name; give them one at a time")
+        raise BenchmarkError("two directories have the same name; report them separately")
     for session in sessions:
         for report in session.comparisons:
             text = render_comparison(report, console.width, console.is_terminal)

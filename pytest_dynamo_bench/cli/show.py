@@ -19,17 +19,17 @@ def add_arguments(commands: Any, targets: TargetRegistry) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "show",
-        help="what a benchmark would deploy on a target",
-        description="Prints what would be brought up for each configuration: command lines with "
+        help="show what a benchmark would deploy on a target",
+        description="Prints what would be started for each configuration: command lines with "
         "their environment for local, the simulation's arguments for replay, manifests for "
-        "kubernetes. Nothing is started, and no cluster is asked.",
+        "kubernetes. Starts nothing and contacts no cluster.",
     )
     parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     shown = {target.name: target for target in targets if target.show is not None}
     parser.add_argument("--target", default="local", choices=shown, help="default: %(default)s")
     parser.add_argument(
         "--configuration", action="append", default=[], metavar="NAME",
-        help="only this one; may be given more than once",
+        help="only this configuration; can be repeated",
     )  # fmt: skip
     added: list[Option] = []
     for target in shown.values():

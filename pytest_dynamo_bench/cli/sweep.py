@@ -1,4 +1,4 @@
-"""``sweep``: the configurations of a benchmark over a range of load, KV capacity or split."""
+"""``sweep``: configurations over ranges of load, KV capacity or prefill/decode workers."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def add_arguments(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "sweep",
-        help="configurations over a range of load, KV capacity or split",
-        description="Simulates the configurations of a benchmark at every combination of the "
-        "given loads, KV capacities and splits, says where another one becomes the best, and "
-        "which points are on the Pareto front of tokens/s per GPU and per user. Points that were "
-        "simulated before are read from the cache.",
+        help="sweep configurations over load, KV capacity or prefill/decode workers",
+        description="Simulates a benchmark's configurations at every combination of the given "
+        "loads, KV capacities and prefill/decode workers. Shows where the best configuration "
+        "changes, and which points are on the Pareto front of tokens/s per GPU and per user. "
+        "Simulated points are cached.",
     )
     parser.add_argument("module", type=Path, metavar="MODULE.py", help="a benchmark")
     parser.add_argument(
         "--speedup", type=common.numbers, default=(0.5, 1.0, 1.5, 2.0, 3.0), metavar="X,X,…",
-        help="loads: 2 is twice the requests per second, or sessions in flight, of the traffic "
+        help="loads, as factors of the traffic's requests per second or sessions in flight "
         "(default: 0.5,1,1.5,2,3)",
     )  # fmt: skip
     parser.add_argument(
@@ -72,7 +72,7 @@ def add_arguments(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--split", type=_splits, default=(), metavar="P+D,…",
-        help="prefill and decode workers of configurations that have a split, such as 7+1,6+2",
+        help="prefill and decode workers of disaggregated configurations, such as 7+1,6+2",
     )  # fmt: skip
     parser.add_argument(
         "--configuration", nargs="+", action="extend", metavar="NAME",
@@ -80,8 +80,8 @@ def add_arguments(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--metric", metavar="METRIC",
-        help="by which the best is chosen (default: goodput, or time_to_first_token.mean for a "
-        "benchmark without limits)",
+        help="metric that decides the best configuration (default: goodput, or "
+        "time_to_first_token.mean if the benchmark has no SLOs)",
     )  # fmt: skip
     common.add_running_options(parser)
     parser.set_defaults(run=run)
@@ -93,7 +93,7 @@ def _splits(text: str) -> tuple[tuple[int, int], ...]:
         match = _SPLIT.fullmatch(part.strip())
         if match is None or "0" in match.groups():
             raise argparse.ArgumentTypeError(
-                f"{part!r}: give prefill+decode workers, separated by commas, such as 7+1,6+2"
+                f"{part!r}: must be prefill+decode workers, separated by commas, such as 7+1,6+2"
             )
         found.append((int(match[1]), int(match[2])))
     return tuple(dict.fromkeys(found))
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     metric = _metric(options.metric, benchmark)
     directory = common.output_directory(options, Path("reports") / f"{benchmark.name}-sweep")
     if options.split and not any(c.disaggregated for c in benchmark.configurations):
-        raise BenchmarkError("--split: none of the configurations has a prefill/decode split")
+        raise BenchmarkError("--split: none of the configurations is disaggregated")
     swept = Sweep(
         benchmark,
         target=common.simulating_target(options),
@@ -149,7 +149,7 @@ def _metric(asked: str | None, benchmark: Benchmark) -> str:
     metric = common.check_metric(asked)
     if metric_of(metric).needs_limits and benchmark.goodput is None:
         raise BenchmarkError(
-            f"--metric: {metric} needs limits, and benchmark {benchmark.name!r} has none"
+            f"--metric: {metric} needs SLOs, and benchmark {benchmark.name!r} has none"
         )
     return metric
 
@@ -240,7 +240,7 @@ def _report(
 def _front_sentence(front: Sequence[SweepPoint]) -> str:
     """The points of the front, from the cheapest to the fastest."""
     if not front:
-        return "Pareto front: there is no point without failed requests"
+        return "Pareto front: every point has failed requests"
     parts = []
     for name, group in itertools.groupby(front, key=_line_name):
         parts.append(f"{name} at load {', '.join(f'{p.variation.speedup:g}' for p in group)}")
@@ -250,7 +250,7 @@ def _front_sentence(front: Sequence[SweepPoint]) -> str:
 def _front_title(front: Sequence[SweepPoint]) -> str:
     counts = Counter(map(_line_name, front)).most_common()
     if not counts:
-        return "No point without failed requests"
+        return "Every point has failed requests"
     title = f"{counts[0][0]} has {counts[0][1]} of the {len(front)} points on the Pareto front"
     return title if len(counts) > 1 else f"{counts[0][0]} alone makes up the Pareto front"
 
@@ -323,8 +323,8 @@ def _table(
         )  # fmt: skip
     where = "load and KV capacity" if with_kv else "load"
     table.caption = (
-        f"* best {metric} at this {where}; a lead under {100 * _CLOSE:g} % may be no more "
-        "than how the router breaks ties"
+        f"* best {metric} at this {where}; a lead under {100 * _CLOSE:g} % may come from how the "
+        "router breaks ties"
     )
     table.caption_justify = "left"
     return table

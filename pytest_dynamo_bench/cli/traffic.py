@@ -56,44 +56,44 @@ def add_arguments(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "traffic",
-        help="what the requests of a benchmark, or of a file, are like",
-        description="Describes traffic: lengths, reuse, schedule, load per worker and cache "
-        "pressure, of the whole and of the cut that the local target sends. A file may be a "
-        "Mooncake trace, Dynamo's request trace, or AIPerf's inputs; also gzip or xz.",
+        help="describe the traffic of a benchmark or a file",
+        description="Shows lengths, reuse, schedule, load per worker and cache pressure, for the "
+        "whole traffic and for the cut that target local sends. A file can be a Mooncake trace, a "
+        "Dynamo request trace or an AIPerf input file, also compressed with gzip or xz.",
     )
     parser.add_argument("source", type=Path, metavar="MODULE.py|FILE", help="a benchmark or a file")
     parser.add_argument(
         "--seconds", type=_seconds, metavar="N",
-        help="length of the cut (default: that of the benchmark at the local target's scale "
-        f"{_SCALE}, {_SECONDS:g} for a file)",
+        help=f"length of the cut (default: the benchmark's at --dynamo-scale={_SCALE}; "
+        f"{_SECONDS:g} for a file)",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N",
-        help="which of equally good cuts (default: %(default)s)",
+        help="seed of the cut; all cuts are equally representative (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--write", type=Path, metavar="OUT.jsonl", help="write the whole in Mooncake's format"
+        "--write", type=Path, metavar="OUT.jsonl", help="write the whole traffic as Mooncake trace"
     )
     parser.add_argument(
-        "--write-cut", type=Path, metavar="OUT.jsonl", help="write the cut in Mooncake's format"
+        "--write-cut", type=Path, metavar="OUT.jsonl", help="write the cut as Mooncake trace"
     )
     parser.add_argument(
         "--write-aiperf", type=Path, metavar="OUT.jsonl",
-        help="write the whole as an AIPerf dataset (--custom-dataset-type single_turn), with the "
-        "text of each request and its images as files in OUT-images; run aiperf in the directory "
-        "of OUT.jsonl, since it looks for images from where it runs",
+        help="write the whole traffic as AIPerf dataset (--custom-dataset-type single_turn) with "
+        "texts, and its images as files in OUT-images; run aiperf in the directory of OUT.jsonl, "
+        "because image paths are relative",
     )  # fmt: skip
     parser.add_argument(
         "--write-aiperf-cut", type=Path, metavar="OUT.jsonl",
-        help="likewise, what the local target sends",
+        help="the same for the cut",
     )  # fmt: skip
     parser.add_argument(
         "--figure", type=Path, metavar="OUT.svg",
-        help="draw lengths, reuse and schedule, as SVG or PNG",
+        help="plot lengths, reuse and schedule as SVG or PNG",
     )  # fmt: skip
     parser.add_argument(
         "--concurrency", type=int, metavar="N",
-        help="how many sessions of a file are in flight, for a file without times",
+        help="sessions in flight, for a file without timestamps",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
@@ -101,7 +101,7 @@ def add_arguments(commands: Any) -> None:
 def _seconds(text: str) -> float:
     (value, *others) = common.numbers(text)
     if others:
-        raise argparse.ArgumentTypeError(f"{text!r}: give one number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be one number of seconds")
     return value
 
 
@@ -181,8 +181,8 @@ def _short(
     if short is not whole:
         return label, short, ""
     if whole.duration_seconds > 0:
-        return label, None, f"no cut: it is no longer than {seconds:g} s as it is"
-    return label, None, f"no cut: with {whole.schedule.description} it has no times to compress"
+        return label, None, f"no cut: the traffic is not longer than {seconds:g} s"
+    return label, None, f"no cut: {whole.schedule.description} has no timestamps to compress"
 
 
 @contextmanager
@@ -201,13 +201,11 @@ def _write_mooncake(traffic: Traffic, path: Path) -> list[Path]:
     """Write a Mooncake trace in one step."""
     if traffic.block_tokens != BLOCK_TOKENS:
         raise TrafficError(
-            f"{path.name}: a Mooncake trace has an id for every {BLOCK_TOKENS} tokens; this "
-            f"traffic has one for every {traffic.block_tokens}"
+            f"{path.name}: a Mooncake trace has one id per {BLOCK_TOKENS} tokens; this traffic has "
+            f"one per {traffic.block_tokens}"
         )
     if traffic.images is not None:
-        raise TrafficError(
-            f"{path.name}: a Mooncake trace has no images; write these requests with --write-aiperf"
-        )
+        raise TrafficError(f"{path.name}: a Mooncake trace cannot have images; use --write-aiperf")
     with _whole_file(path) as file:
         write_mooncake(traffic.requests, file)
     return [path]
@@ -388,7 +386,7 @@ def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int | None
 
 
 def _own(traffic: Traffic, configuration: Configuration) -> str:
-    """What a configuration with a load of its own gets."""
+    """The traffic of a configuration with its own load."""
     own = traffic_for(traffic, configuration)
     return f"{own.schedule.description}, {len(own.requests):,}"
 

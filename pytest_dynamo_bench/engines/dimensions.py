@@ -160,7 +160,7 @@ def model_dimensions(model: str) -> ModelDimensions:
     found = _shipped().get(model)
     if found is None:
         raise TargetError(
-            f"no dimensions of model {model!r} are shipped; there are some of "
+            f"the dimensions of model {model!r} are unknown; known models: "
             f"{', '.join(sorted(_shipped()))}"
         )
     return found
@@ -183,7 +183,7 @@ def gpu_memory_bytes(gpu: str) -> int:
     """
     rows = read_data("gpus.json")
     if gpu not in rows:
-        raise TargetError(f"GPU {gpu!r} is not known; known: {', '.join(sorted(rows))}")
+        raise TargetError(f"unknown GPU {gpu!r}; known: {', '.join(sorted(rows))}")
     return int(rows[gpu]["memory_bytes"])
 
 

@@ -1,11 +1,11 @@
 """Make engine profiles from aiconfigurator's kernel measurements.
 
-    python -m pytest_dynamo_bench.engines.make                   # all shipped ones, anew
+    python -m pytest_dynamo_bench.engines.make                   # all shipped ones again
     python -m pytest_dynamo_bench.engines.make --only Kimi       # those whose name contains it
     python -m pytest_dynamo_bench.engines.make --model Qwen/Qwen3-32B --gpu H100 --engine vllm \
         --tp 4 --output my-profiles                              # a new one
 
-Needs ``aiconfigurator-core`` in an environment of its own: it holds 114 MB of measurements,
+Needs ``aiconfigurator-core`` in a separate environment: it holds 114 MB of measurements,
 and nothing that uses a profile needs it. Numpy is its only other requirement here, so that
 this package can be on ``PYTHONPATH`` without its dependencies.
 """
@@ -160,11 +160,11 @@ def compile_source(spec: ProfileSpec) -> Source:
         handle = importlib.import_module("aiconfigurator_core.sdk.engine").EngineHandle
     except ImportError:
         raise TargetError(
-            "making profiles needs aiconfigurator-core: install it in an environment of its own "
-            f"(pip install aiconfigurator-core=={TESTED_VERSION}) and run this command there"
+            "making profiles needs aiconfigurator-core: install it in a separate environment (pip "
+            "install aiconfigurator-core=={TESTED_VERSION}) and run this command there"
         ) from None
     if spec.gpu not in SYSTEMS:
-        raise TargetError(f"GPU {spec.gpu!r} is not known; known: {', '.join(sorted(SYSTEMS))}")
+        raise TargetError(f"unknown GPU {spec.gpu!r}; known: {', '.join(sorted(SYSTEMS))}")
     system = SYSTEMS[spec.gpu]
     model = spec.source_model or spec.model
     parallelism = {
@@ -277,19 +277,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_dynamo_bench.engines.make", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--only", metavar="TEXT", help="shipped profiles whose name contains it")
-    parser.add_argument("--model", help="a new profile: model id as benchmarks name it")
+    parser.add_argument(
+        "--only", metavar="TEXT", help="make the shipped profiles whose name contains this"
+    )
+    parser.add_argument("--model", help="make a new profile for this model id, as in benchmarks")
     parser.add_argument("--gpu", choices=sorted(SYSTEMS))
     parser.add_argument("--engine", choices=("vllm", "sglang", "trtllm"), default="vllm")
     for name in ("tp", "attention-dp", "moe-ep"):
         parser.add_argument(f"--{name}", type=int, default=1, metavar="GPUS")
     parser.add_argument("--draft-tokens", type=int, default=0)
-    parser.add_argument("--source-model", default="", help="model id that aiconfigurator has")
+    parser.add_argument("--source-model", default="", help="aiconfigurator's id of the model")
     parser.add_argument(
         "--quantization", action="append", default=[], metavar="MODE=NAME",
-        help="such as kvcache_quant_mode=fp8; may be repeated",
+        help="such as kvcache_quant_mode=fp8; can be repeated",
     )  # fmt: skip
-    parser.add_argument("--stand-in", default="", help="what stands in for something else")
+    parser.add_argument("--stand-in", default="", help="note on what the profile substitutes")
     parser.add_argument("--output", type=Path, default=None, metavar="DIRECTORY")
     options = parser.parse_args(arguments)
     if options.model:

@@ -197,9 +197,9 @@ def _profiles(directories: tuple[Path, ...]) -> tuple[EngineProfile, ...]:
                 provenance = json.loads(path.read_text("utf-8"))
                 key_of(provenance)
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise TargetError(f"{path}: not the provenance of a profile: {error!r}") from None
+                raise TargetError(f"{path}: not a profile's provenance: {error!r}") from None
             arrays = path.with_suffix(".npz")
             if not arrays.is_file():
-                raise TargetError(f"{path}: {arrays.name} is missing beside it")
+                raise TargetError(f"{path}: {arrays.name} is missing next to it")
             found.append(EngineProfile(arrays, provenance, model_dimensions(provenance["model"])))
     return tuple(found)

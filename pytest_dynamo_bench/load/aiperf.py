@@ -60,8 +60,8 @@ def dataset_lines(traffic: Traffic) -> Iterator[str]:
     """
     if traffic.session_header:
         raise LoadError(
-            "--dynamo-load=aiperf does not name sessions to the server, which session affinity "
-            "needs; use the own load generator"
+            "--dynamo-load=aiperf does not send session ids, which session affinity needs; use "
+            "--dynamo-load=own"
         )
     rows = aiperf_rows(traffic, _no_image, text_of=prompt_text, name_sessions=True)
     for row in rows:
@@ -71,8 +71,8 @@ def dataset_lines(traffic: Traffic) -> Iterator[str]:
 
 def _no_image(number: int) -> str:
     raise LoadError(
-        f"--dynamo-load=aiperf cannot send images (the traffic has image {number}); use the own "
-        "load generator"
+        f"--dynamo-load=aiperf cannot send images (the traffic has image {number}); use "
+        "--dynamo-load=own"
     )
 
 
@@ -117,7 +117,7 @@ def records_of(results: AiperfResults, traffic: Traffic) -> tuple[list[RequestRe
     try:
         pairs = [(by_turn[found.session_id, found.turn], found) for found in results.records]
     except KeyError as error:
-        raise LoadError(f"{results.path}: has a request that was not asked for: {error}") from None
+        raise LoadError(f"{results.path}: has an unknown request: {error}") from None
     starts = [
         found.sent_ms - (request.timestamp_ms if open_loop else 0.0)
         for request, found in pairs
@@ -175,8 +175,8 @@ class AiperfGenerator:
         self._program = find_aiperf()
         if server.headers or server.tls is not None:
             raise LoadError(
-                "--dynamo-load=aiperf cannot pass headers or certificates on without showing "
-                "them to everybody on this machine; use the own load generator for this server"
+                "--dynamo-load=aiperf would show headers and certificates to every user of this "
+                "machine; use --dynamo-load=own"
             )
         self._server = server
         self._model = model
@@ -271,7 +271,7 @@ class AiperfGenerator:
         if waiting.result() != 0 or not self._export.is_file():
             text = log.read_text(encoding="utf-8", errors="replace").splitlines()
             raise LoadError(
-                f"AIPerf ended with code {waiting.result()}; {log} ends:\n"
+                f"AIPerf exited with code {waiting.result()}; the end of {log}:\n"
                 + "\n".join(text[-_LOG_LINES:])
             )
         self._records = self.records()

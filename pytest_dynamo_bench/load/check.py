@@ -292,7 +292,7 @@ async def _reference_server() -> AsyncIterator[str]:
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line.strip().isdigit():
-            raise LoadError("the reference server did not start; what it wrote is above")
+            raise LoadError("the reference server did not start; see its output above")
         yield f"http://127.0.0.1:{int(line)}"
     finally:
         if process.returncode is None:

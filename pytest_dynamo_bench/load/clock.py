@@ -1,8 +1,8 @@
 """Kernel receive timestamps on the monotonic clock.
 
 The kernel stamps packets with CLOCK_REALTIME, which NTP and people set; everything else is
-measured with CLOCK_MONOTONIC. The offset between the two is constant as long as nobody sets
-the time: slewing moves both alike. It is taken once and compared again and again; a stamp
+measured with CLOCK_MONOTONIC. The offset between the two is constant unless the time is set:
+slewing moves both alike. It is taken once and compared again and again; a stamp
 counts only when the comparisons before and after it agree.
 """
 
@@ -35,7 +35,7 @@ def _read() -> tuple[int, int, int]:
 
 
 class ReceiveClock:
-    """Converts kernel stamps; notices when somebody set the time.
+    """Converts kernel timestamps; detects changes of the clock.
 
     Args:
         read: monotonic, real and monotonic time again, in ns, taken one after the other.

@@ -53,7 +53,7 @@ class Server:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"the measuring client speaks http:// and https://, got {self.url!r}")
+            raise ValueError(f"the URL must start with http:// or https://, got {self.url!r}")
 
     @property
     def host(self) -> str:
@@ -567,7 +567,7 @@ class Connection:
             else:
                 self._finish(
                     seen_ns,
-                    "connection closed before the response was whole"
+                    "connection closed before the response was complete"
                     + (f": {error}" if error else ""),
                 )
         self.close()

@@ -496,7 +496,7 @@ class Driver:
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             _, connection, sending = self._deadlines.popleft()
             if connection.job is sending:
-                connection.abandon(f"no end after {self._job.timeout_seconds:g} s")
+                connection.abandon(f"no complete response after {self._job.timeout_seconds:g} s")
                 self._settle(connection, now_ns)
 
     # What can wait.

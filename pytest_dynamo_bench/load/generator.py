@@ -56,8 +56,8 @@ class Generator(Protocol):
 class LoadGenerator:
     """Sends a traffic to a server.
 
-    What is measured shares no process, no lock and no garbage collector with the caller: it
-    runs in ``processes`` processes of its own, each on one core, all on one clock.
+    What is measured shares no process, no lock and no garbage collector with the caller: it runs
+    in ``processes`` separate processes, each on one core, all on one clock.
 
     Args:
         server: where to.
@@ -303,7 +303,7 @@ class _Worker:
                 await self._read()
         except TimeoutError:
             raise LoadError(
-                f"a process of the load generator was not ready after {_READY_SECONDS:g} s"
+                f"a load generator process was not ready after {_READY_SECONDS:g} s"
             ) from None
 
     def tell(self, content: Any) -> None:
@@ -338,8 +338,7 @@ class _Worker:
         except asyncio.IncompleteReadError:
             code = await self._process.wait()
             raise LoadError(
-                f"a process of the load generator ended in the middle, with code {code}; what it "
-                "wrote is above"
+                f"a load generator process exited early with code {code}; see its output above"
             ) from None
         return pickle.loads(body)  # type: ignore[no-any-return] # noqa: S301 from our own child
 

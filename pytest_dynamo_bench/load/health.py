@@ -81,7 +81,7 @@ class DriverHealth:
             kernel timestamps, latencies are wrong by up to so much.
         late_bodies: requests whose body was built when they were due.
         reconnects: requests sent again since their idle connection was closed meanwhile.
-        clock_steps: how often somebody set the time during the run.
+        clock_steps: how often the clock was set during the run.
         clock_uncertainty_ms: how exactly kernel timestamps are put on the monotonic clock.
         reads: system calls that brought data.
     """

@@ -18,8 +18,8 @@ class EventReader:
     says. Nothing is decoded: a cut within a character does no harm.
 
     Attributes:
-        between_events: nothing is left of what was read, so that a piece that comes next starts
-            with a line of its own.
+        between_events: nothing is left of what was read, so the next piece starts with a
+            new line.
     """
 
     def __init__(self) -> None:

@@ -213,7 +213,7 @@ def _over_time(report: ComparisonReport, metric: Metric) -> Chart | None:
     caption = (
         f"Solid: median, dotted: 95th percentile of the requests due in each of {_BINS} intervals. "
         if binned
-        else "A mark per request, at the time at which it was due. "
+        else "One mark per request, at its scheduled time. "
     )
     return Chart(
         key=f"time-{name}",
@@ -310,10 +310,10 @@ def _pareto(report: ComparisonReport) -> Chart | None:
         return None
     return Chart(
         key="pareto",
-        title="Speed for a user against throughput per GPU",
-        caption="Mean output tokens per second and user, and output tokens per second and GPU; "
-        "further up and to the right is better. Under a fixed schedule all configurations serve "
-        "the same load, so that only speed differs.",
+        title="Speed per user against throughput per GPU",
+        caption="Mean output tokens/s per user against output tokens/s per GPU; further up and to "
+        "the right is better. Under a fixed schedule all configurations serve the same load, and "
+        "only the speed differs.",
         data=data,
         layout={
             "xaxis": _axis("output tokens/s per user", range=_around(data, "x")),
@@ -354,9 +354,9 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
     objectives = ", ".join(f"{METRICS[name].words} {limit:g} ms" for name, limit in limits.items())
     return Chart(
         key="goodput",
-        title="Goodput against the service-level objectives",
-        caption=f"Requests per second that meet every limit, if all limits were multiplied by a "
-        f"factor; 1 is the benchmark's own ({objectives}).",
+        title="Goodput against the SLOs",
+        caption=f"Requests per second that meet every SLO, with all limits multiplied by a factor; "
+        f"1 is the benchmark's SLO ({objectives}).",
         data=data,
         layout={
             "xaxis": _axis(
@@ -417,8 +417,9 @@ def _effect_charts(report: ComparisonReport) -> list[Chart]:
             Chart(
                 key=f"effects-{'points' if is_share else 'percent'}",
                 title="Claims: measured change with its interval, against the threshold",
-                caption="A claim holds when the whole interval is beyond the grey mark, on the "
-                "side that was claimed, or between its two; intervals are those that decided.",
+                caption="A claim holds if the whole interval is beyond the gray mark in the "
+                "claimed direction, or between the two marks. These intervals decided the "
+                "verdicts.",
                 data=data,
                 layout={
                     "xaxis": _axis(f"change, {unit}", zeroline=True),
@@ -500,7 +501,7 @@ def _attribution(report: ComparisonReport) -> Chart | None:
     better = definition.better if definition else "higher"
     return Chart(
         key="attribution",
-        title=f"What each feature brings: {study.metric}",
+        title=f"What each feature contributes: {study.metric}",
         caption=f"{study.treatment} against {study.baseline}, in % of the baseline's value, "
         f"simulated, 95 % intervals; {better} is better.",
         data=data,

@@ -83,7 +83,7 @@ class History:
             if point.mismatches
         ]
         if len(self.points) == 1:
-            found.append(f"{self.points[0].directory}: {named} has no other result to be judged by")
+            found.append(f"{self.points[0].directory}: {named} has no other result to compare with")
         return found
 
 
@@ -104,8 +104,8 @@ def compare_sessions(
     """
     if new.target != old.target:
         raise ResultsError(
-            f"{new.directory} is of target {new.target}, {old.directory} of {old.target}; numbers "
-            "of different targets are not compared with each other"
+            f"{new.directory} is from target {new.target}, {old.directory} from {old.target}; "
+            "results of different targets cannot be compared"
         )
     found = [
         {
@@ -136,7 +136,7 @@ def _difference(
 ) -> Difference:
     """Judge one configuration, given with its directories; the first is in question."""
     missing = tuple(
-        f"{directory}: {item.unusable if item else 'has no result of it'}"
+        f"{directory}: {item.unusable if item else 'has no result'}"
         for directory, item in items
         if item is None or item.unusable
     )
@@ -145,7 +145,7 @@ def _difference(
     runs, stored = (item.runs for _, item in items if item is not None)
     differs = mismatches(runs[0].run, stored[0].run)
     if differs and not allow_mismatches:
-        reason = f"not the same, so not judged: {differs[0]}"
+        reason = f"not comparable: {differs[0]}"
         return Difference(benchmark, configuration, differs, missing=(reason,))
     judged = {tolerance.metric: _judged(runs, stored, tolerance) for tolerance in tolerances}
     return Difference(

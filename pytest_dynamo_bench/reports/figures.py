@@ -4,8 +4,8 @@ They are for documents and slides. What a session measured is drawn in its HTML 
 (:mod:`~pytest_dynamo_bench.reports.charts`), which can be zoomed and needs no Matplotlib; no
 session has figures of both kinds.
 
-Plain data in, SVG or PNG out; by the file's ending. Each figure is a card of its own with a
-light background, so that it can be read on light and dark pages alike, and says in its title
+Plain data in, SVG or PNG out; by the file's ending. Each figure is a card with a light
+background, so that it can be read on light and dark pages alike, and says in its title
 what is shown. Colours are those of Okabe & Ito (2008), which colour-blind people can tell apart;
 markers differ as well. Text stays text in SVG: it can be searched, and costs no font data.
 
@@ -175,8 +175,8 @@ def write_curves(
     Args:
         path: an ``.svg`` or ``.png`` file, written in one step.
         x_label: name and unit of the horizontal axis.
-        crossovers: where the winner changes.
-        x_ticks: positions and texts, where the axis has no numbers of its own.
+        crossovers: where the best configuration changes.
+        x_ticks: positions and texts, if the axis is not numeric.
 
     Raises:
         ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
@@ -311,7 +311,7 @@ def write_pareto(
 ) -> None:
     """Output tokens/s per GPU against output tokens/s per user, one line per configuration.
 
-    Points on the front (that no other beats on both) are filled and joined by a grey line.
+    Points on the front (that no other beats on both) are filled and joined by a gray line.
 
     Args:
         path: an ``.svg`` or ``.png`` file, written in one step.

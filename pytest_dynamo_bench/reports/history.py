@@ -1,4 +1,4 @@
-"""Metrics over many sessions as a page of its own."""
+"""Metrics over many sessions as an HTML page."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _chart(history: History) -> Chart:
     ]  # fmt: skip
     judged = [i for i, point in enumerate(history.points) if point.regression is not None]
     if judged:
-        # A stretch of its own for each session, since a line through one point is not drawn.
+        # A separate stretch for each session, since a line through one point is not drawn.
         levels = [factor * _tolerated(history, index) for index in judged]
         data.append(
             {

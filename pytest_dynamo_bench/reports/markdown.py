@@ -18,7 +18,7 @@ from pytest_dynamo_bench.reports.model import (
 from pytest_dynamo_bench.reports.state import state_of, state_of_session, tally_in_words
 
 LONGEST = 65_000
-"""Characters; GitHub refuses a comment of 65,536 or more."""
+"""Characters; GitHub rejects a comment of 65,536 or more."""
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~^$&])")
 _STATE_MARKS = {"failed": "❌", "incomplete": "⚠️", "undecided": "❔", "passed": "✅"}
@@ -217,7 +217,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _escaped(text: str, longest: int = 300) -> str:
-    """Text that stays text: no markup, no mention, no link of its own accord."""
+    """Text that stays text: no markup, no mention, no automatic link."""
     plain = _MARKUP.sub(r"\\\1", one_line(printable(text, 4 * longest), longest))
     plain = plain.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
     return plain.replace("@", "&#64;").replace("://", "&#58;//").replace("www\\.", "www&#46;")

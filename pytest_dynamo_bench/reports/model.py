@@ -85,7 +85,7 @@ class ConfigurationReport:
 
     Attributes:
         runs: empty where there is no valid result; an invalid run is never one.
-        error: why it has no valid result: it did not come up, or a run was declared invalid.
+        error: why it has no valid result: it failed to start, or a run is invalid.
         invalid: the gates that a run did not pass, in words.
         problem: why what is stored of it cannot be read.
     """

@@ -1,8 +1,8 @@
 """How a comparison came out in one word: from everything that can go wrong in it, not one part.
 
 A report has verdicts, findings against a stored baseline, configurations without a valid result,
-and tests that failed for reasons of their own. Whoever reads one of them only takes a session for
-green that is not.
+and tests that failed for other reasons. Reading only one of them can make a failed session look
+green.
 """
 
 from __future__ import annotations

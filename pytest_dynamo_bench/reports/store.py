@@ -292,8 +292,8 @@ class StoredResults:
         The files are opened, the records not read.
 
         Raises:
-            ResultsError: there are none; or they are damaged; or the configuration did not come
-                up, or a run of it was declared invalid.
+            ResultsError: there are none; or they are damaged; or the configuration failed to start,
+                or one of its runs is invalid.
         """
         if benchmark not in self.benchmarks:
             raise ResultsError(
@@ -364,7 +364,7 @@ def in_one_line(text: object) -> str:
 
 
 def check_replaceable(directory: Path) -> None:
-    """Make sure that results may be written in the place of a directory.
+    """Make sure that results may replace a directory.
 
     Raises:
         ResultsError: it exists and holds something else than results.
@@ -554,7 +554,7 @@ def environment() -> stored_types.Environment:
 
 
 def _processor() -> str:
-    """The processor's name; Linux keeps it where the platform module doesn't look."""
+    """The CPU's name; Linux keeps it where the platform module doesn't look."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

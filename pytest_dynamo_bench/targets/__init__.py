@@ -1,4 +1,4 @@
-"""Where configurations are brought up and measured, and what a target states of itself."""
+"""Targets measure configurations; what a target declares about itself."""
 
 from pytest_dynamo_bench.targets.definition import TargetDefinition
 from pytest_dynamo_bench.targets.options import Option, OptionGroup, option

@@ -79,7 +79,7 @@ class Aftermath:
 
     @contextmanager
     def once_measured(self, what: str) -> Iterator[None]:
-        """Around bringing up, a load and taking down: only what fails before the load raises."""
+        """Around startup, load and shutdown: only what fails before the load raises."""
         try:
             yield
         except Exception as error:
@@ -114,7 +114,7 @@ def unexpected(error: Exception, directory: Path, what: str) -> DynamoBenchError
         where = f"its traceback could not be written to {log} ({full.strerror})"
     reason = one_line(str(error))
     return UnexpectedError(
-        f"{what} failed: {type(error).__name__}{f': {reason}' if reason else ''}; {where}. What "
-        f"was measured until then is in {directory}; please report it as a fault of "
-        "pytest-dynamo-bench, or of the target if that is not one of its own"
+        f"{what} failed: {type(error).__name__}{f': {reason}' if reason else ''}; {where}. "
+        f"Measurements up to then are in {directory}. Please report this as a bug of "
+        "pytest-dynamo-bench, or of the target if it is not one of the shipped ones"
     )

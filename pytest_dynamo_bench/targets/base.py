@@ -1,6 +1,6 @@
-"""What a target is: it measures a configuration under a traffic, somehow.
+"""The interface of targets: a target measures a configuration under a traffic.
 
-The seam is the measurement, not an address: a simulation has no URL.
+The interface is the measurement, not an address: a simulation has no URL.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ RECENT = 20
 
 
 class Progress(Protocol):
-    """Told how a measurement is getting on; a target calls it, a terminal shows it."""
+    """Shows the progress of a measurement; targets call it."""
 
     def stage(self, name: str) -> None:
-        """A new stage has begun: bringing up, warming, measuring, taking down."""
+        """A new stage has begun: starting, warming, measuring, stopping."""
 
     def requests(self, done: int, failed: int, total: int) -> None:
         """So many requests of the measured traffic have ended."""
@@ -32,7 +32,7 @@ class Progress(Protocol):
 
 @runtime_checkable
 class ShowsLatency(Protocol):
-    """A display that also shows what latencies are like at the moment."""
+    """A display that also shows current latencies."""
 
     def latency(self, records: Sequence[RequestRecord]) -> None:
         """These requests have ended last."""
@@ -81,15 +81,15 @@ class Unwatched:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that is to be made.
+    """A run to make.
 
     Attributes:
-        benchmark: whose question it is.
-        configuration: what is measured.
-        traffic: as the configuration is to get it.
-        directory: for logs and whatever else explains the run.
-        repeat: counts runs of the same configuration from 0; a target that would give the same
-            numbers again varies what is left to chance in reality.
+        benchmark: the benchmark.
+        configuration: the configuration to measure.
+        traffic: the traffic to send.
+        directory: for logs and other files about the run.
+        repeat: index of the run of this configuration, from 0; a deterministic target varies its
+            seed with it.
     """
 
     benchmark: Benchmark
@@ -100,14 +100,14 @@ class PlannedRun:
 
 
 class Target(Protocol):
-    """Where configurations are brought up."""
+    """Measures configurations."""
 
     @property
     def name(self) -> str:
         """The target's name, as in ``--dynamo-target``."""
 
     def check(self, benchmark: Benchmark) -> None:
-        """Find out, before anything is brought up, whether this benchmark can run here.
+        """Check, before anything is started, whether this benchmark can run here.
 
         Raises:
             TargetError: it cannot; the message says what to install or change.
@@ -129,13 +129,13 @@ class Target(Protocol):
         Logs and whatever else explains the run are written to its directory.
 
         Raises:
-            DeploymentError: the configuration did not come up, or died in the middle.
+            DeploymentError: the configuration failed to start, or died.
         """
 
 
 @runtime_checkable
 class SideBySideTarget(Protocol):
-    """A target whose runs do not disturb each other, so that several can be made at a time."""
+    """A target whose runs do not disturb each other and can run in parallel."""
 
     @property
     def at_a_time(self) -> int:
@@ -153,7 +153,7 @@ class SideBySideTarget(Protocol):
 
 @runtime_checkable
 class ScalingTarget(Protocol):
-    """A target that sends less than the published traffic, as a benchmark's ``sizes`` say."""
+    """A target that sends less than the published traffic, according to ``Benchmark.sizes``."""
 
     def not_measured(self, benchmark: Benchmark, configurations: Iterable[str]) -> str:
         """Why claims about these configurations cannot be judged; empty when they can."""
@@ -161,7 +161,7 @@ class ScalingTarget(Protocol):
 
 @runtime_checkable
 class ReadingTarget(Protocol):
-    """A target that sends nothing, but reads what was measured elsewhere."""
+    """A target that sends nothing and reads existing measurements."""
 
     @property
     def measured_elsewhere(self) -> str:
@@ -179,8 +179,7 @@ def check_target(target: Target) -> None:
     except TypeError:
         raise TargetError(
             f"target {target.name!r}: {type(target).__name__}.measure must take (planned, "
-            "progress): planned has the benchmark, configuration, traffic, directory and repeat "
-            "that it was given one by one before"
+            "progress): 'planned' has the benchmark, configuration, traffic, directory and repeat"
         ) from None
 
 

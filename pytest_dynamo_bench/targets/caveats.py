@@ -7,7 +7,7 @@ from pytest_dynamo_bench.traffic import Traffic, arrivals
 
 
 def of_arrivals(whole: Traffic, sent: Traffic) -> tuple[Caveat, ...]:
-    """What the times of a traffic mean for what is measured with it, on any target.
+    """What the timestamps of a traffic mean for any measurement with it.
 
     Args:
         whole: the published traffic.
@@ -18,20 +18,20 @@ def of_arrivals(whole: Traffic, sent: Traffic) -> tuple[Caveat, ...]:
         return (
             Caveat(
                 "arrivals-in-bursts",
-                f"Requests are sent at the times of the recording, in its steps: {found}.",
-                "Latencies are those of bursts that may never have been: short prompts wait for "
-                "long ones, most where a router brings many to one worker. spread_arrivals=True "
-                "of the traffic's source shows how much of a claim depends on that.",
+                f"Requests arrive in bursts, because the trace's timestamps are coarse: {found}.",
+                "Real traffic may not have had these bursts. In a burst, short prompts wait for "
+                "long ones, most of all if the router sends many of them to one worker. Use "
+                "spread_arrivals=True to see how much a claim depends on it.",
             ),
         )
     if recorded is not None and recorded.in_bursts and found is not None and sent.share < 1:
         return (
             Caveat(
                 "bursts-cut-apart",
-                f"The recording has its requests in steps: {recorded}. Of the cut "
+                f"The trace has coarse timestamps: {recorded}. In the cut "
                 f"{found.mean_at_once:.1f} start at once (at most {found.most_at_once}).",
-                "Queues behind such bursts, as where the whole recording is sent, are not in "
-                "these latencies.",
+                "These latencies do not include the queues that such bursts cause in the whole "
+                "trace.",
             ),
         )
     return ()

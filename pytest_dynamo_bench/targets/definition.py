@@ -1,4 +1,4 @@
-"""What a target states of itself, so that nothing else has to know it by name."""
+"""What a target declares about itself."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def _enough(option: OptionValue) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetDefinition:
-    """A target, before one is made.
+    """A target as it is registered.
 
-    The module of a definition is loaded in every pytest session, so it imports what measures
-    in its functions, when they are called.
+    The module of a definition is loaded in every pytest session. Import the measuring code
+    inside its functions.
 
     Attributes:
-        name: as in ``--dynamo-target``; claims write ``_`` for its ``-``.
-        summary: what it is, to follow its name in ``--help``.
-        make: makes the target; it is given the values of the options by their names, such as
-            ``dynamo_repeats``, and raises TargetError for those that cannot be.
-        options: its own; those that it shares with another target are the same objects.
-        like: the name of the target whose claims are made on this one too, where they do not
-            name this one; empty for none.
-        too_little: why so little is measured that what it cannot decide is no failure but
-            skipped; empty where it is enough. It is given values of options as ``make`` is.
-        show: for ``show --target``: pieces of a text that says what would be deployed. It is
-            given the values of ``show_options`` as attributes. None where there is nothing.
-        show_options: further options of ``show``.
+        name: as in ``--dynamo-target``; claims write ``_`` for ``-``.
+        summary: a description, shown after the name in ``--help``.
+        make: makes the target. It gets a function that returns the value of an option by name,
+            such as ``dynamo_repeats``, and raises TargetError for invalid values.
+        options: its options; those shared with another target are the same objects.
+        like: another target, whose claims are made on this one too unless they name this one;
+            empty for none.
+        too_little: a reason if the measurement is too small to decide claims; undecided claims
+            are then skipped. Empty if it is large enough. It gets the same function as ``make``.
+        show: for ``show --target``: pieces of text with what would be deployed. It gets the
+            values of ``show_options`` as attributes. None if there is nothing to show.
+        show_options: additional options of ``show``.
     """
 
     name: str

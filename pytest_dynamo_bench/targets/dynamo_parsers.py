@@ -1,9 +1,9 @@
-"""Says what programs of the installed Dynamo make of command lines; a process of its own.
+"""Says what programs of the installed Dynamo make of command lines; a separate process.
 
     echo '[["dynamo.frontend", ["--router-temperature", "0.5"], {}]]' | python -P dynamo_parsers.py
 
 Imports nothing but the standard library and Dynamo. Answers, in the order of the questions: what
-the program refuses, its options with the fields that they set, the fields' values, and the fields
+the program rejects, its options with the fields that they set, the fields' values, and the fields
 that Dynamo's replay has for them.
 """
 

@@ -108,6 +108,6 @@ def summarize(text: str) -> tuple[dict[str, float], list[str]]:
     if unreadable:
         notes.append(
             f"{len(unreadable)} line{'s' * (len(unreadable) > 1)} of the frontend's /metrics could "
-            f"not be read, and its counters are without: {one_line(unreadable[0], 120)}"
+            f"not be read and were ignored: {one_line(unreadable[0], 120)}"
         )
     return dict(sums), notes

@@ -1,4 +1,4 @@
-"""What the installed Dynamo makes of the options of a configuration, before it is brought up."""
+"""What the installed Dynamo makes of the options of a configuration, before it is started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ParsedCommand(msgspec.Struct, frozen=True):
     """A command line as a program of Dynamo takes it.
 
     Attributes:
-        problem: what it refuses; empty where it takes all.
+        problem: what it rejects; empty where it takes all.
         options: its options as written, ``--no-x`` too, with the fields that they set.
         values: of the fields.
         replayed: the fields that Dynamo's replay has.
@@ -47,7 +47,7 @@ class ParsedCommand(msgspec.Struct, frozen=True):
         return [name for name in options if not self.effect({name: options[name]})]
 
     def effect(self, options: Mapping[str, OptionValue]) -> dict[str, Any]:
-        """The options as fields of Dynamo's replay, those of one engine as a part of their own."""
+        """The options as fields of Dynamo's replay, those of one engine as a separate part."""
         found: dict[str, Any] = {}
         for name, value in options.items():
             field = self.options.get(_spelled(name, value), "")
@@ -97,7 +97,7 @@ def _asked(question: str) -> ParsedCommand:
 def refuse_unknown(
     owner: str, program: str, options: Mapping[str, OptionValue], parsed: ParsedCommand
 ) -> None:
-    """Refuse options that a program does not have, or whose values it does not take.
+    """Reject options that a program does not have, or whose values it does not take.
 
     Raises:
         TargetError: names the option, and what is close to it.
@@ -109,7 +109,7 @@ def refuse_unknown(
             hint = f"; did you mean {close[0]}?" if close else ""
             raise TargetError(f"{owner}: {program} has no option {written}{hint}")
     if parsed.problem:
-        raise TargetError(f"{owner}: {program} refuses its options: {one_line(parsed.problem)}")
+        raise TargetError(f"{owner}: {program} rejects its options: {one_line(parsed.problem)}")
 
 
 def _spelled(name: str, value: OptionValue) -> str:

@@ -1,7 +1,7 @@
-"""Results that AIPerf measured, in the place of a measurement.
+"""Results of AIPerf, instead of a measurement.
 
 What was measured elsewhere by ``aiperf profile`` becomes a run like any other, so that a claim can
-be checked on it. Nothing is brought up and nothing is sent.
+be checked on it. Nothing is started and nothing is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_dynamo_bench.traffic import (
 )
 
 _BLOCK_TOKENS = 512
-_NOT_DEPLOYED = "was measured by AIPerf before this session; what was deployed is not known here"
+_NOT_DEPLOYED = "was measured by AIPerf before this session; what was deployed was not checked"
 
 
 class RecordedTarget:
@@ -72,7 +72,7 @@ class RecordedTarget:
             ),
             key=lambda request: request.timestamp_ms,
         )  # fmt: skip
-        history = (f"sent by AIPerf, as its records of {name} tell",)
+        history = (f"sent by AIPerf, according to its records of {name}",)
         return Traffic(tuple(requests), _schedule(results), _BLOCK_TOKENS, history)
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
@@ -92,10 +92,9 @@ class RecordedTarget:
         found = self._results.get(configuration.name, [])
         if repeat >= len(found):
             lacks = (
-                f"there are {len(found)} results of AIPerf for it, and repeat {repeat + 1} is "
-                "asked for"
+                f"there are {len(found)} AIPerf results for it, but repeat {repeat + 1} is needed"
                 if found
-                else "there are no results of AIPerf for it"
+                else "there are no AIPerf results for it"
             )
             raise NotMeasuredError(
                 f"{configuration.name}: {lacks}; give --dynamo-aiperf-results "

@@ -8,10 +8,9 @@ ends when its context is full (*retire*), or by a chance that grows with the con
 (*reset*). Some sessions end early and are taken up again later, with all their context, under
 a new session id (*restart*).
 
-The same seed gives the same sessions everywhere: each session draws from a generator of its
-own, ``random.Random(f"{seed}/{index}").random()``. Its draws are not AIPerf's, so that
-only distributions can be compared. Sessions are made one at a time; what is held beside the
-one being made are the restarts that wait for their turn.
+The same seed gives the same sessions everywhere: each session has a separate random generator,
+``random.Random(f"{seed}/{index}").random()``. The values differ from AIPerf's; only distributions
+can be compared. Sessions are generated one at a time; only pending restarts are kept in memory.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class Lognormal:
     """A lognormal distribution by its mean and median before it is cut off.
 
     ``mu = ln(median)``, ``sigma = sqrt(2 ln(mean / median))``. Values outside ``least`` …
-    ``most`` are drawn again, so that the mean of what is drawn is lower than ``mean``
-    where ``most`` cuts off much.
+    ``most`` are drawn again. If ``most`` cuts off much, the mean of the drawn values is below
+    ``mean``.
     """
 
     mean: float
@@ -77,7 +76,7 @@ class Lognormal:
                 value = self.median * math.exp(sigma * _NORMAL.inv_cdf(place))
                 if self.least <= value <= self.most:
                     return value
-        raise AssertionError(f"{self} hardly ever draws a value within its limits")
+        raise AssertionError(f"{self} almost never draws a value within its limits")
 
 
 _NORMAL = NormalDist()
@@ -90,27 +89,25 @@ class AgenticCoding(TrafficSource):
     Attributes:
         sessions: primary sessions; restarts come on top (1,131 make about 1,205).
         seed: decides every draw.
-        schedule: how many sessions are in flight. There are no arrival times for a fixed
-            schedule.
-        max_prompt_tokens: a session whose next prompt would be longer ends.
-        global_tokens: what all prompts start with.
-        group_tokens: what prompts of a group have next.
-        groups: how many; the k-th is chosen with a weight of ``1 / k ** zipf_alpha``.
-        zipf_alpha: how uneven groups are.
+        schedule: sessions in flight. There are no arrival times for a fixed schedule.
+        max_prompt_tokens: a session ends if its next prompt would be longer.
+        global_tokens: length of the prefix shared by all prompts.
+        group_tokens: length of the prefix shared by a group, after the global one.
+        groups: number of groups; the k-th is chosen with weight ``1 / k ** zipf_alpha``.
+        zipf_alpha: skew of the groups' sizes.
         session_start: further tokens of a session's first prompt.
         new_tokens: tokens that a later turn adds to the previous prompt and output.
         output_tokens: length of outputs.
-        agentic_share: share of delays between turns that are an agent's; the others are a
-            human's.
-        agentic_delay_ms: an agent's delays.
-        human_delay_ms: a human's delays.
-        reset_probability: of ending after a turn, with an empty context ...
-        reset_scaling: ... times this with a full one, linear in between.
-        restart_probability: of being taken up again after turn 5 to 14, for the first
-            session; it falls to 0 over the first three quarters of all.
+        agentic_share: share of agent delays between turns; the others are human delays.
+        agentic_delay_ms: agent delays.
+        human_delay_ms: human delays.
+        reset_probability: probability of ending after a turn with an empty context ...
+        reset_scaling: ... multiplied by this with a full one, linear in between.
+        restart_probability: probability of a restart after turn 5 to 14, for the first
+            session; it falls to 0 over the first three quarters of all sessions.
 
     Raises:
-        BenchmarkError: a field cannot be right; the message names it.
+        BenchmarkError: a field is invalid; the message names it.
     """
 
     sessions: int

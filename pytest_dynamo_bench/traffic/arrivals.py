@@ -125,8 +125,8 @@ def spread_within_resolution(traffic: Traffic, seed: int) -> Traffic:
     found = arrivals(traffic)
     if found is None or found.resolution_ms is None:
         raise TrafficError(
-            f"{'; '.join(traffic.history)}: the times show no resolution that arrivals could be "
-            "spread within; leave spread_arrivals out"
+            f"{'; '.join(traffic.history)}: the timestamps have no coarse steps to spread arrivals "
+            "within; leave spread_arrivals out"
         )
     chance = random.Random(seed)
     # Times that are less than half a step apart are of one step.

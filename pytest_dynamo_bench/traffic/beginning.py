@@ -13,7 +13,7 @@ TRIAL_VARIABLE = "DYNAMO_BENCH_REQUESTS"
 
 
 def beginning(traffic: Traffic, count: int, why: str = "") -> Traffic:
-    """The first ``count`` requests of a traffic, under ids of their own (``000007@640``).
+    """The first ``count`` requests of a traffic, under different ids (``000007@640``).
 
     A request of a run that was shorter is not the same measurement as its namesake in a longer
     one, so that the two are compared as a whole and not request by request.
@@ -43,7 +43,7 @@ def trial_requests() -> int | None:
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise TrafficError(f"{TRIAL_VARIABLE}: give a whole number, 1 or more, not {text!r}")
+        raise TrafficError(f"{TRIAL_VARIABLE}: must be a whole number, 1 or more, got {text!r}")
     return int(text)
 
 

@@ -155,6 +155,6 @@ def _most_alike(
     if len(best) < 2:
         raise TrafficError(
             f"cut: one in {1 / share:.0f} of {len(traffic.requests)} requests leaves {len(best)}; "
-            "give the run more seconds"
+            "make the run longer"
         )
     return best

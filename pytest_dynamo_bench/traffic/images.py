@@ -112,7 +112,7 @@ class ImageFiles(Images):
             try:
                 return base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
             except binascii.Error as error:
-                raise TrafficError(f"image {image}: a data URL that cannot be read: {error}") from (
+                raise TrafficError(f"image {image}: the data URL cannot be read: {error}") from (
                     None
                 )
         path = self.directory / reference
@@ -149,7 +149,7 @@ def media_type(content: bytes) -> str:
             return kind
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "image/webp"
-    raise TrafficError(f"an image is neither PNG, JPEG, GIF nor WebP; it begins {content[:8]!r}")
+    raise TrafficError(f"the image is not PNG, JPEG, GIF or WebP; it starts with {content[:8]!r}")
 
 
 def size_of(content: bytes, name: str) -> tuple[int, int]:
@@ -167,14 +167,13 @@ def size_of(content: bytes, name: str) -> tuple[int, int]:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise TrafficError(
-            f"{name}: the size of an image that is no PNG is read with Pillow, which is not "
-            "installed: pip install pillow"
+            f"{name}: reading the size of images other than PNG needs Pillow: pip install pillow"
         ) from None
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.size
     except UnidentifiedImageError:
-        raise TrafficError(f"{name}: is not an image that can be read") from None
+        raise TrafficError(f"{name}: not a readable image") from None
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -43,7 +43,7 @@ _values = operator.attrgetter(*(item.name for item in fields(TrafficRequest)))
 
 @dataclass(frozen=True)
 class FixedSchedule:
-    """Open loop: a request is sent when it is due, whether or not earlier ones have ended."""
+    """Open loop: requests are sent at their scheduled time, even if earlier ones have not ended."""
 
     @property
     def description(self) -> str:
@@ -52,7 +52,7 @@ class FixedSchedule:
 
 @dataclass(frozen=True)
 class Concurrency:
-    """Closed loop: a fixed number of sessions in flight; the next starts when one has ended."""
+    """Closed loop: a fixed number of sessions in flight; when one ends, the next one starts."""
 
     sessions: int
 
@@ -94,7 +94,7 @@ class Traffic:
 
 
 class TrafficSource(abc.ABC):
-    """What a benchmark names as its traffic; reading it is put off until it is needed."""
+    """The traffic of a benchmark; it is read when it is needed."""
 
     @abc.abstractmethod
     def load(self) -> Traffic:

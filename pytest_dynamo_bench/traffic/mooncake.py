@@ -44,14 +44,13 @@ class MooncakeTrace(TrafficSource):
     with the plugin) or the path of a ``.jsonl`` or ``.jsonl.xz`` file, relative to the
     working directory.
 
-    Recordings have times in steps; the shipped one has ten requests at once every 3,000 ms.
-    ``spread_arrivals`` moves each to anywhere within its step, in their order
-    (:func:`~pytest_dynamo_bench.traffic.arrivals.spread_within_resolution`); ``seed`` decides
-    where to.
+    Traces can have coarse timestamps; the shipped one has ten requests at once every 3,000 ms.
+    ``spread_arrivals`` spreads requests within each step, in their order
+    (:func:`~pytest_dynamo_bench.traffic.arrivals.spread_within_resolution`), with ``seed``.
 
     Raises:
-        BenchmarkError: arrivals are to be spread on a schedule that has none.
-        TrafficError: the file does not exist; looked for when the benchmark is imported.
+        BenchmarkError: spread_arrivals is set for a schedule without arrival times.
+        TrafficError: the file does not exist; checked when the benchmark is imported.
     """
 
     trace: str
@@ -182,8 +181,8 @@ def _to_request(
     if len(hash_ids) != needed:
         raise fail(
             "hash_ids",
-            f"{len(hash_ids)} ids for a prompt of {input_tokens} tokens; "
-            f"{needed} are needed, one for every {BLOCK_TOKENS} tokens",
+            f"{len(hash_ids)} ids for a prompt of {input_tokens} tokens; must be {needed}, one per "
+            f"{BLOCK_TOKENS} tokens",
         )
     session_id = row.get("session_id")
     return TrafficRequest(
@@ -202,7 +201,7 @@ def write_mooncake(requests: Iterable[TrafficRequest], file: TextIO) -> None:
     """Write requests as a Mooncake trace that :func:`read_mooncake` reads back unchanged.
 
     Raises:
-        TrafficError: a request has images, for which the format has no place.
+        TrafficError: a request has images, which the format does not support.
     """
     file.writelines(json.dumps(row) + "\n" for row in _rows(requests))
 
@@ -214,7 +213,7 @@ def _rows(requests: Iterable[TrafficRequest]) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {}
         if request.images:
             raise TrafficError(
-                "a Mooncake trace has no images; write these requests as an AIPerf dataset"
+                "a Mooncake trace cannot have images; write these requests as an AIPerf dataset"
             )
         if request.session_id != request.request_id:
             row["session_id"] = request.session_id

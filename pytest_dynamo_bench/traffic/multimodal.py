@@ -1,12 +1,12 @@
 """Requests with images that come again: a window that slides over a user's images, and a pool.
 
 The algorithms are those of the two dataset generators of Dynamo's multimodal benchmarks. Images
-are noise (the published pool has photographs; what matters here is their size, that they are
-distinct, and which come again), texts have the published number of words and share no prefix
-with each other, so that only caches of images can hit.
+are noise (the published pool has photographs; what matters is their size, that they are distinct,
+and which are repeated). Texts have the published number of words and share no prefix, so only image
+caches can hit.
 
-The same seed gives the same requests and the same bytes of images everywhere. Requests are
-made one at a time, and images only when one is asked for.
+The same seed gives the same requests and image bytes everywhere. Requests are generated one at a
+time, and images on demand.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 @dataclass(frozen=True)
 class SlidingWindowImages(TrafficSource):
-    """Users in dialogue about a window of images that moves on by one image a turn.
+    """Dialogues about a window of images that moves by one image per turn.
 
-    A user's turn ``t`` has images ``t`` … ``t + window - 1`` of ``window + turns - 1`` of
-    the user's own: after the first turn all but one are repeats. Users share nothing.
-    Requests are in the order of turns, and turn ``t + 1`` of a user is sent when ``t`` has
-    ended. Texts are new in every turn.
+    Turn ``t`` of a user has images ``t`` … ``t + window - 1`` of the user's
+    ``window + turns - 1`` images: after the first turn all but one are repeats. Users share
+    nothing. Requests are in the order of turns, and turn ``t + 1`` of a user is sent after turn
+    ``t`` has ended. Texts are new in every turn.
 
     Attributes:
         users: sessions.
@@ -93,11 +93,11 @@ class SlidingWindowImages(TrafficSource):
 
 @dataclass(frozen=True)
 class PooledImages(TrafficSource):
-    """Single requests with images from a pool that all share.
+    """Single requests with images from a shared pool.
 
-    Each image of the pool is in one request at least: the pool is shuffled and dealt out to
-    the requests in turn; what is then still free in a request is drawn from the pool, without
-    repeats within the request, and its images are shuffled.
+    Each image of the pool is in at least one request: the shuffled pool is distributed over the
+    requests. The remaining images of a request are drawn from the pool, without repeats within
+    the request, and its images are shuffled.
 
     Attributes:
         requests: how many.

@@ -1,6 +1,6 @@
-"""A user's own traffic, in whatever of the usual forms it comes.
+"""Traffic files of users, in any of the usual formats.
 
-Told apart by content, never by name:
+The format is detected from the content, never from the name:
 
 * a Mooncake trace: JSON lines with ``hash_ids``. Later turns of a session may add to the turn
   before (as AIPerf writes them) or repeat it (as Dynamo's replay reads them);
@@ -61,19 +61,19 @@ _XZ, _GZIP = b"\xfd7zXZ\x00", b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class TraceFile(TrafficSource):
-    """A file of a user's own traffic, its form recognised by its content.
+    """A file with your own traffic; the format is detected.
 
     Attributes:
         path: the file, relative to the working directory.
-        schedule: how it is sent; a fixed schedule needs times in the file.
-        output_tokens: for AIPerf inputs that don't say how long the output is.
-        spread_arrivals: move requests to anywhere within the step that their times were recorded
-            in, in their order (see :class:`MooncakeTrace`).
-        seed: decides where to.
+        schedule: how it is sent; a fixed schedule needs timestamps in the file.
+        output_tokens: output length for AIPerf inputs without one.
+        spread_arrivals: spread requests within the steps of coarse timestamps, in their order
+            (see :class:`MooncakeTrace`).
+        seed: seed of the spread arrivals.
 
     Raises:
-        BenchmarkError: arrivals are to be spread on a schedule that has none.
-        TrafficError: the file does not exist; looked for when the benchmark is imported.
+        BenchmarkError: spread_arrivals is set for a schedule without arrival times.
+        TrafficError: the file does not exist; checked when the benchmark is imported.
     """
 
     path: str
@@ -130,8 +130,8 @@ def read_traffic(path: Path, schedule: Schedule, output_tokens: int | None = Non
             )
     if not timed and not isinstance(schedule, Concurrency):
         raise TrafficError(
-            f"{name}: has no times, so that it cannot be sent on a fixed schedule; give it a "
-            "concurrency, for example Concurrency(32)"
+            f"{name}: has no timestamps and cannot be sent on a fixed schedule; give it a "
+            "concurrency, such as Concurrency(32)"
         )
     return Traffic(
         requests, schedule, block_tokens, (f"{FORMATS[kind]} {name!r}", *notes),
@@ -166,7 +166,7 @@ def tell_format(text: str, name: str) -> Format:
             return "aiperf-jsonl"
     shown = first.strip() if len(first.strip()) <= 80 else first.strip()[:77] + "..."
     raise TrafficError(
-        f"{name}: is no form of traffic that is known. It begins with {shown!r}; known are: a "
+        f"{name}: unknown format. The file starts with {shown!r}; known formats are a "
         'Mooncake trace (lines with "hash_ids"), Dynamo\'s request trace (lines with "schema": '
         f'"{DYNAMO_SCHEMA}"), AIPerf\'s inputs.json (an object with "data"), and AIPerf datasets '
         '(lines with "text" or "turns")'
@@ -227,7 +227,8 @@ def _as_additions(lines: list[str], name: str) -> Iterator[str]:
             if added < 1:
                 raise TrafficError(
                     f"{name}: session {session!r} has a turn of {length} tokens after one of "
-                    f"{old_length} and an output of {old_output}; a turn must add to these"
+                    f"{old_length} and an output of {old_output}; each turn must be longer than "
+                    "these together"
                 )
             row = {**row, "hash_ids": ids[len(old_ids) :], "input_length": added}
             if "delay" not in row and "delay_ms" in row:
@@ -243,7 +244,7 @@ def _as_additions(lines: list[str], name: str) -> Iterator[str]:
 def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...], int]:
     """Requests of a Dynamo request trace, and the tokens that each of its hashes stands for.
 
-    Its hashes say a block with everything before it, in 64 bits; they are numbered anew. A
+    Its hashes say a block with everything before it, in 64 bits; they are renumbered. A
     request with a session follows the one before it of the same session after the time that
     passed between them; without, it is independent. Other records than ``request_end`` are
     passed over.
@@ -267,7 +268,7 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
             raise fail("request", "is missing")
         replay = request.get("replay")
         if not isinstance(replay, dict):
-            raise fail("request.replay", "is missing; the trace was recorded without it")
+            raise fail("request.replay", "is missing in the trace")
         received = _number(request, "request_received_ms", 0, fail)
         output = int(_number(request, "output_tokens", 0, fail, MOST_TOKENS))
         length = int(_number(replay, "input_length", 1, fail, MOST_TOKENS))
@@ -283,14 +284,14 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
         if len(hashes) != -(-length // size):
             raise fail(
                 "input_sequence_hashes",
-                f"{len(hashes)} hashes for {length} tokens; {-(-length // size)} are needed, "
-                f"one for every {size} tokens",
+                f"{len(hashes)} hashes for {length} tokens; must be {-(-length // size)}, one per "
+                f"{size} tokens",
             )
         if problem := problem_of_name(request.get("request_id")):
             raise fail("request_id", problem)
         request_id = str(request.get("request_id") or f"line-{number}")
         if request_id in seen:
-            raise fail("request_id", f"{request_id!r} is there twice")
+            raise fail("request_id", f"duplicate {request_id!r}")
         seen.add(request_id)
         context = record.get("agent_context")
         session = context.get("session_id") if isinstance(context, dict) else None
@@ -488,8 +489,8 @@ def _image(image: object, where: str) -> str:
         )
     if image.startswith(("http://", "https://")):
         raise TrafficError(
-            f"{where}, field 'images': {image[:80]!r} would be fetched while it is "
-            "measured; download the images and give their paths"
+            f"{where}, field 'images': {image[:80]!r} would be downloaded during the measurement; "
+            "download the images and give their paths"
         )
     return image
 
@@ -499,7 +500,7 @@ def _output_tokens(row: Mapping[str, Any], where: str, default: int | None) -> i
     value = next((row[key] for key in keys if row.get(key) is not None), default)
     if value is None:
         raise TrafficError(
-            f"{where}: doesn't say how long the output is ({', '.join(map(repr, keys))}); give "
+            f"{where}: has no output length ({', '.join(map(repr, keys))}); give "
             "TraceFile its output_tokens"
         )
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
@@ -556,7 +557,7 @@ def _from_texts(
         if (one.session_id, one.turn) == (other.session_id, other.turn)
     ]
     if doubled:
-        raise TrafficError(f"{name}: the session {doubled[0]!r} is there twice")
+        raise TrafficError(f"{name}: duplicate session {doubled[0]!r}")
     return tuple(shifted), timed, estimated
 
 

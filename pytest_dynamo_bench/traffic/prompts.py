@@ -103,7 +103,7 @@ def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _finished(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Its steps after the first, in place: an array made anew costs more than a step."""
+    """Its steps after the first, in place: a new array costs more than a step."""
     numbers *= _FACTORS[0]
     shifted = numbers >> _SHIFTS[0]
     numbers ^= shifted
@@ -180,7 +180,7 @@ def prompt_texts(
 
 
 def english_text(hash_ids: tuple[int, ...], input_tokens: int, block_tokens: int) -> str:
-    """The same prompt for models with tokenizers of their own: as many common English words.
+    """The same prompt for models with their own tokenizers: as many common English words.
 
     Raises:
         ValueError: the ids do not cover the prompt.

@@ -7,13 +7,12 @@ only the length is kept. New requests walk the tree with the frequencies of the 
 in a suffix of new blocks. Lengths are scaled by making each node of the tree, and each suffix,
 longer.
 
-Unlike the original, which draws its walks without a seed, the same seed gives the same
-requests everywhere: all draws come from ``random.Random(seed).random()``, which Python
-promises to keep. Its draws are not those of the original, so that only distributions can be
-compared, never single requests.
+Unlike the original, which has no seed, the same seed gives the same requests everywhere: all
+values come from ``random.Random(seed).random()``, which Python guarantees to keep. They differ from
+those of the original; only distributions can be compared.
 
-What becomes of the shape: means are preserved; the spread of prompt lengths is not, since
-prefix and suffix are drawn independently of each other.
+Means are preserved. The spread of prompt lengths is not, because prefix and suffix are drawn
+independently.
 """
 
 from __future__ import annotations
@@ -51,23 +50,23 @@ class SynthesizedMooncake(TrafficSource):
 
     Attributes:
         trace: ``"conversation"``, or the path of a Mooncake trace (see :class:`MooncakeTrace`).
-        requests: how many to make.
-        prefix_len_multiplier: makes every node of the shared tree so many times as long;
-            above 1 it is rounded up to a whole number, as in the original.
+        requests: number of requests.
+        prefix_len_multiplier: length factor of every node of the shared tree; above 1 it is
+            rounded up to a whole number, as in the original.
         prefix_root_multiplier: disjoint copies of the tree; each request uses one at random.
-        prompt_len_multiplier: makes the suffixes so many times as long.
-        osl_multiplier: multiplies output lengths, rounded down, at least 1.
+        prompt_len_multiplier: length factor of the suffixes.
+        osl_multiplier: factor of output lengths, rounded down, at least 1.
         speedup_ratio: divides the times between arrivals.
         min_isl: shorter prompts are discarded, tokens.
-        max_isl: longer prompts are discarded, tokens. As in the original nothing takes the
-            place of a discarded request at its time, so that the request rate falls.
-        min_osl: shorter outputs are made that long, tokens.
-        max_osl: longer outputs are made that long, tokens.
-        seed: decides every draw.
+        max_isl: longer prompts are discarded, tokens. As in the original, discarded requests are
+            not replaced, which lowers the request rate.
+        min_osl: shorter outputs get this length, tokens.
+        max_osl: longer outputs get this length, tokens.
+        seed: seed of all random values.
         schedule: how the requests are sent.
 
     Raises:
-        BenchmarkError: a field cannot be right; the message names it.
+        BenchmarkError: a field is invalid; the message names it.
         TrafficError: the trace does not exist.
     """
 
@@ -172,7 +171,7 @@ def synthesize(
                 discarded += 1
                 if discarded >= _MOST_DISCARDED_IN_A_ROW:
                     raise TrafficError(
-                        f"SynthesizedMooncake: of {discarded:,} requests in a row none has "
+                        f"SynthesizedMooncake: none of {discarded:,} consecutive requests has "
                         f"{options.min_isl or 1:,} to {options.max_isl or 'any number of'} tokens; "
                         "change min_isl, max_isl or the multipliers"
                     )
@@ -240,7 +239,7 @@ class _Tree:
 
     Nodes are chains of blocks without a branch in between. Of each node the blocks are known
     (as a range of ids), and where requests went from there, with how often: to another node, to
-    a suffix of their own, or nowhere.
+    their own suffix, or nowhere.
     """
 
     def __init__(self, original: Sequence[TrafficRequest], prefix_multiplier: float) -> None:
@@ -315,7 +314,7 @@ class _Tree:
         return len(self._ranges) - 1
 
     def walk(self, chance: random.Random) -> tuple[list[int], bool]:
-        """The shared blocks of a new prompt, and whether a suffix of its own follows."""
+        """The shared blocks of a new prompt, and whether its own suffix follows."""
         node = 0
         blocks: list[int] = []
         while True:

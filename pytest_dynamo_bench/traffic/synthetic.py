@@ -15,18 +15,17 @@ from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 class SyntheticTraffic(TrafficSource):
     """Requests of fixed lengths, each prompt distinct from its first block on.
 
-    What AIPerf makes of ``--synthetic-input-tokens-mean`` and ``--output-tokens-mean`` with a
-    standard deviation of 0. No prompt shares a block with another, so that no cache
-    can help; there is nothing random in it.
+    The same as AIPerf's ``--synthetic-input-tokens-mean`` and ``--output-tokens-mean`` with a
+    standard deviation of 0. Prompts share no block, so caches have no effect. Nothing is random.
 
     Attributes:
         isl: prompt length, tokens.
         osl: output length, tokens.
-        requests: how many.
-        schedule: how many are in flight. There are no arrival times for a fixed schedule.
+        requests: number of requests.
+        schedule: requests in flight. There are no arrival times for a fixed schedule.
 
     Raises:
-        BenchmarkError: a field cannot be right; the message names it.
+        BenchmarkError: a field is invalid; the message names it.
     """
 
     isl: int

@@ -1,4 +1,4 @@
-"""From what was measured to what may be said: effect, validity, confounds, verdict."""
+"""From what was measured to what may be said: effect, validity, confounders, verdict."""
 
 from pytest_dynamo_bench.verdicts.confounds import Difference, confounds
 from pytest_dynamo_bench.verdicts.effect import Effect, estimate_effect

@@ -5,8 +5,8 @@ or ``D ± t · SE`` around the plain difference for metrics that are shares alre
 the degrees of freedom of t come about, step by step:
 
 1. *Resampling.* Requests are put in the order in which they were due; blocks of consecutive
-   requests are drawn with replacement, going round at the end (circular block bootstrap), and
-   the metric is computed anew. Where the request ids of the two configurations coincide, both
+   requests are drawn with replacement, going round at the end (circular block bootstrap), and the
+   metric is recomputed. Where the request ids of the two configurations coincide, both
    get the same blocks, so that what the traffic does to both cancels. For percentiles of
    such pairs the variance is computed from the influences instead of drawn: when shared
    traffic moves both percentiles, a bootstrap adds what the two samples happen to look like
@@ -25,7 +25,7 @@ the degrees of freedom of t come about, step by step:
    degrees of freedom, and fewer when few blocks carry all of the variation (see
    :mod:`~pytest_dynamo_bench.verdicts.blocks`); for a percentile without pairs no more than
    there are clusters of slow requests beyond it. For rates of the same open loop the time is
-   the same but for when the last response came, and that has a variance of its own.
+   the same but for when the last response came, and that has a separate variance.
 4. *Repeats.* With more than one run per configuration the variation between runs is added:
    ``V = V_blocks + max(0, V_between - V_within)``, where V_between is what the repeats' values
    show, and V_within what the noise inside single runs already explains of it. Degrees of
@@ -103,7 +103,7 @@ class Effect:
         paired: whether requests of both configurations were paired by id.
         traffic_error: the part of ``standard_error`` that more repeats of the same traffic would
             not lessen, since the change differs from request to request; 0 where that cannot be
-            distinguished from noise (single runs), or where each repeat has traffic of its own.
+            distinguished from noise (single runs), or where each repeat has different traffic.
     """
 
     metric: str
@@ -243,8 +243,8 @@ def estimate_effect(
         blocks, the minimum or maximum of a single run) the interval is infinite.
 
     Raises:
-        ValueError: no sample of a configuration, different metrics, or a confidence or number of
-            resamples that cannot be.
+        ValueError: no sample of a configuration, different metrics, or an invalid confidence or
+            number of resamples.
 
     Source: see the module's docstring and those of
     :mod:`~pytest_dynamo_bench.verdicts.blocks`.

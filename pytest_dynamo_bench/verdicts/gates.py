@@ -1,10 +1,9 @@
-"""Whether a run can carry a verdict at all, found out before any verdict.
+"""Validity gates: whether a run is good enough for any verdict.
 
-A bad measurement is never a result. The model are the rules by which MLPerf Inference's
-LoadGen declares a run VALID or INVALID (Reddi et al., "MLPerf Inference Benchmark", ISCA
-2020, and the MLCommons inference rules): enough queries for the percentile that is reported, all
-of them completed, issued on schedule, in a steady state. Each gate has a name, a threshold that
-can be set, what it saw, and what to do.
+They follow the rules by which MLPerf Inference's LoadGen declares a run VALID or INVALID (Reddi et
+al., "MLPerf Inference Benchmark", ISCA 2020, and the MLCommons inference rules): enough queries for
+the reported percentile, all of them completed, issued on schedule, in a steady state. Each gate has
+a name, a threshold that can be set, a finding and a remedy.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _FEWEST_FOR_TREND = 60
 
 @dataclass(frozen=True)
 class GateThresholds:
-    """From when on a run is not to be trusted; shares are between 0 and 1.
+    """Limits beyond which a run is invalid; shares are between 0 and 1.
 
     Attributes:
         failed_share: failed or missing requests, of all requests.
@@ -48,8 +47,7 @@ class GateThresholds:
             Where the kernel notes arrivals, that does no harm unless ...
         generator_coalesced_share: ... more chunks than this were read together with later
             ones, beyond one in each response, so that their own arrival is not known.
-        processor_share: median share of this machine's processors in use while the engines
-            are modelled on it.
+        processor_share: median share of this machine's CPU in use, if it runs mockers.
         fewest_requests: successful requests.
         fewest_beyond_percentile: successful requests beyond the percentile asked for; 5 means
             500 requests for p99.
@@ -84,7 +82,7 @@ DEFAULT_THRESHOLDS = GateThresholds()
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate found.
+    """The finding of a gate.
 
     Attributes:
         name: of the gate.
@@ -116,7 +114,7 @@ def check_run(
     traffic: Traffic | None = None,
     thresholds: GateThresholds = DEFAULT_THRESHOLDS,
 ) -> tuple[GateResult, ...]:
-    """All gates that look at one run, passed or not, in the order of their severity.
+    """The results of all gates for one run, most severe first.
 
     Args:
         run: what was measured.
@@ -124,7 +122,7 @@ def check_run(
         metric: full name, such as ``time_to_first_token.p99``: it says how many requests are
             needed.
         traffic: what should have been sent; with it missing requests and warm caches are seen.
-        thresholds: from when on a run is not to be trusted.
+        thresholds: limits of the gates.
 
     Raises:
         ValueError: there is no such metric.
@@ -156,12 +154,12 @@ def check_pair(
     *,
     thresholds: GateThresholds = DEFAULT_THRESHOLDS,
 ) -> tuple[GateResult, ...]:
-    """All gates that look at two runs of a comparison together.
+    """The results of all gates for two runs of a comparison.
 
     Args:
         treatment: a run of the treatment.
         baseline: the run of the baseline that it is compared with.
-        thresholds: from when on they are not to be compared.
+        thresholds: limits of the gates.
     """
     names = f"{treatment.configuration}, {baseline.configuration}"
     same_target = treatment.target == baseline.target and treatment.simulated == baseline.simulated
@@ -169,7 +167,7 @@ def check_pair(
     first, second = of[id(treatment)], of[id(baseline)]
     common = [(first[key], second[key]) for key in first if key in second]
     alone = len(first.keys() ^ second.keys())
-    # A traffic made anew for every run has no request in common and is compared as a whole.
+    # A traffic generated for every run has no request in common and is compared as a whole.
     partly = bool(common) and alone > thresholds.failed_share * len(first.keys() | second.keys())
     asked = [a.request_id for a, b in common if _asked(a) != _asked(b)]
     counted = [
@@ -196,16 +194,16 @@ def check_pair(
         _result(
             "same requests",
             not partly and not asked,
-            f"{len(common)} requests in both, {alone} in one only, {len(asked)} asked for other "
+            f"{len(common)} requests in both, {alone} in only one, {len(asked)} with different "
             f"lengths{_examples(asked)}",
             "the same requests with the same lengths in both, or none in common",
-            "send the same traffic to both; look for requests that were lost in one of them",
+            "send the same traffic to both; check for requests lost in one of them",
             names,
         ),
         _result(
             "same token counts",
             len(counted) <= thresholds.token_mismatch_share * pairs,
-            f"{len(counted)} of {len(common)} requests were counted differently"
+            f"{len(counted)} of {len(common)} requests have different token counts"
             f"{_examples(counted)}",
             f"token_mismatch_share {thresholds.token_mismatch_share:g}, "
             f"token_tolerance {thresholds.token_tolerance}",
@@ -237,7 +235,7 @@ def _problems(run: Run) -> GateResult:
         not run.problems,
         "; ".join(run.problems) or "nothing died or restarted",
         "no problem of the run",
-        "read the logs in the run's directory and measure again",
+        "check the logs in the run's directory and measure again",
         run.configuration,
     )
 
@@ -249,11 +247,11 @@ def _deployment(run: Run) -> GateResult:
             text = f"{name}: {run.observed[name]!r}"
             seen.append(text)
             if run.observed[name] != run.deployed[name]:
-                wrong.append(f"{text}, asked for {run.deployed[name]!r}")
+                wrong.append(f"{text}, expected {run.deployed[name]!r}")
     return _result(
         "deployment as asked for",
         not wrong,
-        "; ".join(wrong or seen) or "the deployment does not say what it is",
+        "; ".join(wrong or seen) or "the deployment does not report model or workers",
         "model and workers as in the configuration",
         "point the target at the right deployment, or wait until all workers have registered",
         run.configuration,
@@ -271,9 +269,9 @@ def _failures(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -> 
     return _result(
         "requests succeeded",
         len(failed) + len(missing) <= thresholds.failed_share * expected and bool(run.records),
-        saw if run.records else "no requests at all",
+        saw if run.records else "no requests",
         f"failed_share {thresholds.failed_share:g}",
-        "find out why they failed; a mean over the rest describes another traffic",
+        "find out why they failed; the mean of the remaining requests describes different traffic",
         run.configuration,
     )
 
@@ -291,7 +289,7 @@ def _rejections(run: Run, thresholds: GateThresholds) -> GateResult:
         for r in run.records
         if r.status in _REJECTED_STATUS or (r.error and _REJECTED_TEXT.search(r.error))
     ]
-    saw = f"{len(rejected)} of {len(run.records)} requests timed out or were turned away"
+    saw = f"{len(rejected)} of {len(run.records)} requests timed out or were rejected"
     if rejected:
         saw += f" (first: {one_line(rejected[0].error or str(rejected[0].status))})"
     return _result(
@@ -346,23 +344,23 @@ def _on_schedule(run: Run, thresholds: GateThresholds) -> GateResult:
     return _result(
         "load generator on schedule",
         late <= allowed,
-        f"p99 of the schedule delay {late:.1f} ms, median time to first token {median:.1f} ms",
+        f"p99 of the schedule delay {late:.1f} ms, median TTFT {median:.1f} ms",
         f"{allowed:.1f} ms: the larger of schedule_delay_ms {thresholds.schedule_delay_ms:g} and "
         f"schedule_delay_share {thresholds.schedule_delay_share:g} of the median",
-        "give the load generator a core of its own, or lower the request rate",
+        "give the load generator its own core, or lower the request rate",
         run.configuration,
     )
 
 
 def _machine_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
-    """A machine with nothing left delays the steps that it models, and that looks like load."""
+    """A saturated machine delays the mockers' steps, which looks like load."""
     used = float(np.median(run.observed["processor_use"]))
     return _result(
         "machine kept up",
         used <= thresholds.processor_share,
-        f"{100 * used:.0f} % of the processors in use (median)",
+        f"{100 * used:.0f} % of the CPU in use (median)",
         f"processor_share {thresholds.processor_share:g}",
-        "run nothing else beside it, or let modelled time run slower (Size.fast_forward)",
+        "run nothing else on this machine, or slow modelled time down (Size.fast_forward)",
         run.configuration,
     )
 
@@ -388,10 +386,10 @@ def _generator_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
     )
     saw = (
         f"{cpu:.0%} of a core, read {lag:.1f} ms late (p99), {coalesced:.1%} of the chunks "
-        f"together with later ones, {from_kernel:.0%} of the arrivals noted by the kernel"
+        f"coalesced with later ones, {from_kernel:.0%} of the arrivals with kernel timestamps"
     )
     if health["clock_steps"]:
-        saw += f"; the system's clock was set {health['clock_steps']} times"
+        saw += f"; the system clock was set {health['clock_steps']} times"
     return _result(
         "load generator kept up",
         cpu <= thresholds.generator_cpu_share and not late,
@@ -399,8 +397,8 @@ def _generator_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
         f"generator_cpu_share {thresholds.generator_cpu_share:g}, generator_lag_ms "
         f"{thresholds.generator_lag_ms:g}, generator_coalesced_share "
         f"{thresholds.generator_coalesced_share:g}",
-        "use more processes (--dynamo-load-processes), leave it a core, or lower the load; "
-        "python -m pytest_dynamo_bench check-client says what this machine can do",
+        "use more processes (--dynamo-load-processes), free a core, or lower the load; "
+        "python -m pytest_dynamo_bench check-client measures what this machine can do",
         run.configuration,
     )
 
@@ -425,13 +423,13 @@ def _enough_requests(run: Run, metric: str, thresholds: GateThresholds) -> GateR
         count >= needed - 1e-6,
         f"{count} successful requests for {metric}",
         why,
-        "send more traffic, or ask for a percentile nearer to the middle",
+        "send more traffic, or claim a less extreme percentile",
         run.configuration,
     )
 
 
 def _cold_cache(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -> GateResult:
-    name, remedy = "caches cold at the start", "bring up a fresh deployment, or flush its caches"
+    name, remedy = "caches cold at the start", "use a fresh deployment, or flush its caches"
     at_start = run.observed.get("cached_tokens_at_start")
     if at_start is not None and at_start > 0:
         return _result(
@@ -497,7 +495,7 @@ def _steady_state(run: Run, thresholds: GateThresholds) -> GateResult:
 
     The run is divided into 20 segments of equally many requests, so that bursts weigh no more
     than quiet times; of each the median time to first token is taken, counted from when the
-    request was due. The gate closes when all of these are true: the medians rise (Kendall's tau,
+    request was due. The gate fails when all of these are true: the medians rise (Kendall's tau,
     one-sided), by a Theil-Sen slope (Sen, J. Am. Statist. Ass. 63, 1968) of at least
     ``queue_growth``, and the last quarter waits ``queue_growth_factor`` times as long as the
     first. A burst that drains again fails the first condition, a slow drift the second, and
@@ -510,7 +508,7 @@ def _steady_state(run: Run, thresholds: GateThresholds) -> GateResult:
         f"{thresholds.queue_growth_factor:g}, with p below {thresholds.queue_growth_p_value:g}",
     )
     if len(due) < _FEWEST_FOR_TREND or not due[-1] > due[0]:
-        saw = f"{len(due)} requests are too few to see a trend"
+        saw = f"{len(due)} requests are too few for a trend"
         return _result(name, True, saw, allowed, "", run.configuration)
     middles, medians = queue_trend(due, waits)
     slope = float(stats.theilslopes(medians, middles).slope)
@@ -525,11 +523,11 @@ def _steady_state(run: Run, thresholds: GateThresholds) -> GateResult:
     return _result(
         name,
         not growing,
-        f"time to first token {start:,.0f} ms in the first quarter, {end:,.0f} ms in the last, "
-        f"{1000 * slope:+.1f} ms in every second (p {p_value:.2g})",
+        f"TTFT {start:,.0f} ms in the first quarter, {end:,.0f} ms in the last, "
+        f"{1000 * slope:+.1f} ms per second (p {p_value:.2g})",
         allowed,
-        "the load is more than this configuration can serve, and any mean depends on how long "
-        "the run was: lower the request rate, or claim throughput at a fixed concurrency",
+        "the load exceeds what this configuration can serve, and means depend on the length of the "
+        "run: lower the request rate, or claim throughput at a fixed concurrency",
         run.configuration,
     )
 

@@ -1,4 +1,4 @@
-"""Whether a configuration got worse since a stored measurement of it.
+"""Whether a configuration got worse than in a stored measurement.
 
 The statistics are those of a claim: the stored runs are the baseline, the current ones the
 treatment. A regression is a change for the worse whose whole interval is beyond the tolerance.
@@ -84,12 +84,12 @@ def parse_tolerances(text: str | Iterable[str]) -> tuple[Tolerance, ...]:
     texts = [text] if isinstance(text, str) else list(text)
     items = [item for one in texts for item in one.split(",") if item.strip()]
     if not items:
-        raise ValueError("tolerance: is empty; write for example ttft:5%")
+        raise ValueError("tolerance: is empty; give for example ttft:5%")
     found: dict[str, Tolerance] = {}
     for item in items:
         tolerance = _parse_item(item)
         if tolerance.metric in found:
-            raise ValueError(f"tolerance {item.strip()!r}: {tolerance.metric} is given twice")
+            raise ValueError(f"tolerance {item.strip()!r}: {tolerance.metric} is a duplicate")
         found[tolerance.metric] = tolerance
     return tuple(found.values())
 
@@ -98,8 +98,8 @@ def _parse_item(item: str) -> Tolerance:
     match = _TOLERANCE.fullmatch(item)
     if match is None:
         raise ValueError(
-            f"tolerance {item.strip()!r}: must be a metric, a colon and a number that is not "
-            "negative, for example ttft:5% or ttft.p99:0.05"
+            f"tolerance {item.strip()!r}: must be METRIC:SHARE with a share that is not negative, "
+            "such as ttft:5% or ttft.p99:0.05"
         )
     name, number, percent = match.groups()
     metric = find_metric(name)
@@ -164,13 +164,13 @@ def compare_with_stored(
         f"{tolerance.metric} is {quantity(effect.treatment_value, definition.unit)}, was "
         f"{quantity(effect.baseline_value, definition.unit)}: "
         f"{change_in_words(effect.change, definition.is_share)} ({interval_in_words(effect)}); "
-        f"tolerated are {100 * tolerance.share:g} {unit} worse: {outcome}."
+        f"tolerance {100 * tolerance.share:g} {unit}: {outcome}."
     )
     return Regression(tolerance, outcome, effect, sentence)
 
 
 def mismatches(current: Run, stored: Run) -> tuple[str, ...]:
-    """Why two runs are not of the same thing; empty when they may be compared.
+    """Why two runs are not comparable; empty if they are.
 
     Compared are benchmark, configuration, target, GPUs, traffic, everything of ``deployed``
     that is not bound to one bring-up (ports, paths, times, command lines), and of ``observed``

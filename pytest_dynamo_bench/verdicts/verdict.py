@@ -283,7 +283,7 @@ def quantity(value: float, unit: str) -> str:
 def change_in_words(change: float, is_share: bool) -> str:
     """``12.3 % lower``, ``4.0 points higher``, ``unchanged``."""
     if math.isnan(change):
-        return "a change that is not defined"
+        return "undefined change"
     unit = "points" if is_share else "%"
     if abs(change) < 0.0005:
         return "unchanged"
@@ -309,22 +309,22 @@ def _sentence(verdict: Verdict) -> str:
     failed = [gate for gate in verdict.gates if not gate.passed]
     if failed:
         reasons = "; ".join(f"{gate.name}: {gate.saw}" for gate in failed)
-        return f"{claim.metric} cannot be judged, the measurement is invalid ({reasons})."
+        return f"{claim.metric} was not judged: the measurement is invalid ({reasons})."
     if effect is None:
-        return f"{claim.metric} cannot be judged: nothing was measured."
+        return f"{claim.metric} was not judged: there are no measurements."
     definition = metric_of(claim.metric)
     text = (
         f"{claim.metric} was {quantity(effect.treatment_value, definition.unit)} with "
         f"{claim.treatment} against {quantity(effect.baseline_value, definition.unit)} with "
         f"{claim.baseline}: {change_in_words(effect.change, definition.is_share)} "
-        f"({interval_in_words(effect)}); claimed was {claimed}"
+        f"({interval_in_words(effect)}). The claim, {claimed},"
     )
     match verdict.outcome:
         case "holds":
-            return f"{text}, and that holds{_other_side(verdict)}."
+            return f"{text} holds{_other_side(verdict)}."
         case "fails":
-            return f"{text}, and that fails."
-    return f"{text}, which this cannot decide{_advice(verdict)}."
+            return f"{text} fails."
+    return f"{text} is inconclusive{_advice(verdict)}."
 
 
 def _other_side(verdict: Verdict) -> str:
@@ -334,7 +334,7 @@ def _other_side(verdict: Verdict) -> str:
         return ""
     if decide(Bound("within", abs(bound.limit)), effect.low, effect.high) != "fails":
         return ""
-    return "; only this side was asked about, and the change is larger than that on the other"
+    return "; it covers one direction only, and the change is larger than that in the other"
 
 
 def _advice(verdict: Verdict) -> str:
@@ -344,5 +344,7 @@ def _advice(verdict: Verdict) -> str:
     if verdict.more_repeats is not None:
         ways.append(f"{verdict.more_repeats} more repeat{'s' * (verdict.more_repeats > 1)}")
     if not ways:
-        return "; no reasonable amount of traffic would, as close as the change is to the limit"
-    return f"; {' or '.join(ways)} of each configuration would"
+        return (
+            ": the change is so close to the limit that no reasonable amount of traffic decides it"
+        )
+    return f": {' or '.join(ways)} of each configuration would decide it"

@@ -83,9 +83,9 @@ def run(capsys, *arguments):
         ("x = (\n", "bad.py, line 1: '(' was never closed"),
         ("\nimport not_there\n", "bad.py, line 2: ModuleNotFoundError: No module named"),
         ("\n\n1 / 0\n", "bad.py, line 3: ZeroDivisionError: division by zero"),
-        ("\nraise SystemExit(0)\n", "bad.py, line 2: ends the program"),
-        ("x = 1\n", "bad.py: has no Benchmark called 'benchmark'"),
-        ("benchmark = 1\n", "bad.py: has no Benchmark called 'benchmark' (it is a int)"),
+        ("\nraise SystemExit(0)\n", "bad.py, line 2: the module calls sys.exit()"),
+        ("x = 1\n", "bad.py: does not define a Benchmark named 'benchmark'"),
+        ("benchmark = 1\n", "bad.py: does not define a Benchmark named 'benchmark' (it is a int)"),
         (
             "from pytest_dynamo_bench import Worker\n\nWorker(0)\n",
             "bad.py, line 3: Worker(mode='aggregated'): replicas: must be greater than 0, got 0",
@@ -106,20 +106,20 @@ def test_a_module_that_cannot_be_loaded(tmp_path, monkeypatch, capsys, content, 
 def test_wrong_arguments_name_what_would_be_right(module, capsys):
     for arguments, message in (
         (["swep"], "did you mean 'sweep'?"),
-        (["sweep", "nope.py"], "nope.py: there is no such file"),
-        (["sweep", "."], "there is no such file"),
+        (["sweep", "nope.py"], "nope.py: no such file"),
+        (["sweep", "."], "no such file"),
         (["sweep", module, "--configuration", "pd-kx"],
          "there is no configuration 'pd-kx'; did you mean 'pd-kv'? known: agg-rr, pd-kv"),
         (["sweep", module, "--metric", "godput"], "did you mean 'goodput'?"),
         (["sweep", module, "--metric", "goodput.p50"], "write it without .p50"),
-        (["sweep", module, "--speedup", "1,x"], "give numbers greater than 0"),
-        (["sweep", module, "--speedup", "0"], "give numbers greater than 0"),
-        (["sweep", module, "--kv-scale", "inf"], "give numbers greater than 0"),
+        (["sweep", module, "--speedup", "1,x"], "must be numbers greater than 0"),
+        (["sweep", module, "--speedup", "0"], "must be numbers greater than 0"),
+        (["sweep", module, "--kv-scale", "inf"], "must be numbers greater than 0"),
         (["sweep", module, "--split", "3-1"], "such as 7+1,6+2"),
         (["sweep", module, "--split", "3+0"], "such as 7+1,6+2"),
         (["sweep", module, "--split", "3+1", "--configuration", "agg-rr"],
-         "none of the configurations has a prefill/decode split"),
-        (["sweep", module, "--processes", "0"], "give a whole number, 1 or more"),
+         "none of the configurations is disaggregated"),
+        (["sweep", module, "--processes", "0"], "must be a whole number, 1 or more"),
         (["sweep", module, "--output", module], "is not a directory"),
         (["attribution", module, "--output", module / "x"], "is not a directory"),
         (["attribution", module, "--baseline", "agg-r"], "did you mean 'agg-rr'?"),
@@ -128,7 +128,7 @@ def test_wrong_arguments_name_what_would_be_right(module, capsys):
         (["attribution", module, "--metric", "request_latency.max"], "cannot be resampled"),
         (["attribution", module, "--together", "kv_routing+x"], "kv_routing, pd_split"),
         (["traffic", "nope.jsonl"], "there is no file 'nope.jsonl'"),
-        (["traffic", module, "--seconds", "0"], "give numbers greater than 0"),
+        (["traffic", module, "--seconds", "0"], "must be numbers greater than 0"),
     ):  # fmt: skip
         code, out, err = run(capsys, *arguments)
         assert (code, out) == (2, ""), (arguments, code, out, err)
@@ -190,7 +190,7 @@ def test_traffic_with_images_is_described_written_for_aiperf_and_drawn(
     code, out, _ = run(capsys, "traffic", "local.jsonl", "--concurrency", 2)
     assert code == 0 and "12 / 8" in out
     code, _, err = run(capsys, "traffic", "bench_pictures.py", "--write", "w.jsonl")
-    assert code == 2 and "a Mooncake trace has no images" in err and "--write-aiperf" in err
+    assert code == 2 and "a Mooncake trace cannot have images" in err and "--write-aiperf" in err
     assert not Path("w.jsonl").exists()
 
 
@@ -223,7 +223,7 @@ def test_the_length_of_a_cut_counts_for_a_benchmark_with_sizes_too(module, capsy
 
 def test_traffic_that_is_short_already_has_no_cut(module, capsys):
     code, out, _ = run(capsys, "traffic", "trace.jsonl", "--seconds", 500)
-    assert code == 0 and "it is no longer than 500 s" in out
+    assert code == 0 and "the traffic is not longer than 500 s" in out
     code, _, err = run(capsys, "traffic", "trace.jsonl", "--seconds", 500, "--write-cut", "c.jsonl")
     assert code == 2 and "--write-cut: no cut" in err and not Path("c.jsonl").exists()
 

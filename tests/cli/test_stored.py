@@ -60,7 +60,7 @@ def test_compare_tells_what_got_worse_and_can_check_it(stored, capsys):
     shown = capsys.readouterr().out
     assert "example: agg" in shown and "regression" in shown and "unchanged" in shown
     assert main([*arguments, "--check"]) == 1
-    assert "got worse by more than is tolerated" in capsys.readouterr().err
+    assert "got worse by more than the tolerance" in capsys.readouterr().err
     assert main([*arguments, "--check", "--tolerance", "ttft:50%"]) == 0
 
 
@@ -69,7 +69,7 @@ def test_different_targets_are_not_compared(stored, tmp_path, capsys):
     path = tmp_path / "other" / "summary.json"
     path.write_text(path.read_text().replace('"target": "local"', '"target": "replay"'))
     assert main(["compare", str(stored / "day-1"), str(tmp_path / "other")]) == 2
-    assert "numbers of different targets are not compared" in capsys.readouterr().err
+    assert "results of different targets cannot be compared" in capsys.readouterr().err
 
 
 def test_history_gives_each_session_the_verdict_of_the_gate(stored, tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_two_results_have_a_line_of_what_is_tolerated(stored, tmp_path):
     [
         (["report", "nowhere"], "nowhere/summary.json: cannot be read"),
         (["compare", "nowhere", "nowhere"], "nowhere/summary.json: cannot be read"),
-        (["history", "nowhere", "--output", "h.svg"], "give a file that ends in .html"),
+        (["history", "nowhere", "--output", "h.svg"], "the file name must end in .html"),
         (["history", "nowhere", "--tolerance", "speed:5%"], "nowhere/summary.json"),
         (["show", str(BENCHMARK), "--configuration", "agg"], "there is no configuration 'agg'"),
     ],

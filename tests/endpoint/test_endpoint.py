@@ -283,7 +283,7 @@ def test_a_command_switches_and_its_output_is_kept(tmp_path):
 def test_a_command_that_fails_is_an_error_with_the_end_of_its_output(tmp_path):
     command = script_file(tmp_path, f"print('no such release', '{KEY}'); raise SystemExit(3)")
     access = read_access(api_key_env="KEY", environment={"KEY": KEY})
-    with pytest.raises(DeploymentError, match=r"ended with 3, so that kv was not measured") as c:
+    with pytest.raises(DeploymentError, match=r"ended with 3; kv was not measured") as c:
         measure("http://127.0.0.1:1", tmp_path, KV, switch_command=command, access=access)
     assert "no such release ***" in str(c.value)
     assert KEY not in (tmp_path / "logs" / "switch.log").read_text()
@@ -294,7 +294,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
     child += "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
     child += "print(p.pid, flush=True)\ntime.sleep(60)"
     command = script_file(tmp_path, child)
-    with pytest.raises(DeploymentError, match=r"did not end within 1 s"):
+    with pytest.raises(DeploymentError, match=r"did not finish within 1 s"):
         measure("http://127.0.0.1:1", tmp_path, switch_command=command, switch_seconds=1)
     pid = int((tmp_path / "logs" / "switch.log").read_text().split()[0])
     deadline = time.monotonic() + 5
@@ -342,7 +342,7 @@ def test_commands_that_cannot_be_run_are_refused(command, message):
     ("url", "message"),
     [
         ("localhost:8000", "is not an http(s) URL"),
-        ("http://me:hunter22@host", "leave user and password out of the URL"),
+        ("http://me:hunter22@host", "remove user and password from the URL"),
         ("me:hunter22@host//x", "is not an http(s) URL"),
         ("http://host/?key=hunter22", "must end before '?'"),
         ("http://host:99999", "the port must be a number below 65536"),
@@ -366,7 +366,7 @@ def test_addresses_are_taken_with_and_without_v1(url):
 def test_names_of_addresses():
     urls = parse_urls(["agg=http://h:1", "other/kv=http://h:2/v1", "http://h:3/a=b"])
     assert urls == {"agg": "http://h:1", "other/kv": "http://h:2", "": "http://h:3/a=b"}
-    with pytest.raises(TargetError, match="agg is given more than once"):
+    with pytest.raises(TargetError, match="agg is a duplicate"):
         parse_urls(["agg=http://h:1", "agg=http://h:2"])
 
 
@@ -390,7 +390,7 @@ def test_credentials_that_are_not_there_are_named_and_not_repeated(settings, mes
 @pytest.mark.parametrize("option", ["ca_file", "certificate_file", "key_file"])
 def test_files_of_tls_that_are_not_there_are_named(option, tmp_path):
     missing = tmp_path / "missing.pem"
-    with pytest.raises(TargetError, match=r"missing.pem: there is no such file"):
+    with pytest.raises(TargetError, match=r"missing.pem: no such file"):
         Tls(**{option: missing}).context()
     missing.write_text("not a certificate")
     with pytest.raises(TargetError, match=r"--dynamo-tls-(ca|certificate|key): "):
@@ -403,12 +403,12 @@ def test_what_check_finds(tmp_path):
     with serving(FAST, Character(model="other")) as server:
         url = server.base_url
         cases = [
-            ({"agg": url, "kw": url}, {}, "no address is given for kv ('kw' is none of its "
+            ({"agg": url, "kw": url}, {}, "no address is given for kv ('kw' is not one of its "
              "configurations; did you mean 'kv'?)"),
-            ({"": url}, {}, "is the address of agg and kv; a comparison of a server with itself"),
+            ({"": url}, {}, "is the address of agg and kv; comparing a server with itself"),
             ({"agg": "http://127.0.0.1:1", "kv": url}, {}, "did not list a model within 0 s"),
             ({"agg": url, "example/kv": url + "/"}, {}, "has no model 'm', which the benchmark "
-             "is about; it has other"),
+             "needs; it has other"),
             ({"agg": url, "kv": url + "/"}, {"model": "third"}, "has no model 'third'; it has"),
         ]  # fmt: skip
         for urls, settings, message in cases:

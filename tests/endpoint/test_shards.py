@@ -138,7 +138,7 @@ def test_requests_that_are_missing_or_doubled_are_problems():
     results = [ShardResult(0, [*records, records[0]], 1.0, Clock(0, 0))]
     assert merge(results, whole, 1.0).problems == [
         "1 requests of the shards are missing (3.0, …)",
-        "1 requests of the shards came back more than once (0.0, …)",
+        "1 requests of the shards were returned twice (0.0, …)",
     ]
 
 
@@ -179,7 +179,7 @@ def test_images_that_are_made_go_along_and_those_of_files_do_not():
     assert salted(made, 5).images != salted(made, 6).images != made.images
     files = dataclasses.replace(made, images=ImageFiles(("a.png",)))
     assert salted(files, 5).images == files.images
-    with pytest.raises(TargetError, match="images of files are not in the cluster"):
+    with pytest.raises(TargetError, match="image files are not in the cluster"):
         pack_order(service, files, {})
 
 
@@ -279,7 +279,7 @@ def test_a_shard_that_fails_is_an_error_with_its_reason(tmp_path):
     service = Service(Address("http://127.0.0.1:1"), "m", Dialect(), False)
     with (
         shards(tmp_path, service, traffic(4), 2, ask=True, answer_seconds=0) as processes,
-        pytest.raises(DeploymentError, match=r"shard \d of the load failed: .*did not list a mod"),
+        pytest.raises(DeploymentError, match=r"load shard \d failed: .*did not list a mod"),
     ):
         run_shards(processes, traffic(4), Silent(), prepare_seconds=60)
 
@@ -316,7 +316,7 @@ def test_a_shard_that_fails_while_it_sends_costs_its_own_requests(tmp_path):
     assert {r.request_id for r in merged.records} == {r.request_id for r in parts[0].requests}
     missing, why = merged.problems
     assert "3 requests of the shards are missing" in missing
-    assert why == "shard 1 of the load failed: out of memory"
+    assert why == "load shard 1 failed: out of memory"
     assert found[0].posted == ["start", "quit"]
 
 

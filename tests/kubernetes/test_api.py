@@ -110,11 +110,14 @@ def test_what_passes_is_waited_for(fake, api, status):
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (429, "the API server is too busy to list configmaps (namespace bench), and was for too"),
-        (503, "the API server failed to list configmaps (namespace bench), again and again (HTTP "),
+        (429, "the API server stayed too busy to list configmaps (namespace bench)"),
+        (503, "the API server failed repeatedly to list configmaps (namespace bench) (HTTP "),
         (0, "the API server cannot be reached to list configmaps (namespace bench): "),
         (403, "not allowed to list configmaps (namespace bench): no; docs/run-on-a-cluster.md has"),
-        (422, "the API server refused to list configmaps (namespace bench) (HTTP 422): no"),
+        (
+            422,
+            "the API server rejected the request to list configmaps (namespace bench) (HTTP 422)",
+        ),
     ],
 )
 def test_what_does_not_pass_says_what_was_asked_and_why_not(fake, status, message):
@@ -221,7 +224,7 @@ def test_a_watch_that_is_cut_off_just_ends(fake, api):
 def test_without_an_operator_the_answer_is_no_status(fake, api):
     del fake.groups["nvidia.com"]
     assert api.versions("nvidia.com") is None
-    with pytest.raises(ApiError, match="the API server knows nothing of what we asked for"):
+    with pytest.raises(ApiError, match="the API server does not know this resource"):
         api.get("dynamographdeployments", "x")
 
 

@@ -58,7 +58,7 @@ def fails(fake, api, tmp_path, **more) -> str:
     found = deployment(api, tmp_path, progress=progress, **more)
     with pytest.raises(DeploymentError) as caught, found.open():
         raise AssertionError("it came up")
-    assert progress.stages[-1] == "taking down"
+    assert progress.stages[-1] == "stopping"
     assert nothing_left(fake)
     return str(caught.value)
 
@@ -80,9 +80,9 @@ def test_it_comes_up_and_goes_away(fake, api, tmp_path):
         assert {state.phase for state in found.states()} == {"ready"}
     assert nothing_left(fake)
     assert progress.stages[0] == "creating"
-    assert progress.stages[-1] == "taking down"
+    assert progress.stages[-1] == "stopping"
     assert any("prefill 0/2 " in stage for stage in progress.stages)
-    assert "bringing up: Frontend 1/1, prefill 2/2, decode 1/1" in progress.stages
+    assert "starting: Frontend 1/1, prefill 2/2, decode 1/1" in progress.stages
     assert not (tmp_path / "cluster").exists()
 
 
@@ -179,11 +179,11 @@ def test_what_passes_is_waited_for(fake, api, tmp_path):
     [
         ({"state": "failed", "conditions": [
             {"type": "Ready", "status": "False", "reason": "SomeError", "message": "no quota"}]},
-         r"the operator has said for \d+ s that it failed: no quota"),
+         r"the operator has reported failure for \d+ s: no quota"),
         ({"state": "failed", "conditions": [
             {"type": "Ready", "status": "False", "reason": "ValidationFailed",
              "message": "replicas {x}"}]},
-         r"the operator refuses it: replicas \{x\}"),
+         r"the operator rejects it: replicas \{x\}"),
         # It says that it is ready, but of an older generation, or without all services.
         ({"state": "successful", "observedGeneration": 0,
           "conditions": [{"type": "Ready", "status": "True"}]}, r"not ready after 1.2 s"),
@@ -206,7 +206,7 @@ def test_a_name_that_somebody_else_has_is_left_alone(fake, api, tmp_path):
     fake.add(DGD, other)
     with pytest.raises(DeploymentError) as caught, found.open():
         pass
-    assert "is there already in namespace bench and it is not of this plugin; it is left" in str(
+    assert "already exists in namespace bench and does not belong to this plugin" in str(
         caught.value
     )
     assert set(fake.named(DGD)) == {found.name}
@@ -303,7 +303,7 @@ def test_somebody_deletes_it_while_it_comes_up(fake, api, tmp_path):
     fake.script["decode"] = ((0, pulling()),)
     found = deployment(api, tmp_path)
     threading.Timer(0.4, fake.remove, (DGD, found.name)).start()
-    with pytest.raises(DeploymentError, match="was deleted by somebody else"), found.open():
+    with pytest.raises(DeploymentError, match="was deleted by another client"), found.open():
         pass
 
 

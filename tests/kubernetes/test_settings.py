@@ -68,7 +68,7 @@ def test_a_file_is_read(tmp_path):
     ("text", "message"),
     [
         ("image_tag: x\n", "line 1: namespace is missing"),
-        ("namespace: a\nimage_tga: x\n", "line 2: image_tga: there is no such field; did you mean "
+        ("namespace: a\nimage_tga: x\n", "line 2: image_tga: unknown field; did you mean "
          "'image_tag'?"),
         ("namespace: a\nenv:\n  A: true\n", "line 3: env.A: must be text, got True; write it in "
          "quotes"),
@@ -76,17 +76,17 @@ def test_a_file_is_read(tmp_path):
         ("namespace: a\nload:\n  shards: 0\n", "line 3: load.shards: must be 1 or more"),
         ("namespace: a\nload: {source: url}\n", "line 2: load: source: url needs url"),
         ("namespace: a\nload:\n  source: ftp\n", "line 3: load.source: must be one of cluster"),
-        ("namespace: A_b\n", "line 1: namespace: 'A_b' is not a name of Kubernetes"),
+        ("namespace: A_b\n", "line 1: namespace: 'A_b' is not a valid Kubernetes name"),
         ("namespace: a\nmodel_cache:\n  claim: c\n", "line 2: model_cache: path is missing"),
         ("namespace: a\nmodel_cache: {claim: c, path: d}\n", "line 2: model_cache.path: 'd' must"),
-        ("namespace: a\nmodel_cache: [x]\n", "line 2: model_cache: must have fields of its own"),
+        ("namespace: a\nmodel_cache: [x]\n", "line 2: model_cache: must be a mapping with fields"),
         ("namespace: a\nfrontend:\n  cpu: lots\n", "line 3: frontend.cpu: 'lots' is not a quan"),
         ("namespace: a\ntolerations: {a: b}\n", "line 2: tolerations: must be a list"),
         ("namespace: a\nimages:\n  ollama: x\n", "line 3: images.ollama: must be vllm, trtllm or"),
         ("namespace: a\nengines:\n  dec: {}\n", "line 3: engines.dec: must be one of all, aggreg"),
         ("namespace: a\nlimits:\n  ready: -1\n", "line 3: limits.ready: must be a number from 0"),
         ("namespace: 'a\n", "line 2: is not YAML"),
-        ("- a\n", "line 1: must have fields of its own"),
+        ("- a\n", "line 1: must be a mapping with fields"),
         ("", "must be one YAML document"),
         ("namespace: a\n---\nb: c\n", "must be one YAML document"),
     ],
@@ -148,7 +148,7 @@ def test_a_users_own_manifest(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("1.3.1", "my-tag"), "placeholders were left in it: line 13: my-tag"),
+        (("1.3.1", "my-tag"), "it still has placeholders: line 13: my-tag"),
         (("1.3.1", "${TAG}"), "line 13: ${TAG}"),
         (("1.3.1", "<IMAGE_TAG>"), "line 13: <IMAGE_TAG>"),
         (("x: y", "x: your-compute-domain"), "line 18: your-compute-domain"),

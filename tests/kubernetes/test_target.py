@@ -100,14 +100,14 @@ def test_all_that_is_missing_is_told_at_once(fake):
     with pytest.raises(TargetError) as caught:
         target(found).check(bench("vllm", AGG))
     lines = str(caught.value).splitlines()
-    assert lines[0] == "the cluster is not ready for this, nothing was created:"
+    assert lines[0] == "the cluster is not ready; nothing was created:"
     for part in (
         "the Dynamo operator is not installed: the API server has no group nvidia.com",
         "not allowed in namespace 'bench': create dynamographdeployments.nvidia.com, get pods/log;",
         "there is no persistentvolumeclaim 'weights' in namespace 'bench'",
         "there is no secret 'hf'", "there is no secret 'pull'",
         "there is no resourceclaimtemplate 'domain'",
-        "2 GPUs can be allocated on 1 nodes, and 4 are needed",
+        "4 GPUs are needed, but only 2 are allocatable on 1 nodes",
     ):  # fmt: skip
         assert sum(part in line for line in lines) == 1, (part, lines)
     assert len(lines) == 8
@@ -124,7 +124,7 @@ def test_all_that_is_missing_is_told_at_once(fake):
         (lambda fake: fake.stop(), "the cluster is not usable: the API server cannot be reached"),
         (lambda fake: fake.tokens.clear(), "the cluster is not usable: the API server does not"),
         (lambda fake: [fake.named("nodes")[n]["spec"].update(unschedulable=True)
-                       for n in fake.named("nodes")], "0 GPUs can be allocated on 0 nodes"),
+                       for n in fake.named("nodes")], "only 0 are allocatable on 0 nodes"),
     ],
     ids=["no namespace", "namespace going", "other version", "not there", "token", "cordoned"],
 )  # fmt: skip
@@ -212,8 +212,8 @@ def test_a_run_with_load_from_the_cluster(fake, tmp_path, shards):
     assert failed <= {"enough requests", "load generator on schedule"}
     assert (tmp_path / "manifest.yaml").read_text().count("kind: DynamoGraphDeployment") == 1
     told = progress.stages
-    for part in ("creating", "bringing up: ", f"starting load: 0 of {shards}", "preparing load",
-                 "measuring", "taking down"):  # fmt: skip
+    for part in ("creating", "starting: ", f"starting load: 0 of {shards}", "preparing load",
+                 "measuring", "stopping"):  # fmt: skip
         assert any(stage.startswith(part) for stage in told), (part, told)
     assert progress.last == (24, 0, 24)
 
@@ -264,7 +264,7 @@ def test_an_own_manifest_takes_the_place_of_the_rendered_one(fake, tmp_path):
     assert run.deployed["env"] == {"MY_TOKEN": "***"} and "hush" not in repr(run)
     assert any("/services/mine-gateway:8000/proxy/" in path for _, path in fake.requests)
     assert len(run.records) == 4
-    assert any("the user's own" in item for item in found.limitations(bench("vllm", AGG), AGG))
+    assert any("user-provided" in item for item in found.limitations(bench("vllm", AGG), AGG))
 
 
 def test_a_deployment_that_is_ready_but_does_not_answer(fake, tmp_path):
@@ -272,8 +272,8 @@ def test_a_deployment_that_is_ready_but_does_not_answer(fake, tmp_path):
         fake.frontend_url = server.base_url
         with pytest.raises(DeploymentError) as caught:
             target().measure(PlannedRun(bench("vllm", AGG), AGG, traffic(4), tmp_path), Silent())
-    assert "shard 0 of the load failed" in str(caught.value)
-    assert "does not answer a request: HTTP 500: no worker" in str(caught.value)
+    assert "load shard 0 failed" in str(caught.value)
+    assert "does not serve requests: HTTP 500: no worker" in str(caught.value)
     assert nothing_left(fake)
     assert (tmp_path / "cluster" / "reason.txt").exists()
 
@@ -441,7 +441,7 @@ def test_what_a_killed_run_left_is_listed_and_removed(fake, tmp_path, capsys):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "of run run-1" in text and "of run run-2" in text
-    assert text.endswith("nothing was deleted; give --run ID or --all\n")
+    assert text.endswith("nothing was deleted; use --run ID or --all\n")
     assert len(fake.named("configmaps")) == 3
     assert main([*arguments, "--run", "run-1"]) == 0
     assert capsys.readouterr().out.endswith("all of it is gone\n")
@@ -537,7 +537,7 @@ def test_a_dry_run_measures_nothing(project, fake):
         "--dynamo-target=kubernetes", "--dynamo-cluster=cluster.yaml", "--dynamo-dry-run", "-rs"
     )
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*--dynamo-dry-run: nothing was created*"])
+    result.stdout.fnmatch_lines(["*--dynamo-dry-run: nothing was started*"])
     assert nothing_left(fake)
 
 

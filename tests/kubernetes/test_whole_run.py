@@ -48,11 +48,11 @@ def test_preflight_create_pending_ready_measure_delete(pytester, fake, tmp_path)
     result.stdout.fnmatch_lines(
         [
             "*agg: creating",
-            "*agg: bringing up: Frontend *agg 0/2 scheduling (*unschedulable: 0/3 nodes*",
-            "*agg: bringing up: Frontend 1/1, agg 2/2",
+            "*agg: starting: Frontend *agg 0/2 scheduling (*unschedulable: 0/3 nodes*",
+            "*agg: starting: Frontend 1/1, agg 2/2",
             "*agg: starting load: * of 3 pods run",
             "*agg: measuring",
-            "*agg: taking down",
+            "*agg: stopping",
             "*KV does no harm*",
         ]
     )

@@ -90,7 +90,7 @@ def test_no_request_is_sent_before_it_is_due(tmp_path):
 
 
 def test_a_request_of_another_traffic_is_refused(tmp_path):
-    with pytest.raises(LoadError, match="not asked for"):
+    with pytest.raises(LoadError, match="has an unknown request"):
         aiperf.records_of(results(tmp_path, entry("who", 1.0)), traffic([request(1)]))
 
 
@@ -139,7 +139,7 @@ async def test_nothing_is_left_when_sending_is_given_up(program, tmp_path):
 
 def test_sessions_that_the_server_must_be_told_of_are_refused():
     told = dataclasses.replace(traffic([request(1)]), session_header="x-session")
-    with pytest.raises(LoadError, match="does not name sessions"):
+    with pytest.raises(LoadError, match="does not send session ids"):
         list(aiperf.dataset_lines(told))
 
 

@@ -318,7 +318,7 @@ async def test_a_closed_connection_that_crosses_a_request_is_tried_again_once():
         [request(i) for i in range(2)], Concurrency(1),
     )  # fmt: skip
     assert records[0].error is None
-    assert "connection closed before the response was whole" in records[1].error
+    assert "connection closed before the response was complete" in records[1].error
 
 
 async def test_latencies_from_the_schedule_contain_what_the_request_waited():

@@ -109,7 +109,7 @@ async def test_tokens_come_from_usage_when_a_chunk_holds_several():
 
 FAULTS = {
     "status": (Script(status=503, body=b"busy\nnow"), "HTTP 503: busy now"),
-    "stall": (Script(0, 0, stall_after=2), "no end after 0.5 s"),
+    "stall": (Script(0, 0, stall_after=2), "no complete response after 0.5 s"),
     "cut": (Script(0, 0, cut_after=3), "connection closed before"),
     "error in the stream": (Script(0, 0, error_after=2), "reported an error in the stream"),
     "no usage": (Script(0, 0, no_usage=True), "no usage"),
@@ -208,5 +208,5 @@ async def test_what_has_ended_is_kept_when_sending_is_given_up(processes):
 
 @pytest.mark.parametrize("url", ["ftp://x/", "nonsense", "http://"])
 def test_addresses_that_it_cannot_speak_to_are_refused(url):
-    with pytest.raises(ValueError, match="speaks http:// and https://"):
+    with pytest.raises(ValueError, match="must start with http:// or https://"):
         Server(url)

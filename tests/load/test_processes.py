@@ -91,7 +91,7 @@ async def test_a_process_that_dies_is_an_error_and_what_had_ended_is_kept():
             await asyncio.sleep(0.02)
         (worker,) = workers()
         worker.kill()
-        with pytest.raises(LoadError, match="ended in the middle, with code -9"):
+        with pytest.raises(LoadError, match="exited early with code -9"):
             await sending
     assert len(generator.records()) == 2
     assert workers() == []

@@ -144,7 +144,7 @@ def test_a_configuration_is_measured_and_nothing_is_left(configuration, tmp_path
     assert (workers == decoders) is (not configuration.disaggregated) or len(workers) == 1
     assert run.observed["workers"] == 4
     first, ready, *others = watch.stages
-    assert [first, *others] == ["bringing up", "warming", "measuring", "taking down"]
+    assert [first, *others] == ["starting", "warming", "measuring", "stopping"]
     assert ready.startswith("ready after ")
     assert watch.listening <= {"127.0.0.1", "::1"}, "a port is open to other machines"
     assert nothing_left(before)
@@ -347,7 +347,7 @@ def test_somebody_elses_server_on_the_port_is_not_taken_for_ours(tmp_path, monke
 def test_a_configuration_that_is_not_ready_in_time_says_what_it_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(local_target, "_READY_SECONDS", 0.5)
     before = scratch_directories()
-    with pytest.raises(DeploymentError, match="the frontend knew 0 of 4 workers") as caught:
+    with pytest.raises(DeploymentError, match="the frontend listed 0 of 4 workers") as caught:
         measure(AGG, tmp_path)
     assert "frontend.log ends:" in str(caught.value)
     assert nothing_left(before)

@@ -85,7 +85,7 @@ def test_another_traffic_is_not_cut_and_says_so():
 def test_claims_about_configurations_that_are_not_brought_up_say_what_to_use():
     benchmark = make(LOOP.traffic, sizes={"smoke": Size(configurations=["agg"])})
     told = at("smoke").not_measured(benchmark, ["agg", "kv"])
-    assert told == "kv is not brought up at scale smoke; use --dynamo-scale=standard"
+    assert told == "kv is not started at scale smoke; use --dynamo-scale=standard"
     assert at("smoke").not_measured(benchmark, ["agg"]) == ""
     assert at("standard").not_measured(benchmark, ["agg", "kv"]) == ""
 

@@ -192,7 +192,7 @@ TEXT = "SyntheticTraffic(isl=9, osl=2, requests=3, schedule=Concurrency(1))"
     ("traffic", "arguments", "status", "told"),
     [
         (repr(SOURCE), ["--dynamo-target=replay"], 4, "*for --dynamo-target=local only*"),
-        (repr(SOURCE), ["--dynamo-load=aiperf"], 4, "*needs the own load generator*"),
+        (repr(SOURCE), ["--dynamo-load=aiperf"], 4, "*does not work with --dynamo-load=aiperf*"),
         (repr(SOURCE), [], 4, "*example: the vLLM backend is not here*install-vllm*"),
         (TEXT, ["-rs"], 0, "SKIPPED*example has no images*leave the option out*"),
     ],

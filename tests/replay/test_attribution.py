@@ -207,7 +207,7 @@ def test_more_workers_without_a_split_is_a_feature_too():
 def test_errors_say_what_is_wrong():
     with pytest.raises(BenchmarkError, match="do not differ"):
         plan(AGG, AGG.but(name="same"))
-    with pytest.raises(BenchmarkError, match="'wideep' cannot be put together"):
+    with pytest.raises(BenchmarkError, match="'wideep' cannot be grouped"):
         plan(AGG, SPLIT_KV, together=[("wideep", "kv_routing")])
     many = SPLIT_KV.but(
         block_size=32,

@@ -49,9 +49,9 @@ def test_a_budget_is_spent_only_as_long_as_it_decides_something(pytester):
     result.assert_outcomes(passed=1, failed=2)
     told = result.stdout.str().replace("\n", " ")
     (repeats, most, why) = re.search(
-        r"3 claims looked at after every repeat, (\d+) of at most (\d+), since (more[\w ]+);", told
+        r"3 claims checked after every repeat, (\d+) of at most (\d+), because (more[\w ]+);", told
     ).groups()
-    assert why == "more repeats of the same traffic would decide no more"
+    assert why == "more repeats of the same traffic would not decide more"
     assert 3 <= int(repeats) < int(most)
 
     (directory,) = (pytester.path / "reports").iterdir()

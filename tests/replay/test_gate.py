@@ -120,7 +120,7 @@ def test_half_the_kv_blocks_is_something_else_and_refused_unless_asked_for(gate)
     result.assert_outcomes(passed=1, errors=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
-        ["split: the stored measurement in *stored is of something else: *num_gpu_blocks: 2*"]
+        ["split: not comparable with the stored measurement in *stored: *num_gpu_blocks: 2*"]
     )
 
 

@@ -60,7 +60,7 @@ def test_a_turn_cannot_be_shorter_than_what_came_before(tmp_path):
     first = {"session_id": "s", "timestamp": 0, "input_length": 500, "output_length": 24,
              "hash_ids": [1]}  # fmt: skip
     again = first | {"input_length": 510}
-    with pytest.raises(TrafficError, match="must add to these"):
+    with pytest.raises(TrafficError, match="must be longer than these together"):
         read(tmp_path, [first, again])
 
 
@@ -131,7 +131,7 @@ def test_without_times_a_concurrency_is_needed(tmp_path):
 
 
 def test_output_lengths_can_be_given(tmp_path):
-    with pytest.raises(TrafficError, match=r"line 1: doesn't say how long the output is"):
+    with pytest.raises(TrafficError, match=r"line 1: has no output length"):
         read(tmp_path, [{"text": "Hi"}], Concurrency(1))
     assert (
         read(tmp_path, [{"text": "Hi"}], Concurrency(1), output_tokens=9).requests[0].output_tokens
@@ -142,7 +142,7 @@ def test_output_lengths_can_be_given(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", "is no form of traffic"),
+        ("", "unknown format"),
         ("hello\n", "begins with 'hello'"),
         ('{"a": 1}\n', "known are"),
         ('{"data": [\n  1,\n', r"line 3: is not JSON"),

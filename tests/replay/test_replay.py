@@ -272,10 +272,10 @@ def test_limitations_name_what_is_not_expressed():
     for part in (
         "KV blocks of the prefill workers are computed",
         "max_num_seqs of the decode workers is the replay's default",
-        "2 nodes is not simulated",
-        "KV offload compiled out",
-        "moves its KV cache in no time",
-        "priced by its mean cost",
+        "2 nodes is simulated by the bandwidth",
+        "KV offload is compiled out",
+        "KV transfers take no time",
+        "is a mean over this traffic",
         "Qwen3-32B--H200-vllm-tp2",
         "at random",
     ):

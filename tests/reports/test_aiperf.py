@@ -168,7 +168,7 @@ def test_results_that_were_not_streamed_are_refused(tmp_path):
 def test_a_line_that_is_not_a_record_is_named(tmp_path, line):
     path = tmp_path / "profile_export.jsonl"
     path.write_text(f"\n{line}\n")
-    with pytest.raises(ResultsError, match="line 2: is not a record of AIPerf"):
+    with pytest.raises(ResultsError, match="line 2: not an AIPerf record"):
         read_aiperf_results(path)
 
 
@@ -178,5 +178,5 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "profile_export_aiperf.json").write_text("{}")
     with pytest.raises(ResultsError, match="--export-level records"):
         read_aiperf_results(tmp_path)
-    with pytest.raises(ResultsError, match="name one of: agg, broken, kv"):
+    with pytest.raises(ResultsError, match="give one of: agg, broken, kv"):
         read_aiperf_results(EXAMPLE)

@@ -63,10 +63,10 @@ def test_every_feature_says_what_it_did_and_what_of_that_is_modelled():
     assert "50.0 % of prompt tokens" in found["kv_routing"]
     assert "the router expected 40.0 %" in found["kv_routing"]
     assert "modelled" not in found["kv_routing"]
-    assert "100 % of requests decoded on another worker" in found["pd_split"]
-    assert "5.0 ms at most" in found["pd_split"]
+    assert "100 % of requests were prefilled and decoded on different workers" in found["pd_split"]
+    assert "5.0 ms on average (upper bound)" in found["pd_split"]
     # 100 tokens of 35,136 bytes at 1 GB/s.
-    assert "modelled: the network, 3.5 ms for a mean prompt's KV cache" in found["pd_split"]
+    assert "modelled: the network, 3.5 ms for the KV cache of a mean prompt" in found["pd_split"]
     assert "2.00 tokens a step (modelled: which drafts" in found["spec_decode"]
     assert "10.0 % of prompt tokens came from host memory, 7 blocks" in found["kv_offload"]
     assert "2 of 4 prefill ranks served requests, the busiest 50.0 %" in found["attention_dp"]
@@ -105,4 +105,4 @@ def test_the_transfer_is_modelled_by_the_bandwidth_that_is_given(bandwidth):
     benchmark = dataclasses.replace(BENCHMARK, hardware=hardware)
     run = Run("b", "stack", "local", 8, [record(1)], "", stand_in_engines=True)
     found = {i.feature: i.modelled for i in features_at_work(benchmark, STACK, Metrics(run))}
-    assert ("infinitely fast" in found["pd_split"]) is (bandwidth is None)
+    assert ("without transfer time" in found["pd_split"]) is (bandwidth is None)

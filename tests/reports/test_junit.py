@@ -54,7 +54,7 @@ def test_a_failure_message_stands_alone(project):  # noqa: F811
     (failure,) = root.iter("failure")
     for told in (
         "fails: Split is faster!", "time_to_first_token.mean was", "95 % interval",
-        "claimed was lower by at least 20 %", "what differs:", "target: local", "records and logs:",
+        "The claim, lower by at least 20 %,", "what differs:", "target: local", "records and logs:",
     ):  # fmt: skip
         assert told in failure.get("message")
 

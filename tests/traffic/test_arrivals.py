@@ -155,7 +155,7 @@ def test_what_cannot_be_spread_is_refused(tmp_path):
         MooncakeTrace("conversation", spread_arrivals=3)
     with pytest.raises(BenchmarkError, match="seed"):
         MooncakeTrace("conversation", spread_arrivals=True, seed=-1)
-    with pytest.raises(TrafficError, match="made up: the times show no resolution"):
+    with pytest.raises(TrafficError, match="made up: the timestamps have no coarse steps"):
         spread_within_resolution(at([0.0, 1.0]), 0)
 
 

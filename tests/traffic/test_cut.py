@@ -84,7 +84,7 @@ def test_a_length_that_makes_no_sense_is_refused(seconds):
 
 def test_a_cut_that_leaves_next_to_nothing_is_refused():
     requests = [TrafficRequest(f"{i}", f"{i}", 0, 1000.0 * i, 0.0, 512, 4, (i,)) for i in range(30)]
-    with pytest.raises(TrafficError, match="leaves 1; give the run more seconds"):
+    with pytest.raises(TrafficError, match="leaves 1; make the run longer"):
         cut(Traffic(requests, FixedSchedule(), 512, ()), 0.5)
 
 

@@ -65,7 +65,10 @@ def test_later_turns_extend_the_prompt_by_the_previous_output_and_the_new_tokens
         (row(output_length=None), "line 2, field 'output_length': is missing"),
         (row(timestamp=-1), "line 2, field 'timestamp': must be 0 or more"),
         (row(hash_ids="12"), "line 2, field 'hash_ids': must be a list of whole numbers"),
-        (row(hash_ids=[1]), "line 2, field 'hash_ids': 1 ids for a prompt of 700 tokens; 2 are"),
+        (
+            row(hash_ids=[1]),
+            "line 2, field 'hash_ids': 1 ids for a prompt of 700 tokens; must be 2",
+        ),
         (row(hash_ids=[1, -2]), "line 2, field 'hash_ids': must be a list of whole numbers"),
     ],
 )

@@ -138,7 +138,7 @@ def test_copies_of_the_tree_share_nothing():
 
 
 def test_limits_that_nothing_meets_are_an_error():
-    with pytest.raises(TrafficError, match="none has 90,000"):
+    with pytest.raises(TrafficError, match="none of 100,000 consecutive requests has 90,000"):
         small(min_isl=90_000)
 
 

@@ -174,8 +174,8 @@ class TestSteadyState:
     def test_says_that_it_is_overloaded(self):
         rising = run([record(i, 50.0 * (i + 1)) for i in range(200)])
         (result,) = (r for r in check_run(rising, FixedSchedule(), MEAN) if not r.passed)
-        assert "more than this configuration can serve" in result.what_to_do
-        assert "+500.0 ms in every second" in result.saw
+        assert "exceeds what this configuration can serve" in result.what_to_do
+        assert "+500.0 ms per second" in result.saw
         assert closed(check_run(rising, Concurrency(8), MEAN)) == []
 
 

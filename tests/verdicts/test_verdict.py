@@ -121,23 +121,22 @@ class TestSentence:
     def test_has_values_units_interval_and_what_was_claimed(self):
         assert judge(claim(), "local", effect()).sentence == (
             "time_to_first_token.p50 was 300.0 ms with kv against 400.0 ms with rr: 25.0 % lower "
-            "(95 % interval -28.2 % to -21.6 %); claimed was lower by at least 20 %, "
-            "and that holds."
+            "(95 % interval -28.2 % to -21.6 %). The claim, lower by at least 20 %, holds."
         )
 
     def test_of_both_sides(self):
         told = judge(claim(within=0.1), "local", effect(0.01)).sentence
-        assert told.endswith("claimed was at most 10 % higher or lower, and that holds.")
+        assert told.endswith("The claim, at most 10 % higher or lower, holds.")
 
     def test_a_control_of_one_side_says_so_where_the_other_is_what_happened(self):
         def told(change, **given):
             return judge(claim(**given), "local", effect(change)).sentence
 
-        aside = "and that holds; only this side was asked about, and the change is larger than"
+        aside = "holds; it covers one direction only, and the change is larger than"
         assert aside in told(0.367, not_lower_by=0.01, kind="control")
         assert aside in told(-0.9, not_higher_by=0.3, kind="control")
-        assert told(-0.1, not_higher_by=0.3, kind="control").endswith("and that holds.")
-        assert told(-0.9, not_higher_by=0.3).endswith("and that holds.")
+        assert told(-0.1, not_higher_by=0.3, kind="control").endswith(" holds.")
+        assert told(-0.9, not_higher_by=0.3).endswith(" holds.")
 
     def test_says_what_would_decide_it(self):
         verdict = judge(claim(), "local", effect(-0.21))

@@ -1,4 +1,4 @@
-"""The endpoint target: what is already deployed, by its URL."""
+"""The endpoint target: running servers, by URL."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 _OPTIONS = OptionGroup("endpoint", (
     option(
         "--dynamo-endpoint", metavar="NAME=URL", action="append", default=[],
-        help="address of a configuration's server, once for each of them; NAME may be "
-        "BENCHMARK/CONFIGURATION; a URL alone is that of all others, with "
+        help="URL of a configuration's server; repeat for each configuration; NAME may be "
+        "BENCHMARK/CONFIGURATION; a URL without a name is for all others and needs "
         "--dynamo-switch-command",
     ),
     option(
         "--dynamo-endpoint-model", metavar="NAME", default=None,
-        help="what the server calls the benchmark's model (default: the model's id, which has to "
-        "be in /v1/models)",
+        help="the server's name for the benchmark's model (default: the model's id, which must be "
+        "in /v1/models)",
     ),
     option(
         "--dynamo-switch-command", metavar="COMMAND", default=None,
-        help="run before each configuration, to put it behind the URL; {configuration} and "
-        "{benchmark} in it are replaced; without a shell",
+        help="command that switches the server to a configuration, run before each one without a "
+        "shell; {configuration} and {benchmark} are replaced",
     ),
     option(
         "--dynamo-switch-seconds", metavar="SECONDS", type=seconds, default=1800.0,
-        help="how long the command may take (default: %(default)g)",
+        help="time limit of the switch command (default: %(default)g)",
     ),
     option(
         "--dynamo-ready-seconds", metavar="SECONDS", type=seconds, default=None,
-        help="how long a server may take to list the model (default: 60, 1800 after a switch "
-        "command)",
+        help="how long to wait until the server lists the model (default: 60, or 1800 after a "
+        "switch command)",
     ),
     option(
         "--dynamo-same-prompts", action="store_true",
-        help="send the same words in every run; by default each run has words of its own, since "
-        "nobody empties the caches in between",
+        help="send the same prompts in every run (default: different words in each run, because "
+        "caches are not emptied in between)",
     ),
 ))  # fmt: skip
 
@@ -72,7 +72,7 @@ def _make(option: OptionValue) -> Target:
 
 ENDPOINT = TargetDefinition(
     name="endpoint",
-    summary="servers that are already up",
+    summary="servers that are already running",
     make=_make,
     options=[_OPTIONS, ACCESS_OPTIONS],
     # Both are real deployments.

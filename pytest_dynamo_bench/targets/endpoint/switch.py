@@ -36,13 +36,13 @@ def split_command(command: str) -> list[str]:
         raise TargetError(f"{OPTION}: is empty")
     if not any(PLACEHOLDER in part for part in parts[1:]):
         raise TargetError(
-            f"{OPTION}: must have {PLACEHOLDER} among its arguments, where the name of the "
-            f"configuration goes, such as './switch.sh {PLACEHOLDER}'"
+            f"{OPTION}: must have {PLACEHOLDER} among its arguments, which stands for the "
+            f"configuration's name, such as './switch.sh {PLACEHOLDER}'"
         )
     if shutil.which(parts[0]) is None:
         raise TargetError(
-            f"{OPTION}: there is no program {parts[0]!r}; it is run without a shell, so that "
-            "pipes, ~ and variables need a script of their own"
+            f"{OPTION}: there is no program {parts[0]!r}; commands run without a shell, so put "
+            "pipes, ~ and variables into a script"
         )
     return parts
 
@@ -84,10 +84,10 @@ def switch(
             _redact_file(log, secrets)
     if status == 0:
         return
-    how = "did not end within " + f"{seconds:g} s" if status is None else f"ended with {status}"
+    how = "did not finish within " + f"{seconds:g} s" if status is None else f"ended with {status}"
     raise DeploymentError(
-        f"{OPTION}: {shown} {how}, so that {configuration} was not measured; the end of its "
-        f"output (all of it in {log}):\n{_tail(log)}"
+        f"{OPTION}: {shown} {how}; {configuration} was not measured. The end of its output (all in "
+        f"{log}):\n{_tail(log)}"
     )
 
 

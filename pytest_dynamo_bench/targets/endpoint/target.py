@@ -58,16 +58,14 @@ def parse_urls(texts: Sequence[str]) -> dict[str, str]:
     """``NAME=URL`` or ``URL`` as addresses by configuration; "" stands for all.
 
     Raises:
-        TargetError: one is not a URL, or a name is given twice.
+        TargetError: one is not a URL, or names are duplicates.
     """
     found: dict[str, str] = {}
     for text in texts:
         named = _NAMED.fullmatch(text)
         name, url = named.groups() if named else ("", text)
         if name in found:
-            raise TargetError(
-                f"--dynamo-endpoint: {name or 'a URL without a name'} is given more than once"
-            )
+            raise TargetError(f"--dynamo-endpoint: {name or 'a URL without a name'} is a duplicate")
         found[name] = check_url("--dynamo-endpoint" + (f" {name}" if name else ""), url)
     return found
 
@@ -104,9 +102,9 @@ class EndpointTarget:
         shared = self._sharing(benchmark)
         if shared and self._options.switch_command is None:
             raise TargetError(
-                f"{shared[0]} is the address of {' and '.join(shared[1])}; a comparison of a "
-                "server with itself says nothing. Give each its own --dynamo-endpoint NAME=URL, or "
-                "a --dynamo-switch-command that puts the right one behind the URL"
+                f"{shared[0]} is the address of {' and '.join(shared[1])}; comparing a server with "
+                "itself is meaningless. Give each its own --dynamo-endpoint NAME=URL, or use "
+                "--dynamo-switch-command"
             )
         if self._options.switch_command is not None:
             return
@@ -131,16 +129,15 @@ class EndpointTarget:
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What was not checked."""
         found = [
-            "that the server is this configuration is the user's word: only its model was checked",
+            "only the server's model was checked; that it is this configuration is taken on trust",
         ]
         if self._options.switch_command is None:
             found.append(
                 "the server was not restarted before the run; prompts were "
                 + (
-                    "the same as in other runs, so that its caches may have known them"
+                    "the same as in other runs and may have been cached"
                     if self._options.same_prompts
-                    else "in words of their own, so that its caches did not know them, though they "
-                    "may have been full of others"
+                    else "new in this run and not cached, but its caches may have held others"
                 )
             )
         return tuple(found)
@@ -188,7 +185,7 @@ class EndpointTarget:
             processes=options.load_processes,
         )
         found = run(measuring)
-        with after.step("looking for prompts that were in caches beforehand"):
+        with after.step("checking for cached prompts"):
             warm = measure.warm_tokens(found.records, planned.traffic)
             if warm is not None:
                 found.observed["cached_tokens_at_start"] = warm
@@ -219,11 +216,11 @@ class EndpointTarget:
             name = given.rpartition("/")[2]
             if name and name not in known:
                 meant = did_you_mean(name, missing, before="; ", cutoff=0.5)
-                hints.append(f"{given!r} is none of its configurations{meant}")
+                hints.append(f"{given!r} is not one of its configurations{meant}")
         hint = f" ({'; '.join(hints)})" if hints else ""
         return (
             f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "
-            f"{missing[0]}=URL, or leave out with -k the claims that need it"
+            f"{missing[0]}=URL, or exclude its claims with -k"
         )
 
 

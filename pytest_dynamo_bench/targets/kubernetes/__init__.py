@@ -25,13 +25,13 @@ _VERSIONS = ("v1beta1", "v1alpha1")
 _OPTIONS = OptionGroup("kubernetes", (
     option(
         "--dynamo-cluster", metavar="FILE", type=Path, default=None,
-        help="settings of the cluster, YAML: namespace, image tag, volumes, …; "
-        "docs/run-on-a-cluster.md lists them",
+        help="YAML file with the cluster's settings: namespace, image tag, volumes and others; see "
+        "docs/run-on-a-cluster.md",
     ),
     option(
         "--dynamo-manifest", metavar="NAME=FILE", action="append", default=[],
-        help="a manifest of your own for a configuration, instead of the rendered one; NAME may be "
-        "BENCHMARK/CONFIGURATION; can be given several times",
+        help="use your own manifest for a configuration; NAME may be BENCHMARK/CONFIGURATION; can "
+        "be repeated",
     ),
     _IMAGE,
 ))  # fmt: skip
@@ -39,7 +39,7 @@ _SHOW_OPTIONS = (
     _IMAGE,
     option(
         "--dynamo-cluster", type=Path, metavar="FILE",
-        help="kubernetes: settings of the cluster (default: none, with namespace 'default')",
+        help="kubernetes: the cluster's settings (default: none, in namespace 'default')",
     ),
     option(
         "--api-version", choices=_VERSIONS, default=None,
@@ -48,7 +48,7 @@ _SHOW_OPTIONS = (
     ),
     option(
         "--with-claims", action="store_true",
-        help="kubernetes: also print the PersistentVolumeClaims that have to exist",
+        help="kubernetes: also print the PersistentVolumeClaims that must exist",
     ),
 )  # fmt: skip
 _RUN = "show"
@@ -59,7 +59,7 @@ def _make(option: OptionValue) -> Target:
     if path is None:
         raise TargetError(
             "target 'kubernetes' needs --dynamo-cluster FILE, a file with at least 'namespace: "
-            "my-namespace'; docs/run-on-a-cluster.md lists what else it may say"
+            "my-namespace'; docs/run-on-a-cluster.md lists all settings"
         )
     from pytest_dynamo_bench.targets.kubernetes.settings import read_settings
     from pytest_dynamo_bench.targets.kubernetes.target import KubernetesOptions, KubernetesTarget
@@ -82,7 +82,7 @@ def _manifest(text: str) -> tuple[str, Path]:
     name, equals, file = text.partition("=")
     if not equals or not name or not Path(file).is_file():
         raise TargetError(
-            f"--dynamo-manifest: {text!r}: must be CONFIGURATION=FILE with a file that exists"
+            f"--dynamo-manifest: {text!r}: must be CONFIGURATION=FILE, and the file must exist"
         )
     return name, Path(file)
 
@@ -120,7 +120,7 @@ def _show(
         found = claims(settings)
         if not found:
             raise TargetError("--with-claims: the settings name no model_cache")
-        parts.append("# volumes that have to exist\n" + dump_all(found))
+        parts.append("# volumes that must exist\n" + dump_all(found))
     for configuration in configurations:
         own = with_image(settings, images, benchmark, configuration)
         operator = operators.get(options.api_version) or operator_of(benchmark, configuration, own)

@@ -33,12 +33,12 @@ _BASES = {
 }
 _KIND = "x-kubernetes-group-version-kind"
 _WITHOUT_NAMESPACE = frozenset({"nodes", "namespaces", "selfsubjectaccessreviews"})
-# 410 is a list that has to be begun anew; a watch sees to it itself.
+# 410 is a list that must be restarted; a watch does that itself.
 _TRY_AGAIN = frozenset({410, 429, 500, 502, 503, 504})
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _LONGEST_WAIT_SECONDS = 10.0
-# How long an API server that has just started may refuse everything: it has yet to read the roles.
+# How long a server that has just started may reject everything: it has yet to read the roles.
 _UNREAD_ROLES_SECONDS = 15.0
 
 
@@ -66,7 +66,7 @@ class ApiError(DeploymentError):
 
 
 class WatchExpiredError(Exception):
-    """410: what the watch would go on from is gone, and everything has to be listed anew."""
+    """410: what the watch would go on from is gone, and everything must be listed again."""
 
 
 class Cluster:
@@ -328,7 +328,7 @@ class Cluster:
                 try:
                     event = decoded(line, _WatchEvent)
                 except ValueError:
-                    # Whoever asks lists everything anew.
+                    # The caller lists everything again.
                     return
                 if event.type == "ERROR":
                     if event.object.get("code") == HTTPStatus.GONE:
@@ -382,7 +382,7 @@ class Cluster:
     ) -> bytes:
         """One request, repeated while the server is away or busy; its token renewed once.
 
-        A server that has just started refuses everything, until it has read the roles: what it
+        A server that has just started rejects everything until it has read the roles: what it
         has allowed before is asked for again for a while.
         """
         deadline = time.monotonic() + (self._outage_seconds if retry else 0)
@@ -518,8 +518,8 @@ def _answered(data: bytes, kind: type[T], what: str) -> T:
         return decoded(data, kind)
     except ValueError as error:
         text = (
-            f"what answers in the place of the API server is none, asked for {what} ({error}): "
-            f"{shown(data)}; is there a proxy or a login page in front of it?"
+            f"the response to {what} is not from an API server ({error}): {shown(data)}; is there "
+            "a proxy or login page in front of it?"
         )
         raise ApiError(text, Status(HTTPStatus.OK, "NoAnswer", text, False)) from None
 
@@ -566,21 +566,20 @@ def _explained(status: Status, verb: str, what: str, namespace: str) -> ApiError
             )
         case HTTPStatus.FORBIDDEN:
             message = (
-                f"not allowed to {asked}: {text}; docs/run-on-a-cluster.md has the role that is "
-                "needed"
+                f"not allowed to {asked}: {text}; docs/run-on-a-cluster.md has the required role"
             )
         case HTTPStatus.NOT_FOUND if not status.is_status:
-            message = f"the API server knows nothing of what we asked for, to {asked}: {text}"
+            message = f"the API server does not know this resource, to {asked}: {text}"
         case HTTPStatus.NOT_FOUND:
             message = f"there is nothing to {asked}: {text}"
         case HTTPStatus.CONFLICT:
             message = f"could not {asked}: {text}"
         case HTTPStatus.TOO_MANY_REQUESTS:
-            message = f"the API server is too busy to {asked}, and was for too long: {text}"
+            message = f"the API server stayed too busy to {asked}: {text}"
         case code if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            message = f"the API server failed to {asked}, again and again (HTTP {code}): {text}"
+            message = f"the API server failed repeatedly to {asked} (HTTP {code}): {text}"
         case code:
-            message = f"the API server refused to {asked} (HTTP {code}): {text}"
+            message = f"the API server rejected the request to {asked} (HTTP {code}): {text}"
     return ApiError(message, status)
 
 

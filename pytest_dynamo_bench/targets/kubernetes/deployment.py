@@ -37,7 +37,7 @@ from pytest_dynamo_bench.targets.kubernetes.yaml_files import dump
 _WATCH_SECONDS: float = 3
 _POLL_SECONDS = 1.0
 _LOG_LINES = 25
-# What looks like a credential in a log or a status, whoever wrote it.
+# What looks like a credential in a log or a status.
 _SECRET = re.compile(
     r"hf_[A-Za-z0-9]{16,}|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}|"
     r"(?<=[?&]token=)[^&\s\"]+|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"
@@ -91,17 +91,17 @@ class Deployment:
             self._until_ready()
             yield self
         except BaseException as error:
-            self._progress.stage("taking down")
+            self._progress.stage("stopping")
             self._keep_evidence(error)
             try:
                 self.delete()
             except DeploymentError as left:
                 if isinstance(error, DeploymentError):
-                    raise DeploymentError(f"{error}\nand then: {left}") from None
+                    raise DeploymentError(f"{error}\nAlso: {left}") from None
                 self._progress.stage(str(left))
             raise
         else:
-            self._progress.stage("taking down")
+            self._progress.stage("stopping")
             self.delete()
 
     # -- creating -------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Deployment:
         resource = resource_of(document)
         name = str(document["metadata"]["name"])
         deadline = time.monotonic() + self.limits.delete
-        # Noted before: an answer that was lost may have created it all the same.
+        # Noted before: it may have been created although the response was lost.
         self._created.append((resource, name))
         while True:
             try:
@@ -132,14 +132,14 @@ class Deployment:
         """True when it is ours already; False when it has gone and can be tried again.
 
         Raises:
-            DeploymentError: it is somebody else's, or does not go.
+            DeploymentError: it is not ours, or is not deleted.
         """
         found = self.cluster.find(resource, name)
         if found is None:
             return False
         metadata = found.get("metadata", {})
         if metadata.get("deletionTimestamp"):
-            self._progress.stage(f"waiting until an earlier {name} is gone")
+            self._progress.stage(f"waiting for the deletion of an earlier {name}")
             while self.cluster.find(resource, name) is not None:
                 if time.monotonic() > deadline:
                     self._created.remove((resource, name))
@@ -153,10 +153,10 @@ class Deployment:
             return True
         self._created.remove((resource, name))
         owner = metadata.get("labels", {}).get(RUN_LABEL)
-        whose = f"it is of run {owner}" if owner else "it is not of this plugin"
+        whose = f"belongs to run {owner}" if owner else "does not belong to this plugin"
         raise DeploymentError(
-            f"{resource} {name} is there already in namespace {self.cluster.namespace} and "
-            f"{whose}; it is left alone. Delete it, or give yours another name"
+            f"{resource} {name} already exists in namespace {self.cluster.namespace} and {whose}. "
+            "Delete it, or rename yours"
         )
 
     # -- getting ready --------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Deployment:
             text = progress_text(graph, states)
             if text != shown:
                 shown = text
-                self._progress.stage(f"bringing up: {text}")
+                self._progress.stage(f"starting: {text}")
             found = graph_state(graph)
             missing = missing_services(self._graph, found.services)
             if found.ready and not missing and _all_ready(states):
@@ -185,18 +185,17 @@ class Deployment:
             graph, version = self._changed(graph, version)
 
     def _fresh(self) -> tuple[Object, str]:
-        """The deployment, listed anew, and the version to watch from.
+        """The deployment, listed again, and the version to watch from.
 
         Raises:
-            DeploymentError: somebody has deleted it.
+            DeploymentError: it was deleted.
         """
         items, version = self.cluster.all_with_version(self._graphs, f"{RUN_LABEL}={self.run_id}")
         for item in items:
             if item["metadata"]["name"] == self.name:
                 return item, version
         raise DeploymentError(
-            f"{self.name} was deleted by somebody else while it was coming up, or the API server "
-            "lost it"
+            f"{self.name} was deleted by another client during startup, or the API server lost it"
         )
 
     def _changed(self, graph: Object, version: str) -> tuple[Object, str]:
@@ -262,7 +261,7 @@ class Deployment:
             log = self.cluster.log(state.name, container, previous=previous, lines=_LOG_LINES)
             kept = [line for line in log.splitlines() if line.strip()][-_LOG_LINES:]
             if kept:
-                lines.append(f"the end of the log of {state.name}, container {container}:")
+                lines.append(f"end of the log of {state.name}, container {container}:")
                 lines += [f"  {self.redact(line)[:300]}" for line in kept]
         lines.append(f"states, events and logs: {self._evidence}")
         return self.redact("\n".join(lines))
@@ -270,7 +269,7 @@ class Deployment:
     # -- evidence -------------------------------------------------------------------------------
 
     def redact(self, text: str) -> str:
-        """Without our credentials, and without what looks like somebody's."""
+        """Without our credentials, and without anything that looks like one."""
         return _SECRET.sub("***", self._secrets.redact(text))
 
     def add_secrets(self, secrets: Secrets) -> None:
@@ -348,9 +347,9 @@ class Deployment:
                 return
             if time.monotonic() > deadline:
                 raise DeploymentError(
-                    f"still there {self.limits.delete:g} s after they were deleted: "
-                    f"{', '.join(left)}. Their finalizers are the operator's to remove; look at "
-                    "its log. Then: python -m pytest_dynamo_bench cleanup --run " + self.run_id
+                    f"not deleted after {self.limits.delete:g} s: {', '.join(left)}. The operator "
+                    "must remove their finalizers; see its log. Then run: python -m "
+                    f"pytest_dynamo_bench cleanup --run {self.run_id}"
                 )
             time.sleep(min(_POLL_SECONDS, self.limits.delete / 20))
 
@@ -367,7 +366,7 @@ class _Waiting:
         """Why there is nothing left to wait for; empty as long as there is."""
         now, limits = time.monotonic(), self._limits
         if graph.invalid:
-            return f"the operator refuses it: {graph.message}"
+            return f"the operator rejects it: {graph.message}"
         for state in states:
             if state.unrecoverable:
                 return f"{state.name} ({state.service}): {state.reason}"
@@ -384,8 +383,8 @@ class _Waiting:
                 )
         # An operator that failed once tries again, and may yet succeed.
         if graph.state == "failed":
-            why = _braces(graph.message) or "it does not say why"
-            text = f"the operator has said for {{0:.0f}} s that it failed: {why}"
+            why = _braces(graph.message) or "no reason given"
+            text = f"the operator has reported failure for {{0:.0f}} s: {why}"
             current["", "suspicious"] = text
         self._since = {key: self._since.get(key, now) for key in current}
         for key, began in self._since.items():
@@ -416,7 +415,7 @@ def _all_ready(states: Sequence[PodState]) -> bool:
 
 def _finalizers(found: Object) -> str:
     names = ", ".join(found.get("metadata", {}).get("finalizers") or ()) or "none"
-    return f"its finalizers are {names}, which its operator has to remove"
+    return f"its operator must remove the finalizers {names}"
 
 
 def _shown(content: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What pods and events say of a deployment that is coming up: how far it is, and what is wrong.
+"""What pods and events say about a starting deployment: progress and problems.
 
 Pure functions on the API's JSON, so that every case can be tried without a cluster.
 """
@@ -205,7 +205,7 @@ def _container(
 
 def _how(ended: Object) -> str:
     if not ended:
-        return "the reason is not known"
+        return "unknown reason"
     reason = str(ended.get("reason", "Error"))
     text = f"last ended with {reason}"
     if ended.get("exitCode") is not None:
@@ -240,7 +240,7 @@ class GraphState:
         state: its own word.
         ready: it says that it is, about its newest generation.
         message: of a condition that is not met.
-        invalid: its specification was refused, which no waiting changes.
+        invalid: its specification was rejected; waiting does not help.
         services: those that it knows of; empty where an operator does not say.
     """
 

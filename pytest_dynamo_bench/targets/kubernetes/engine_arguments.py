@@ -198,7 +198,7 @@ def _trtllm(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
     if worker.embedding_cache_gib is not None:
         raise _unsupported(
             "TensorRT-LLM",
-            "embedding cache for workers that encode and prefill themselves",
+            "embedding cache for workers that encode and prefill",
             "use engine='vllm', or leave embedding_cache_gib out",
         )
     return EngineCommand(("python3", "-m", "dynamo.trtllm"), args, config)
@@ -231,7 +231,7 @@ def _sglang(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
         if worker.kv_offload.host_gib % 1:
             raise _unsupported(
                 "SGLang", f"KV offload of {_number(worker.kv_offload.host_gib)} GiB",
-                "its --hicache-size is a whole number; choose one for host_gib",
+                "its --hicache-size must be a whole number; use a whole number for host_gib",
             )  # fmt: skip
         args |= {
             "--enable-hierarchical-cache": None,

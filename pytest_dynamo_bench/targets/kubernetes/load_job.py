@@ -110,7 +110,7 @@ def send_from_cluster(
     after.keep(merged.records)
     after.problems += merged.problems
     after.note(merged.notes)
-    with after.step("looking for restarts"):
+    with after.step("checking for restarts"):
         after.problems += restart_problems(before, deployment.restarts())
     return merged
 
@@ -122,7 +122,7 @@ def restart_problems(before: dict[str, int], after: dict[str, int]) -> list[str]
         for name, count in after.items()
         if count > before.get(name, count)
     ] + [
-        f"pod {name.partition('/')[0]} went away during the run"
+        f"pod {name.partition('/')[0]} disappeared during the run"
         for name in before
         if name not in after
     ]
@@ -150,7 +150,7 @@ class _Watch:
 def _load_failed(deployment: Deployment, state: PodState) -> DeploymentError:
     container = state.container or "load"
     log = deployment.cluster.log(state.name, container, lines=_LOG_LINES)
-    text = f"a pod of the load generator, {state.name}: {state.reason}"
+    text = f"load generator pod {state.name}: {state.reason}"
     return DeploymentError(deployment.redact(f"{text}\n{log}".rstrip()))
 
 
@@ -173,7 +173,7 @@ def _wait_for_pods(
         if len(running) == settings.load.shards:
             return [running[index] for index in sorted(running)]
         why = next((f"{s.name}: {s.reason}" for s in states if s.reason), "")
-        text = f"starting load: {len(running)} of {settings.load.shards} pods run"
+        text = f"starting load: {len(running)} of {settings.load.shards} pods are running"
         text += f" ({why[:160]})" if why else ""
         if text != shown:
             shown = text
@@ -190,7 +190,7 @@ def _wait_for_pods(
             )
             raise DeploymentError(
                 deployment.redact(
-                    f"the load generator did not start in {waited:.0f} s: {why or 'no pod came up'}"
+                    f"the load generator did not start in {waited:.0f} s: {why or 'no pod started'}"
                     + (f"\n{log}" if log else "")
                 )
             )

@@ -212,15 +212,15 @@ def _with_image(
     component: Component,
     operator: Operator,
 ) -> Component:
-    """The component with its image, and what the operator has to be told of that."""
+    """The component with its image, and the Dynamo version for the operator if necessary."""
     image = image_of(benchmark, configuration, settings, worker)
     runtime = ""
     if operator.asks_runtime_version and not version_of(tag_of(image)):
         runtime = version_of(_dynamo(configuration, worker)) or settings.runtime_version
         if not runtime:
             raise TargetError(
-                f"configuration {configuration.name!r}: the tag of image {image} is no release of "
-                "Dynamo, and the operator has to be told which: set runtime_version in the "
+                f"configuration {configuration.name!r}: the tag of image {image} is not a "
+                "release of Dynamo, which the operator needs to know: set runtime_version in the "
                 "cluster's settings, such as 'runtime_version: 1.6.1'"
             )
     container = {"image": image, **component.container}
@@ -389,8 +389,8 @@ def _own_env(variables: Mapping[str, str], configuration: Configuration) -> Mapp
         if SECRET_NAME.search(name):
             raise TargetError(
                 f"configuration {configuration.name!r}: env: {name} looks like a secret, and "
-                "manifests are printed and kept; put it into a Secret of the cluster and name that "
-                "as token_secret in its settings"
+                "manifests are printed and stored; put it into a Secret and set token_secret in "
+                "the cluster's settings"
             )
     return variables
 

@@ -146,7 +146,7 @@ def _namespace(cluster: Cluster, problems: list[str], unknown: list[str]) -> Non
         return
     if found is None:
         problems.append(
-            f"there is no namespace {cluster.namespace!r}; create it, or name another one in the "
+            f"there is no namespace {cluster.namespace!r}; create it, or set another one in the "
             "cluster's settings"
         )
     elif found.get("status", {}).get("phase") == "Terminating":
@@ -185,7 +185,7 @@ def _rights(
         try:
             allowed = cluster.may(verb, group, resource, subresource)
         except ApiError as error:
-            problems.append(f"cannot ask what is allowed: {error}")
+            problems.append(f"cannot check permissions: {error}")
             return
         if allowed is None:
             unsaid.append(named)
@@ -194,10 +194,10 @@ def _rights(
     if denied:
         problems.append(
             f"not allowed in namespace {cluster.namespace!r}: {', '.join(denied)}; "
-            "docs/run-on-a-cluster.md has the role that is needed"
+            "docs/run-on-a-cluster.md has the required role"
         )
     if unsaid:
-        unknown.append(f"whether it is allowed to {', '.join(unsaid)}")
+        unknown.append(f"permission to {', '.join(unsaid)}")
 
 
 def _objects(
@@ -249,11 +249,12 @@ def _gpus(
     where = f" with labels {dict(settings.node_selector)}" if settings.node_selector else ""
     if found < needed:
         problems.append(
-            f"{found} GPUs can be allocated on {len(usable)} nodes{where}, and {needed} are needed"
+            f"{needed} GPUs are needed, but only {found} are allocatable on {len(usable)} "
+            f"nodes{where}"
         )
     elif largest < most:
         problems.append(
-            f"a worker needs {most} GPUs of one node, and the largest node{where} has {largest}"
+            f"a worker needs {most} GPUs on one node, but the largest node{where} has {largest}"
         )
 
 

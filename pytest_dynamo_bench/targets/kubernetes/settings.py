@@ -180,7 +180,7 @@ def read_settings(path: Path) -> ClusterSettings:
     """
     documents = read_documents(path)
     if len(documents) != 1:
-        raise TargetError(f"{path}: must be one YAML document with the fields of a cluster")
+        raise TargetError(f"{path}: must be one YAML document with the cluster's settings")
     content, lines = documents[0]
     reader = _Reader(path, lines)
     settings = reader.dataclass(ClusterSettings, content, ())
@@ -202,16 +202,14 @@ class _Reader:
 
     def dataclass(self, kind: Any, content: Any, at: tuple[Any, ...]) -> Any:
         if not isinstance(content, Mapping):
-            self.fail(at, f"must have fields of its own, got {content!r}")
+            self.fail(at, f"must be a mapping with fields, got {content!r}")
         hints = typing.get_type_hints(kind)
         fields = {item.name: item for item in dataclasses.fields(kind)}
         values = {}
         for key, value in content.items():
             if key not in fields:
                 hint = did_you_mean(str(key), fields, before="; ")
-                self.fail(
-                    (*at, key), f"there is no such field{hint}; there are {', '.join(fields)}"
-                )
+                self.fail((*at, key), f"unknown field{hint}; fields: {', '.join(fields)}")
             if value is not None:
                 values[key] = self.value(hints[key], value, (*at, key))
         for item in fields.values():
@@ -231,7 +229,7 @@ class _Reader:
             return value
         if origin is Mapping:
             if not isinstance(value, Mapping):
-                self.fail(at, f"must be names with values, got {value!r}")
+                self.fail(at, f"must map names to values, got {value!r}")
             return {
                 str(key): self.value(arguments[1], item, (*at, key)) for key, item in value.items()
             }
@@ -289,8 +287,8 @@ class _Reader:
             if SECRET_NAME.search(name):
                 self.fail(
                     (*at, name),
-                    "looks like a secret, and manifests are printed and kept; put it into a Secret "
-                    "of the cluster and name that as token_secret",
+                    "looks like a secret, and manifests are printed and stored; put it into a "
+                    "Secret and set token_secret",
                 )
 
     def _check_names(self, item: Any, at: tuple[Any, ...]) -> None:
@@ -300,7 +298,7 @@ class _Reader:
             if dataclasses.is_dataclass(value):
                 self._check_names(value, here)
             elif part.name in _NAMES and value and not _NAME.fullmatch(value):
-                self.fail(here, f"{value!r} is not a name of Kubernetes (a-z, 0-9, '-' and '.')")
+                self.fail(here, f"{value!r} is not a valid Kubernetes name (a-z, 0-9, '-' and '.')")
             elif part.name in _QUANTITIES and value and not _QUANTITY.fullmatch(value):
                 self.fail(here, f"{value!r} is not a quantity such as 4, 500m or 100Gi")
             elif part.name == "path" and not value.startswith("/"):

@@ -146,7 +146,7 @@ class KubernetesTarget:
                     problems.append(f"{name}: {error}")
         if problems:
             listed = "\n".join(f"- {problem}" for problem in problems)
-            raise TargetError(f"the API server refuses manifests, nothing was created:\n{listed}")
+            raise TargetError(f"the API server rejects manifests; nothing was created:\n{listed}")
 
     def traffic(self, benchmark: Benchmark) -> Traffic:
         """The benchmark's traffic, in full unless a length is asked for.
@@ -163,24 +163,24 @@ class KubernetesTarget:
         source = self._settings.load.source
         if source == "api-server":
             found.append(
-                "the load went through the API server, which adds latency and is for a look at "
-                "small load only: first tokens are later, and requests may queue there"
+                "the load went through the API server, which adds latency and may queue requests; "
+                "use it for small loads only"
             )
         if source == "url":
-            found.append("the load came from outside the cluster, through what is at load.url")
+            found.append("the load came from outside the cluster, through load.url")
         if self._own(benchmark, configuration) is not None:
             found.append(
-                "the manifest is the user's own: that it is this configuration is the user's word"
+                "the manifest is user-provided; that it is this configuration is taken on trust"
             )
         if self._unknown:
-            found.append("could not be found out beforehand: " + "; ".join(self._unknown))
+            found.append("not checked in advance: " + "; ".join(self._unknown))
         return tuple(found)
 
     def measure(self, planned: PlannedRun, progress: Progress) -> Run:
         """Create, wait, measure, delete; see :class:`~..base.Target`.
 
         Raises:
-            DeploymentError: it did not come up, did not answer, or did not go away.
+            DeploymentError: it failed to start, to respond, or to be deleted.
         """
         benchmark, configuration = planned.benchmark, planned.configuration
         directory = planned.directory
@@ -197,7 +197,7 @@ class KubernetesTarget:
         )
         started, after = time.monotonic(), Aftermath(directory)
         try:
-            with after.once_measured("taking down"), deployment.open():
+            with after.once_measured("stopping"), deployment.open():
                 ready_seconds = time.monotonic() - started
                 workers = self._workers(deployment, configuration)
                 found, load = self._send(planned, deployment, progress, after)
@@ -240,7 +240,7 @@ class KubernetesTarget:
                 labels(planned.configuration, self.run_id), progress, after,
             )  # fmt: skip
             logs = planned.directory / "logs"
-            with after.step("writing what the load generator brought back"):
+            with after.step("storing the load generator's results"):
                 logs.mkdir(parents=True, exist_ok=True)
                 for file, text in merged.files.items():
                     (logs / Path(file).name).write_text(deployment.redact(text), encoding="utf-8")
@@ -267,7 +267,7 @@ class KubernetesTarget:
             processes=self._options.load_processes,
         )
         found = run(measuring)
-        with after.step("looking whether everything is alive"):
+        with after.step("checking that everything is running"):
             deployment.check_alive()
             after.problems += restart_problems(before, deployment.restarts())
         return found, {"source": load.source}

@@ -1,4 +1,4 @@
-"""A user's own manifest in the place of the rendered one."""
+"""A user's manifest instead of the rendered one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_manifest(
 ) -> list[dict[str, Any]]:
     """The documents of a file as they are created: with our labels, in the cluster's namespace.
 
-    Nulls are taken out, since the API server refuses some of those that recipes have.
+    Nulls are taken out, since the API server rejects some of those that recipes have.
 
     Raises:
         TargetError: a placeholder was left in it, or it has other objects than a deployment and
@@ -38,12 +38,12 @@ def read_manifest(
             continue
         line = lines.get((), 1)
         if not isinstance(content, Mapping) or "kind" not in content:
-            raise TargetError(f"{path}, line {line}: is not an object of Kubernetes")
+            raise TargetError(f"{path}, line {line}: not a Kubernetes object")
         kind = content["kind"]
         if kind not in _KINDS:
             raise TargetError(
                 f"{path}, line {lines.get(('kind',), line)}: kind {kind}: only {KIND} and "
-                "ConfigMap are created; everything else has to be there already"
+                "ConfigMap are created; everything else must already exist"
             )
         _refuse_placeholders(path, content, lines)
         document = _without_nulls(content)
@@ -70,7 +70,7 @@ def _refuse_placeholders(path: Path, content: Any, lines: Lines) -> None:
     ]
     if found:
         named = "; ".join(f"line {line}: {placeholder}" for line, placeholder in sorted(set(found)))
-        raise TargetError(f"{path}: placeholders were left in it: {named}")
+        raise TargetError(f"{path}: it still has placeholders: {named}")
 
 
 def _texts(content: Any, at: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], str]]:

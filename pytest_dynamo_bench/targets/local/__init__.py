@@ -1,4 +1,4 @@
-"""The real Dynamo on this machine: its frontend and router, and mockers as engines."""
+"""The real Dynamo on this machine: its frontend and router, with mockers as workers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 _OPTIONS = OptionGroup("local and replay", (
     option(
         "--dynamo-scale", choices=SCALES, default="standard",
-        help="local: how much of each benchmark's traffic is sent: 'smoke' is all comparisons in "
-        "minutes, where claims that so little cannot decide are skipped; 'standard' (default) is "
-        "enough for the claims; 'full' is the published traffic, which takes hours",
+        help="local: how much traffic to send: 'smoke' runs all comparisons in minutes and skips "
+        "undecided claims; 'standard' (default) is enough to decide the claims; 'full' is the "
+        "published traffic, which takes hours",
     ),
     option(
         "--dynamo-frontend-port", metavar="PORT", type=int, default=None,
@@ -28,16 +28,16 @@ _OPTIONS = OptionGroup("local and replay", (
     option(
         "--dynamo-engine", choices=("mocker", "vllm"), default="mocker",
         only_here="is for --dynamo-target=local only; leave it out",
-        help="local: 'mocker' is Dynamo's, with a vision worker of this plugin for images "
-        "(default); 'vllm' is Dynamo's real vLLM backend with a toy model on the processor, for "
+        help="local: 'mocker' is Dynamo's mocker, with this plugin's vision worker for images "
+        "(default); 'vllm' is Dynamo's real vLLM backend with a toy model on the CPU, for "
         "benchmarks with images: docs/images-and-caches.md",
     ),
     option(
         "--dynamo-load", choices=("own", "aiperf"), default="own",
-        only_here="is for --dynamo-target=local only; leave it out, or judge AIPerf's own results "
-        "of a server with --dynamo-aiperf-results",
-        help="local: the load generator: the own one (default), or the program aiperf with the "
-        "same traffic, for a second opinion; docs/load-generator.md compares them",
+        only_here="is for --dynamo-target=local only; leave it out, or check claims on AIPerf's "
+        "results with --dynamo-aiperf-results",
+        help="local: load generator: 'own' (default), or 'aiperf' to send the same traffic with "
+        "AIPerf; docs/load-generator.md compares them",
     ),
 ))  # fmt: skip
 
@@ -48,8 +48,8 @@ def _make(option: OptionValue) -> Target:
     engine, load = option("dynamo_engine"), option("dynamo_load")
     if engine != "mocker" and load != "own":
         raise TargetError(
-            f"--dynamo-engine={engine} needs the own load generator, since AIPerf does not say "
-            "what the server called a request; leave --dynamo-load out"
+            f"--dynamo-engine={engine} does not work with --dynamo-load={load}, because AIPerf "
+            "does not record the server's response ids; leave out --dynamo-load"
         )
     return LocalTarget(
         LocalOptions(
@@ -80,7 +80,7 @@ def _show(
 
 LOCAL = TargetDefinition(
     name="local",
-    summary="the real Dynamo with mocker engines on this machine",
+    summary="the real Dynamo on this machine, with mockers",
     make=_make,
     options=[_OPTIONS],
     too_little=_too_little,

@@ -149,7 +149,7 @@ def with_decode_steps(
         if rank is None:
             ranks = [r for worker, r in events.decode_passes if worker == record.decode_worker]
             if len(ranks) > 1:
-                # Each rank makes passes of its own, and which one it was is not known.
+                # Each rank makes separate passes, and which one it was is not known.
                 return record
             rank = ranks[0] if ranks else 0
         passes = events.decode_passes.get((record.decode_worker, rank), ())

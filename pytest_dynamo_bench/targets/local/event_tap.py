@@ -1,6 +1,6 @@
 """Carries Dynamo's events over loopback, and writes down what the engines say of their caches.
 
-A program of its own. Without a broker Dynamo's ZMQ event plane binds a port on all
+A separate program. Without a broker Dynamo's ZMQ event plane binds a port on all
 interfaces for every worker; with one, everything connects to the two loopback ports here.
 Beside passing events on, it subscribes to all of them and writes those about KV caches and
 forward passes to a file, one JSON line each, so that hits are counted by the engines

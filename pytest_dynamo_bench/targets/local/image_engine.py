@@ -38,17 +38,17 @@ class ImageEngine(Protocol):
 
     @property
     def ready_seconds(self) -> float:
-        """How long it may take to come up."""
+        """How long it may take to start."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of its own packages, for the run's record."""
+        """The versions of its packages, for the run's record."""
 
     def not_served(self, benchmark: Benchmark) -> str:
         """Why nothing is measured of a benchmark with this engine; or empty."""
 
     def check(self, benchmark: Benchmark) -> None:
-        """Find out, before anything is brought up, whether it is there.
+        """Check, before anything is started, whether it is installed.
 
         Raises:
             TargetError: it isn't, or the benchmark is none for it; says what to do.

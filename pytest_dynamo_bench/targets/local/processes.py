@@ -131,7 +131,7 @@ class Processes:
         if self.failure is not None:
             return f"a process could not be started: {self.failure}"
         if not self.exits:
-            return "the supervisor of the processes ended"
+            return "the supervisor process exited"
         return "\n".join(
             f"{name} ended {_how(code)}; the last lines of {self._specs[name].log.name}:\n"
             f"{self.log_tail(name)}"

@@ -112,13 +112,13 @@ def in_words(
         steps.append(f"published → sent, {configuration.name}: {changes}")
     if size.traffic is not None and size.seconds is not None:
         steps.append(
-            f"what is sent in place of the published traffic has no length in seconds, and is not "
-            f"cut to {size.seconds:g} s"
+            "the traffic sent instead of the published one has no duration and is not cut to "
+            f"{size.seconds:g} s"
         )
     if size.fast_forward != 1:
         steps.append(
-            f"modelled time runs {size.fast_forward:g} times faster than the clock: HTTP, routing "
-            f"and tokenizing, which are real, weigh {size.fast_forward:g} times as much in it"
+            f"modelled time runs {size.fast_forward:g} times faster than real time, so HTTP, "
+            f"routing and tokenizing, which are real, weigh {size.fast_forward:g} times as much"
         )
     if size.ramp_seconds:
         steps.append(f"the first sessions start over {size.ramp_seconds:g} s of modelled time")

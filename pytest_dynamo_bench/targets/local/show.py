@@ -21,7 +21,7 @@ def describe(benchmark: Benchmark, configuration: Configuration) -> str:
 
     At scale standard: the size of embedding caches, and how fast modelled time runs, depend on it.
     """
-    lines = ["# ports are chosen when it is brought up; $SCRATCH is a temporary directory"]
+    lines = ["# ports are chosen at startup; $SCRATCH is a temporary directory"]
     size = benchmark.size(_SCALE)
     traffic = sized(benchmark, _SCALE, size)
     images = None

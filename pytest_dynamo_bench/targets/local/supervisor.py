@@ -1,6 +1,6 @@
 """Runs the processes of one deployment, and ends them whatever happens to the plugin.
 
-A program of its own, started with ``python -I``, standard library only. It reads one JSON
+A separate program, started with ``python -I``, standard library only. It reads one JSON
 line on standard input: the processes to start and a directory to remove at the end. It
 reports starts and exits as JSON lines on standard output. It ends everything when standard
 input closes, which the operating system sees to even when the plugin is killed with

@@ -83,7 +83,7 @@ _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|os error 98", re
 # Prompts shorter than a block of the cache leave no trace in it.
 _WARM_UP_TOKENS = 8
 _WARM_UP_BLOCK_ID = 2**64 - 1
-# Images of their own, too small to take room from others in a cache of embeddings.
+# Separate images, too small to take room from others in a cache of embeddings.
 _WARM_UP_IMAGES = NoiseImages(32, 32, seed=2**32 - 1)
 
 T = TypeVar("T")
@@ -146,8 +146,8 @@ class LocalTarget:
         port = self._options.frontend_port
         if port is not None and not _is_free(port):
             raise TargetError(
-                f"port {port} of {LOOPBACK} is in use by another process; give another one with "
-                "--dynamo-frontend-port, or leave the option out and a free one is chosen"
+                f"port {port} on {LOOPBACK} is in use by another process; use another "
+                "--dynamo-frontend-port, or leave the option out to use a free port"
             )
         for configuration in benchmark.configurations:
             if configuration.gives_options:
@@ -176,48 +176,47 @@ class LocalTarget:
             return ""
         larger = SCALES[SCALES.index(self._options.scale) + 1 :][:1]
         remedy = f"; use --dynamo-scale={larger[0]}" if larger else ""
-        return f"{', '.join(missing)} is not brought up at scale {self._options.scale}{remedy}"
+        return f"{', '.join(missing)} is not started at scale {self._options.scale}{remedy}"
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What is modelled here, and by what."""
         if benchmark.traffic.load().images is not None:
             return self._images.limitations(benchmark, configuration, self.traffic(benchmark))
         found = [
-            "engines are Dynamo's mockers: scheduling, KV cache and routing are real, the time of "
-            "a forward pass is modelled",
+            "workers are Dynamo's mockers: scheduling, KV cache and routing are real, step times "
+            "are modelled",
             "all workers share this machine; the network between them is modelled",
         ]
         fast = self.size(benchmark).fast_forward
         if fast != 1:
             found.append(
-                f"modelled time runs {fast:g} times faster than the clock; what is real (HTTP, "
-                f"routing, tokenizing) weighs {fast:g} times as much as it should"
+                f"modelled time runs {fast:g} times faster than real time, so HTTP, routing and "
+                f"tokenizing, which are real, weigh {fast:g} times as much as they should"
             )
         for worker in configuration.workers:
             if worker.kv_blocks is None and kv_blocks(benchmark, configuration, worker):
                 found.append(
-                    f"{worker.mode} workers: KV blocks are computed from the model's and the "
-                    "GPU's numbers"
+                    f"{worker.mode} workers: KV blocks are computed from the model and the GPU"
                 )
             profile = find_profile(
                 benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker
             )
             found.append(
-                f"{worker.mode} workers: timing of the engine profile {profile.name}, "
+                f"{worker.mode} workers: step times of engine profile {profile.name}, "
                 f"{profile.provenance['tool']}"
                 if profile is not None
                 else f"{worker.mode} workers: there is no engine profile of {benchmark.model} on "
-                f"{benchmark.hardware.gpu} with tp={worker.tp}, so that timing is Dynamo's "
-                "built-in model of no particular GPU"
+                f"{benchmark.hardware.gpu} with tp={worker.tp}, so step times are Dynamo's generic "
+                "built-in model"
             )
         found += feature_limits(configuration, "stand-in")
         return tuple(found)
 
     def measure(self, planned: PlannedRun, progress: Progress) -> Run:
-        """Bring up, warm, measure and take down; see :class:`~..base.Target`.
+        """Start, warm, measure and stop; see :class:`~..base.Target`.
 
         Raises:
-            DeploymentError: the configuration did not come up.
+            DeploymentError: the configuration failed to start.
             UnavailableError: it needs a package that isn't installed.
         """
         images = self._images if planned.traffic.images is not None else None
@@ -276,7 +275,7 @@ class _Measurement:
         self._logs.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="dynamo-bench-"))
         try:
-            self._progress.stage("bringing up")
+            self._progress.stage("starting")
             (scratch / "discovery").mkdir()
             ports = _choose_ports(self._options.frontend_port)
             serving = None
@@ -293,7 +292,7 @@ class _Measurement:
             )  # fmt: skip
             after = Aftermath(self._directory)
             started = time.monotonic()
-            with after.once_measured("taking down"):
+            with after.once_measured("stopping"):
                 async with Processes(specs, scratch) as processes:
                     model = str(scratch / "model")
                     async with _frontend(ports) as frontend:
@@ -301,7 +300,7 @@ class _Measurement:
                         ready_seconds = time.monotonic() - started
                         self._progress.stage(f"ready after {ready_seconds:.1f} s")
                         run = await self._measure(processes, frontend, ports, model, scratch, after)
-                    self._progress.stage("taking down")
+                    self._progress.stage("stopping")
             # As it reads back from JSON.
             described = json.loads(json.dumps(self._configuration.as_dict()))
             deployed = {
@@ -346,7 +345,7 @@ class _Measurement:
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    self._raise_if_dead(processes, "while coming up")
+                    self._raise_if_dead(processes, "during startup")
                     with contextlib.suppress(httpx.HTTPError, ValueError):
                         seen = await _workers_of(frontend, model)
                     if seen >= self._configuration.replicas:
@@ -357,8 +356,8 @@ class _Measurement:
                 f"{name}.log ends:\n{processes.log_tail(name)}" for name in processes.pids
             )
             raise DeploymentError(
-                f"{self._configuration.name} was not ready after {seconds:.0f} s: the "
-                f"frontend knew {seen} of {self._configuration.replicas} workers\n{logs}"
+                f"{self._configuration.name} was not ready after {seconds:.0f} s: the frontend "
+                f"listed {seen} of {self._configuration.replicas} workers\n{logs}"
             ) from None
 
     async def _measure(
@@ -412,7 +411,7 @@ class _Measurement:
     ) -> tuple[list[RequestRecord], dict[str, Any]]:
         events = read_events(scratch / "events.jsonl")
         if events.unreadable:
-            after.problems.append(f"{events.unreadable} events of the engines were unreadable")
+            after.problems.append(f"{events.unreadable} mocker events were unreadable")
         start_wall_ms = datetime.fromisoformat(started_at).timestamp() * 1000
         records = self._with_mechanisms(records, events, start_wall_ms)
         prefilling = {record.prefill_worker for record in records}
@@ -528,12 +527,12 @@ class _Measurement:
         for record in records:
             if record.error:
                 raise DeploymentError(
-                    f"{self._configuration.name} came up but did not answer: {record.error}"
+                    f"{self._configuration.name} started but did not respond: {record.error}"
                 )
             if record.prompt_tokens != _WARM_UP_TOKENS:
                 raise DeploymentError(
                     f"{self._configuration.name} counts {record.prompt_tokens} tokens in a prompt "
-                    f"of {_WARM_UP_TOKENS}; is this the model that was asked for?"
+                    f"of {_WARM_UP_TOKENS}; is this the right model?"
                 )
 
     async def _observe(
@@ -545,7 +544,7 @@ class _Measurement:
         try:
             observed["workers"] = await _workers_of(frontend, model)
         except (httpx.HTTPError, ValueError) as error:
-            after.note([f"how many workers the frontend has at the end is not known: {error!r}"])
+            after.note([f"the number of workers at the end is unknown: {error!r}"])
         return observed
 
     def _block_hashes(self, records: list[RequestRecord]) -> dict[str, list[int]]:
@@ -590,7 +589,7 @@ class _Measurement:
         logs = [tail(log, lines=100) for log in self._logs.glob("*.log")]
         kind = (
             _PortTakenError
-            if when == "while coming up" and any(_PORT_TAKEN.search(log) for log in logs)
+            if when == "during startup" and any(_PORT_TAKEN.search(log) for log in logs)
             else DeploymentError
         )
         raise kind(f"{self._configuration.name} died {when}: {processes.exit_report()}")
@@ -605,7 +604,7 @@ async def _frontend(ports: Ports) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def _cpu_seconds(processes: Processes) -> dict[str, float]:
-    """Processor time that each process of a deployment has used so far, with its children."""
+    """CPU time that each process of a deployment has used so far, with its children."""
     found = {}
     for name, pid in processes.pids.items():
         with contextlib.suppress(psutil.Error):
@@ -664,7 +663,7 @@ def _with_images(
 def _choose_ports(frontend_port: int | None) -> Ports:
     """Free ports, all chosen at once so that they differ.
 
-    Between here and the bind of the process that gets it, somebody else can take a port. The
+    Between here and the bind of the process that gets it, another process can take a port. The
     process then ends, and the deployment is tried again with other ports.
     """
     with contextlib.ExitStack() as stack:

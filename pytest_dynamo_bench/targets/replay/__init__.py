@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _OPTIONS = OptionGroup("local and replay", (
     option(
         "--dynamo-replay-processes", metavar="N", type=count, default=None,
-        help="replay: simulations at a time (default: as many as there are cores); each takes up "
-        "to 600 MB",
+        help="replay: simulations at a time (default: number of CPU cores); each takes up to 600 "
+        "MB",
     ),
     option(
         "--dynamo-executor", metavar="WHERE", type=executor, default=LOCAL_EXECUTOR,
@@ -34,10 +34,10 @@ _OPTIONS = OptionGroup("local and replay", (
     ),
     option(
         "--dynamo-attribution", action="store_true",
-        only_here="needs --dynamo-target=replay: it takes all combinations of the features, many "
-        "times over",
-        help="replay: simulate all combinations of the features in which the promoted "
-        "configuration differs from the baseline, and say what each of them brings",
+        only_here="needs --dynamo-target=replay: it measures all combinations of the features, "
+        "several times",
+        help="replay: simulate every combination of the features in which the promoted "
+        "configuration differs from the baseline, and report what each feature contributes",
     ),
 ))  # fmt: skip
 

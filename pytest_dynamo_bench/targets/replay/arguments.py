@@ -115,7 +115,7 @@ def engine_arguments(
 
 
 def ranks_as_workers(benchmark: Benchmark) -> bool:
-    """Whether ranks of attention data parallelism are simulated as workers of their own.
+    """Whether ranks of attention data parallelism are simulated as separate workers.
 
     Dynamo's replay has no attention data parallelism in a split. Where a comparison has that,
     all of its configurations are simulated the same way, so that they can be compared.

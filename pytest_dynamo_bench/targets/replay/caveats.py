@@ -1,4 +1,4 @@
-"""What a simulated number is not: known simplifications, and what each does to a claim."""
+"""Known simplifications of the simulation, and what each does to a claim."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from pytest_dynamo_bench.features import Caveat, Simulation, absent_features, fe
 
 MODEL_ESTIMATE = Caveat(
     "model-estimate",
-    "Step times are estimates from kernel measurements; they were not compared with this "
+    "Step times are estimates from kernel measurements and were not checked against this "
     "deployment on hardware.",
-    "Differences between configurations are more trustworthy than absolute times.",
+    "Trust differences between configurations more than absolute times.",
 )
 PREFIX_PRICED_ON_AVERAGE = Caveat(
     "prefix-priced-on-average",
-    "That new tokens of a prompt attend to what comes before them is priced by its mean cost in "
-    "this traffic, the same for every token of every prompt; Dynamo's own table leaves it out.",
-    "Tokens early in a prompt, which a prefix hit saves, are a little too expensive: flatters "
-    "prefix reuse, and so KV routing. How much prefill time each run was charged, beside what the "
-    "source of the profile says, is in the run's record.",
+    "The cost of attending to earlier tokens is a mean over this traffic, the same for every token "
+    "of every prompt; Dynamo's table does not include it.",
+    "Tokens early in a prompt, which a prefix hit saves, are slightly too expensive. This favors "
+    "prefix reuse and therefore KV routing. run.json compares the prefill time charged with that "
+    "of the profile's source.",
 )
 CACHED_PREFIX_FREE = Caveat(
     "cached-prefix-free",
-    "A prefill step costs what its new tokens cost; that these attend to a cached prefix, or "
-    "to earlier chunks of a long prompt, is not priced.",
-    "Flatters prefix reuse, and so KV routing, and makes long prompts too cheap on all sides.",
+    "A prefill step is priced by its new tokens. Attending to a cached prefix or to earlier chunks "
+    "of a long prompt costs nothing.",
+    "Favors prefix reuse and therefore KV routing, and makes long prompts too cheap everywhere.",
 )
 NO_VISION = Caveat(
     "vision-encoder-absent",
     "The model's vision encoder takes no time and its embeddings have no cache.",
-    "Nothing can be claimed of images, embedding caches or frontend decoding here.",
+    "No claim about images, embedding caches or frontend decoding is possible here.",
 )
 DATA_SOURCE = Caveat(
     "data-source",
-    "Kernel measurements are from NVIDIA's aiconfigurator (Apache-2.0), the replay is "
-    "ai-dynamo's (Apache-2.0).",
-    "Favours no side.",
+    "Kernel measurements are from NVIDIA's aiconfigurator (Apache-2.0); the replay is ai-dynamo's "
+    "(Apache-2.0).",
+    "Favors no configuration.",
 )
 
 
@@ -81,5 +81,5 @@ def _origin(profile: EngineProfile) -> Caveat:
         f"Profile {profile.name}: {source['tool']} {source['tool_version']}, kernel data of "
         f"{source['kernel_data']}, model {source['source_model']}, operations: {shares}"
         f"{stand_in}.",
-        "The less of it is silicon, the less a small effect means.",
+        "The fewer operations are silicon, the less a small effect means.",
     )

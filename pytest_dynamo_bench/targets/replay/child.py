@@ -1,4 +1,4 @@
-"""Runs one of Dynamo's offline replays; started as a process of its own by the replay target.
+"""Runs one of Dynamo's offline replays; started as a separate process by the replay target.
 
     python child.py JOB.json [PARENT]
 

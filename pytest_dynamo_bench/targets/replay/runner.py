@@ -107,7 +107,7 @@ class Runner:
         return (self.processes or cores()) if self.executor == LOCAL_EXECUTOR else _UNBOUNDED
 
     def check(self) -> None:
-        """See that there is somebody who simulates.
+        """Check that simulations can run.
 
         Raises:
             TargetError: the scheduler cannot be reached, or its workers would simulate something

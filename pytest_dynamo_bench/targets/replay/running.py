@@ -126,7 +126,7 @@ class _Result(msgspec.Struct):
 def run_child(
     name: str, job: Path, result: Path, files: Sequence[int], timeout_seconds: float
 ) -> tuple[dict[str, Any], str]:
-    """Run one of Dynamo's replays in a process of its own.
+    """Run one of Dynamo's replays in a separate process.
 
     Args:
         name: of the configuration.

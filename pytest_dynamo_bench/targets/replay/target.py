@@ -1,8 +1,7 @@
 """The replay target: Dynamo's own discrete-event simulation of a configuration.
 
 The traffic is sent in full and in simulated time; the schedulers, KV caches and the router
-are Dynamo's, the time of an engine's steps comes from a profile. Each run is a process of its
-own.
+are Dynamo's, the time of an engine's steps comes from a profile. Each run is a separate process.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A service that answers at a URL, whoever brought it up: asking it, and measuring it."""
+"""A server at a URL: querying and measuring it."""

@@ -46,7 +46,7 @@ class Tls:
             ("--dynamo-tls-key", self.key_file),
         ):
             if path is not None and not path.is_file():
-                raise TargetError(f"{option}: {path}: there is no such file")
+                raise TargetError(f"{option}: {path}: no such file")
         if self.key_file is not None and self.certificate_file is None:
             raise TargetError("--dynamo-tls-key: needs --dynamo-tls-certificate too")
         try:
@@ -135,8 +135,8 @@ def check_url(option: str, url: str) -> str:
         raise TargetError(f"{option}: {_without_user(url)!r} is not an http(s) URL; {example}")
     if "@" in parts.netloc:
         raise TargetError(
-            f"{option}: {_without_user(url)}: leave user and password out of the URL, where they "
-            "end up in reports; give --dynamo-api-key-file or --dynamo-header instead"
+            f"{option}: {_without_user(url)}: remove user and password from the URL, which appears "
+            "in reports; use --dynamo-api-key-file or --dynamo-header"
         )
     if parts.query or parts.fragment:
         raise TargetError(f"{option}: {url.split('?')[0]}: must end before '?' and '#'; {example}")

@@ -186,7 +186,7 @@ def _until_done(
 def _failure(status: _Status) -> DeploymentError | None:
     if status.stage != "failed":
         return None
-    return DeploymentError(f"shard {status.shard} of the load failed: {status.error}")
+    return DeploymentError(f"load shard {status.shard} failed: {status.error}")
 
 
 def _try(ask: Callable[[], bytes], what: str, still_there: Callable[[], None] = _nothing) -> bytes:
@@ -233,5 +233,5 @@ def _said(data: bytes, kind: type[T]) -> T:
         return decoded(data, kind)
     except ValueError as error:
         raise DeploymentError(
-            f"what answers in the place of a load generator is none ({error}): {shown(data)}"
+            f"the response is not from a load generator ({error}): {shown(data)}"
         ) from None

@@ -76,8 +76,8 @@ def whole_or_cut(traffic: Traffic, seconds: float | None, seed: int) -> Traffic:
         return traffic
     if isinstance(traffic.schedule, Concurrency):
         raise TargetError(
-            "--dynamo-seconds: a closed loop cannot be cut to a length in seconds; leave the "
-            "option out, or give the configurations fewer requests"
+            "--dynamo-seconds: a closed loop has no duration to cut; leave the option out, or give "
+            "the configurations fewer requests"
         )
     return cut(traffic, seconds, seed=seed)
 
@@ -207,7 +207,8 @@ async def warm_up(service: Service, block_tokens: int, count: int) -> None:
     for record in sent.records:
         if record.error:
             raise DeploymentError(
-                f"{service.address.url} lists {service.model!r} but does not answer: {record.error}"
+                f"{service.address.url} lists {service.model!r} but does not respond: "
+                f"{record.error}"
             )
 
 

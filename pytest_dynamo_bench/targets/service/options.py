@@ -28,20 +28,20 @@ ACCESS_OPTIONS = OptionGroup("keys and TLS", (
     option(
         "--dynamo-header", metavar="'NAME: VALUE'", action="append", default=[],
         shown=_header_name,
-        help="sent with every request; a value env:VARIABLE is taken from the environment; can "
-        "be given several times",
+        help="header of every request; the value env:VARIABLE is read from the environment; can be "
+        "repeated",
     ),
     option(
         "--dynamo-tls-ca", metavar="FILE", type=Path, default=None,
-        help="certificates to trust for https (default: the system's)",
+        help="CA certificates to trust for https (default: the system's)",
     ),
     option(
         "--dynamo-tls-certificate", metavar="FILE", type=Path, default=None,
-        help="own certificate, where the server asks for one",
+        help="client certificate, if the server requires one",
     ),
     option(
         "--dynamo-tls-key", metavar="FILE", type=Path, default=None,
-        help="its private key, where it is in a file of its own",
+        help="private key of the client certificate, if it is in a separate file",
     ),
     option("--dynamo-tls-insecure", action="store_true", help="accept any certificate for https"),
 ))  # fmt: skip

@@ -124,8 +124,8 @@ def choose_model(url: str, listed: Sequence[str], wanted: str, given: str | None
     if given:
         raise TargetError(f"--dynamo-endpoint-model: {url} has no model {given!r}; it has {has}")
     raise TargetError(
-        f"{url} has no model {wanted!r}, which the benchmark is about; it has {has}. If one of "
-        "them is that model under another name, say so with --dynamo-endpoint-model"
+        f"{url} has no model {wanted!r}, which the benchmark needs; it has {has}. If one of them "
+        "is that model under another name, give that name with --dynamo-endpoint-model"
     )
 
 
@@ -165,7 +165,7 @@ class _Asking:
             if response.status_code not in _REJECTED:
                 break
         raise DeploymentError(
-            f"{self._address.url} lists {self._model!r} but does not answer a request: {refused}"
+            f"{self._address.url} lists {self._model!r} but does not serve requests: {refused}"
         )
 
     async def words(self, dialect: Dialect) -> tuple[tuple[str, ...] | None, int]:
@@ -191,8 +191,8 @@ class _Asking:
                 return tuple(found), template
             seen.append(f"only {len(found)} of {len(candidates)} common words are one token")
         raise DeploymentError(
-            f"{self._address.url} counts tokens in a way that exact prompt lengths cannot be made "
-            f"for ({'; '.join(seen)}); does a gateway in front of it change prompts?"
+            f"{self._address.url} counts tokens in a way that rules out exact prompt lengths "
+            f"({'; '.join(seen)}); does a gateway change prompts?"
         )
 
     async def _single(self, words: list[str], template: int, dialect: Dialect) -> list[str]:
@@ -257,7 +257,7 @@ class _Asking:
             return await self._client.post("/v1/chat/completions", json=body)
         except httpx.HTTPError as error:
             raise DeploymentError(
-                f"{self._address.url} does not answer a request: {_plain(error)}"
+                f"{self._address.url} does not serve requests: {_plain(error)}"
             ) from None
 
 

@@ -86,7 +86,7 @@ class _Notes(Unwatched):
 def _parts(directory: Path, index: int) -> list[Path]:
     found = sorted(directory.glob(f"order-{index}-*"))
     if not found:
-        raise SystemExit(f"{directory}: there is no order for shard {index}")
+        raise SystemExit(f"{directory}: there is no job for shard {index}")
     return found
 
 
@@ -150,7 +150,7 @@ async def _send(shard: _Shard, directory: Path) -> None:
         while shard.start_unix is None:
             await asyncio.sleep(_TICK_SECONDS)
             if shard.abandoned:
-                raise TimeoutError("nobody said when to start")
+                raise TimeoutError("the plugin gave no start time")
         while (remaining := shard.start_unix - time.time()) > 0:
             await asyncio.sleep(min(remaining, _TICK_SECONDS) if remaining > 0.002 else 0)
         shard.stage = "measuring"
@@ -174,7 +174,7 @@ async def _send(shard: _Shard, directory: Path) -> None:
         await asyncio.wait({sending}, timeout=1)
         if shard.abandoned:
             sending.cancel()
-            raise TimeoutError("nobody asked any more")
+            raise TimeoutError("the plugin stopped polling")
     sent = sending.result()
     started = datetime.fromisoformat(sent.started_at).timestamp()
     observed: dict[str, Any] = {"load_generator": sent.health}

@@ -1,6 +1,6 @@
 """One traffic sent by several processes: dealt out, put together again, and packed for the way.
 
-A shard is a traffic of its own with the same clock: whole sessions, due when they were due. What it
+A shard is a separate traffic with the same clock: whole sessions, due when they were due. What it
 measured is put back on the common clock by how far its own clock was off.
 """
 
@@ -31,8 +31,8 @@ _RECORD_FIELDS = tuple(item.name for item in dataclasses.fields(RequestRecord))
 # A record's fields, in the order of ``_RECORD_FIELDS``, as JSON can have them.
 Row = list[Any]
 _OTHER_VERSION = (
-    "the load generator in the cluster is another version of pytest-dynamo-bench than the one "
-    "here; set load.pip or load.image to the same"
+    "the load generator in the cluster has another version of pytest-dynamo-bench than this "
+    "machine; set load.pip or load.image to the same version"
 )
 _REQUEST_FIELDS = tuple(item.name for item in dataclasses.fields(TrafficRequest))
 
@@ -161,7 +161,7 @@ def merge(results: Sequence[ShardResult], traffic: Traffic, start_unix: float) -
     problems = [f"shard {r.index}: {problem}" for r in results for problem in r.problems]
     for what, names in (
         ("are missing", sorted(wanted - seen.keys())),
-        ("came back more than once", sorted(name for name, n in seen.items() if n > 1)),
+        ("were returned twice", sorted(name for name, n in seen.items() if n > 1)),
         ("were never sent", sorted(seen.keys() - wanted)),
     ):
         if names:
@@ -198,8 +198,8 @@ def pack_order(service: Service, traffic: Traffic, settings: dict[str, Any]) -> 
     images = traffic.images
     if images is not None and not isinstance(images, NoiseImages):
         raise TargetError(
-            "images of files are not in the cluster; use load.source: url or api-server, or "
-            "images that are made"
+            "image files are not in the cluster; use load.source: url or api-server, or generated "
+            "images"
         )
     schedule = traffic.schedule
     order = {

@@ -1,4 +1,4 @@
-"""The vision worker as the local target brings it up, and what it measured of each request."""
+"""The vision worker as the local target starts it, and what it measured of each request."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class VisionWorkers:
         (worker,) = configuration.workers
         if worker.engine_args:
             raise TargetError(
-                f"{owner}: engine_args: the vision worker on 'local' is no engine of Dynamo's, and "
-                "has no such options; --dynamo-engine=vllm brings up one"
+                f"{owner}: engine_args: the vision worker on 'local' is not a Dynamo engine and "
+                "has no such options; use --dynamo-engine=vllm"
             )
         if find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker) is None:
             raise TargetError(
@@ -69,8 +69,8 @@ class VisionWorkers:
             raise UnavailableError(f"{owner}: images need Pillow; install it with: {_PILLOW}")
         if worker.frontend_decoding and nixl_libraries() is None:
             raise UnavailableError(
-                f"{owner}: frontend decoding moves pixels by NIXL, which is not installed; install "
-                f"it (67 MB, without PyTorch) with: {INSTALL_NIXL}"
+                f"{owner}: frontend decoding needs NIXL, which is not installed; install it (67 "
+                f"MB, without PyTorch) with: {INSTALL_NIXL}"
             )
 
     def limitations(
@@ -83,18 +83,18 @@ class VisionWorkers:
         (worker,) = configuration.workers
         profile = find_profile(benchmark.model, benchmark.hardware.gpu, benchmark.engine, worker)
         found = [
-            "Dynamo's own: frontend, router, request path, the cache of embeddings, and where it "
-            "is on, frontend decoding with its transfer over NIXL",
-            "ours, since Dynamo's mocker has no vision encoder: the worker, with a real but small "
-            "image encoder on one core of this machine, whose embeddings are as large as the "
-            "model's, and a batching engine, which asks the cache; on a GPU the encoder takes "
-            "another share of the time, so that how much time the cache saves is ours as well",
+            "Dynamo's own: frontend, router, request path, embedding cache, and if enabled, "
+            "frontend decoding with its NIXL transfer",
+            "ours, because Dynamo's mocker has no vision encoder: the worker, with a small but "
+            "real image encoder on one core, embeddings of the model's size, and a batching engine "
+            "that uses the cache; the encoder's share of the time differs from a GPU's, and so "
+            "does the time that the cache saves",
             "modelled: the time of prefill and decode steps, by the engine profile "
-            f"{profile.name if profile else 'of nothing'}; no KV prefix cache, since these prompts "
+            f"{profile.name if profile else 'of nothing'}; no prefix cache, because these prompts "
             "share no prefix",
-            "left out: vLLM's own small encoder cache and processor cache, and the copy of cached "
-            "embeddings from host to GPU; the first two would help the baseline, the copy would "
-            "cost the cache a little",
+            "left out: vLLM's small encoder cache and processor cache, which would help the "
+            "baseline, and the copy of cached embeddings from host to GPU, which would cost the "
+            "cache a little",
         ]
         return (*found, *limits_of_this_machine(worker, plan.share))
 
@@ -297,14 +297,14 @@ def limits_of_this_machine(worker: Worker, share: float) -> tuple[str, ...]:
     found = []
     if worker.frontend_decoding:
         found.append(
-            "NIXL's polling threads have the lowest priority, so that they take time that nothing "
-            "else on this machine needs; where it is meant to run they have cores of their own"
+            "NIXL's polling threads have the lowest priority here, to use only idle CPU time; in "
+            "production they have their own cores"
         )
     if worker.embedding_cache_gib and share < 1:
         found.append(
             f"embedding caches are scaled with the images: {100 * share:.2g} % of the published "
-            "bytes of distinct images, and as much of the published capacity, so that the "
-            "pressure on the cache is as published"
+            "bytes of distinct images, and of the published capacity, which keeps the published "
+            "cache pressure"
         )
     return tuple(found)
 

@@ -1,7 +1,7 @@
 """A small vision encoder in real arithmetic: its work grows with the pixels.
 
 It has the shape of the vision towers of Qwen's models, and far less depth: patches of 16 x 16
-pixels are projected, pass through residual MLP blocks, and four neighbours each are merged into
+pixels are projected, pass through residual MLP blocks, and four neighbors each are merged into
 one token of the language model. Weights are random. What it gives has the true size, so
 that a cache of it fills as on a GPU; how long it takes is the time of this machine.
 """

@@ -1,7 +1,7 @@
 """NIXL's polling threads, kept from taking the time that everything else needs.
 
 NIXL polls for transfers without a pause: two threads in Dynamo's frontend, and one in a
-worker. Where it is meant to run they have cores of their own. On a small machine they would take
+worker. In production they have their own cores. On a small machine they would take
 most of what is there, and what was measured would be the competition for it. So they get the
 lowest priority, and run when nothing else does.
 """
@@ -32,7 +32,7 @@ class Pollers:
     threads: Sequence[tuple[int, int]] = ()
 
     def seconds(self) -> float:
-        """Processor time that all of them have used so far."""
+        """CPU time that all of them have used so far."""
         used = {pid: _thread_seconds(pid) for pid in {pid for pid, _ in self.threads}}
         return sum(used[pid].get(thread, 0.0) for pid, thread in self.threads)
 

@@ -1,6 +1,6 @@
 """The vision worker as a process: registers with Dynamo's runtime and answers its frontend.
 
-A program of its own: ``python -m pytest_dynamo_bench.targets.local.vision.worker``. Beside its
+A separate program: ``python -m pytest_dynamo_bench.targets.local.vision.worker``. Beside its
 answers it writes a JSON line for each request to ``--measures``: how many images it had, how
 many of them were in the embedding cache, and the time that their decoding, transfer and
 encoding took.
@@ -94,7 +94,7 @@ def decode(url: str) -> Pixels:
 
     head, _, body = url.partition(",")
     if not head.startswith("data:") or not head.endswith(";base64"):
-        raise ValueError(f"images are taken as data URLs only, got {url[:40]!r}")
+        raise ValueError(f"images must be data URLs, got {url[:40]!r}")
     with Image.open(io.BytesIO(base64.b64decode(body))) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -155,7 +155,7 @@ class VisionWorker:
         measures.images += 1
         if "Decoded" in item:
             if self._pixels is None:
-                raise ValueError("the frontend decoded an image, which was not asked for")
+                raise ValueError("the frontend decoded an image although frontend decoding is off")
             pixels = await self._pixels.read(item["Decoded"])
             measures.image_transfer_ms += (time.perf_counter() - started) * 1000
         else:

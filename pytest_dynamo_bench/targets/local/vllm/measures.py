@@ -86,7 +86,7 @@ def read_observations(directory: Path) -> Measures:
     for event in sorted(events, key=lambda event: event["event"] != "queued"):
         own = found.get(event["request"])
         if own is None:
-            # vLLM adds something of its own to what the request is called.
+            # vLLM adds a suffix to the request's id.
             own = found.get(event["request"].rpartition("-")[0])
         if own is not None:
             _add(own, event)

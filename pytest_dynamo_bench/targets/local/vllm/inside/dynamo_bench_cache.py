@@ -15,7 +15,7 @@ from dynamo.vllm.multimodal_utils.multimodal_embedding_cache_connector import (
 class ProcessorEmbeddingCacheConnector(
     DynamoMultimodalEmbeddingCacheConnector  # type: ignore[misc,unused-ignore]
 ):
-    """The cache with its results on the processor."""
+    """The cache with its results on the CPU."""
 
     def __init__(self, vllm_config: Any, role: Any) -> None:
         super().__init__(vllm_config, role)

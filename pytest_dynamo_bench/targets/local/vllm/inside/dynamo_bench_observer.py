@@ -48,7 +48,7 @@ def _note(event: str, request: str, **values: Any) -> None:
 
 
 def _replace(owner: type, name: str, wrapper: Any) -> None:
-    """Put a wrapper in the place of what it wraps, and let it look like that."""
+    """Replace a function by a wrapper that looks like it."""
     original = getattr(owner, name)
     wrapper = functools.wraps(original)(wrapper)
     static = isinstance(owner.__dict__.get(name), staticmethod)
