@@ -216,7 +216,7 @@ def test_a_name_of_another_run_is_left_alone_too(fake, api, tmp_path):
     found = deployment(api, tmp_path, engine="vllm")
     metadata = {"name": found.name, "labels": labels(SPLIT, "run-0")}
     fake.add(DGD, {"metadata": metadata, "spec": {}})
-    with pytest.raises(DeploymentError, match="it is of run run-0; it is left alone"), found.open():
+    with pytest.raises(DeploymentError, match="belongs to run run-0"), found.open():
         pass
 
 

@@ -79,7 +79,7 @@ def test_what_is_served_decides_what_is_made_measured_and_deleted(
     assert [record.error for record in run.records] == [None] * 4
     assert run.deployed["image"] == "me/vllm-runtime:wip"
     assert run.observed["workers"] == run.deployed["workers"] == 3
-    assert any(stage.startswith("bringing up: Frontend 1/1, prefill 2/2, decode 1/1")
+    assert any(stage.startswith("starting: Frontend 1/1, prefill 2/2, decode 1/1")
                for stage in seen.stages)  # fmt: skip
     assert any(f"/{DGD}" in path and f"/{operator.version}/" in path for _, path in fake.requests)
     (written,) = tmp_path.glob("manifest.yaml")
