@@ -521,7 +521,7 @@ def test_the_operator_of_a_release(release, operator):
 def test_an_image_whose_tag_says_no_release_needs_the_release():
     benchmark, own = bench("vllm", AGG), {"agg": "me/vllm:wip"}
     settings = with_image(ClusterSettings("ns"), own, benchmark, AGG)
-    with pytest.raises(TargetError, match=r"image me/vllm:wip is no release .* runtime_version"):
+    with pytest.raises(TargetError, match=r"image me/vllm:wip is not a release .* runtime_version"):
         render(benchmark, AGG, settings, "r", NEW_OPERATOR)
     (old,) = render(benchmark, AGG, settings, "r", OLD_OPERATOR)
     assert {part["runtime"] for part in components(old).values()} == {None}
