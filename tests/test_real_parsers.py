@@ -30,6 +30,7 @@ from pytest_dynamo_bench.dynamo_options import ENGINE_FIELDS, FRONTEND_FIELDS
 from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import DynamoBenchError, TargetError
 from pytest_dynamo_bench.targets.kubernetes.engine_arguments import engine_command
+from pytest_dynamo_bench.targets.kubernetes.graph import NEW_OPERATOR
 from pytest_dynamo_bench.targets.kubernetes.manifest import image_of, render
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.local.commands import Ports, check_options, process_specs
@@ -40,7 +41,7 @@ from pytest_dynamo_bench.targets.option_check import parse_command
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget, describe
 from tests.any_configuration import ENGINES, benchmark_with, configurations
 from tests.dynamo_parsers import Parsers, problem
-from tests.kubernetes.forms import OPERATORS, components, shared_env
+from tests.kubernetes.forms import components, shared_env
 from tests.kubernetes.test_manifests import CLUSTERS, benchmark_of
 
 pytest.importorskip("dynamo.frontend", reason="needs ai-dynamo")
@@ -54,12 +55,11 @@ PORTS = Ports(8100, 8101, 8102)
 
 def containers(benchmark, configuration, cluster):
     """Command line and variables of every container of a configuration's manifest."""
-    for operator in OPERATORS:
-        (*_, graph) = render(benchmark, configuration, cluster, "run", operator)
-        for name, component in components(graph).items():
-            container = component["container"]
-            env = {v["name"]: v["value"] for v in (*shared_env(graph), *container.get("env", ()))}
-            yield name, [*container["command"], *container["args"]], env
+    (*_, graph) = render(benchmark, configuration, cluster, "run", NEW_OPERATOR)
+    for name, component in components(graph).items():
+        container = component["container"]
+        variables = {v["name"]: v["value"] for v in (*shared_env(graph), *container.get("env", ()))}
+        yield name, [*container["command"], *container["args"]], variables
 
 
 def local_commands(benchmark, configuration, fast_forward=1.0):
