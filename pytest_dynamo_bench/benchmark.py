@@ -57,6 +57,11 @@ def _check_positive(owner: str, name: str, value: float | None) -> None:
         _fail(owner, f"{name}: must be greater than 0, got {value!r}")
 
 
+def _check_dynamo(owner: str, value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        _fail(owner, f"dynamo: must be a release such as '1.6.1', or a path; got {value!r}")
+
+
 def _check_name(owner: str, value: object) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         _fail(
@@ -264,6 +269,7 @@ class Worker:
         engine_args: other options of the workers' program, by its own names:
             ``{"max-model-len": 8192}``. See ``Configuration.frontend_args``.
         env: environment variables of these workers; they override the configuration's.
+        dynamo: another Dynamo for these workers than for their frontend, as in ``Configuration``.
     """
 
     replicas: int
@@ -284,9 +290,11 @@ class Worker:
     embedding_cache_gib: float | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     env: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    dynamo: str | None = None
 
     def __post_init__(self) -> None:
         owner = f"Worker(mode={self.mode!r})"
+        _check_dynamo(owner, self.dynamo)
         _check_choice(owner, "mode", self.mode, get_args(WorkerMode))
         for name in (
             "replicas", "tp", "kv_blocks", "max_num_seqs", "max_num_batched_tokens",
@@ -353,6 +361,11 @@ class Configuration:
     ``env`` are environment variables of frontend and workers. True is an option without a value,
     False its ``--no-`` form, a list several values. Reports and attributions show each by its
     name. Values of variables named like secrets are not shown.
+
+    ``dynamo`` is the Dynamo to run: a release installed by ``install-dynamo`` (``"1.6.1"``), wheels
+    installed by it (a directory, or wheels separated by commas), or the Python of an environment
+    (``"../dynamo/.venv/bin/python"``). None is that of ``--dynamo-version``, or else of the
+    environment that tests run in.
     """
 
     name: str
@@ -367,10 +380,12 @@ class Configuration:
     requests: int | None = None
     frontend_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     env: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    dynamo: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("Configuration", self.name)
         owner = f"Configuration {self.name!r}"
+        _check_dynamo(owner, self.dynamo)
         if self.role == _OLD_PROMOTED:
             warnings.warn(
                 f"{owner}: role={_OLD_PROMOTED!r} is now role='promoted'",
@@ -423,7 +438,15 @@ class Configuration:
         found = dataclasses.asdict(self)
         for part in (found, *found["workers"]):
             part["env"] = shown_variables(part["env"])
+            if part["dynamo"] is None:
+                del part["dynamo"]
         return found
+
+    @property
+    def dynamos(self) -> dict[str, str | None]:
+        """Which Dynamo runs its frontend, and which the workers of each role."""
+        found: dict[str, str | None] = {"frontend": self.dynamo}
+        return found | {worker.mode: worker.dynamo or self.dynamo for worker in self.workers}
 
     @property
     def gives_options(self) -> bool:
@@ -911,6 +934,20 @@ class Benchmark:
                 for scale, size in self.sizes.items()
             },
         )
+
+    def with_dynamo(self, given: Iterable[tuple[str, str]]) -> Benchmark:
+        """This benchmark with a Dynamo for the configurations that name none.
+
+        Args:
+            given: names of configurations with a Dynamo for each; the one of the empty name is
+                for all others. A name of another benchmark's is none of this one's.
+        """
+        named = dict(given)
+        configurations = [
+            dataclasses.replace(item, dynamo=item.dynamo or named.get(item.name, named.get("")))
+            for item in self.configurations
+        ]
+        return dataclasses.replace(self, configurations=configurations)
 
     def with_traffic(self, traffic: TrafficSource) -> Benchmark:
         """This benchmark with other traffic, at every size."""

@@ -417,6 +417,8 @@ class Comparison:
         differences = confounds(
             self.benchmark.configuration(claim.treatment),
             self.benchmark.configuration(claim.baseline),
+            treatment_dynamo=treatment[0].run.dynamo,
+            baseline_dynamo=baseline[0].run.dynamo,
         )
         return judge_claim(
             claim,

@@ -44,11 +44,13 @@ class Simulation:
 
     Attributes:
         ranks_as_workers: ranks of attention data parallelism are simulated as workers.
+        one_prefill_at_a_time: prefill workers of a split process one prompt at a time.
     """
 
     benchmark: Benchmark
     configuration: Configuration
     ranks_as_workers: bool = False
+    one_prefill_at_a_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,8 @@ def _transfer(seen: Observation) -> str:
 
 def _split_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
     known = simulation.benchmark.hardware.kv_transfer_gb_per_second is not None
-    return (_TRANSFER_UNSHARED if known else _TRANSFER_FREE, _PREFILL_ONE_AT_A_TIME)
+    found = (_TRANSFER_UNSHARED if known else _TRANSFER_FREE,)
+    return (*found, _PREFILL_ONE_AT_A_TIME) if simulation.one_prefill_at_a_time else found
 
 
 def _reuse_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
@@ -463,10 +466,11 @@ _TRANSFER_UNSHARED = Caveat(
 )
 _PREFILL_ONE_AT_A_TIME = Caveat(
     "prefill-one-at-a-time",
-    "Dynamo's replay hands a finished prompt over to decode only when its prefill worker is idle. "
-    "Prefill workers of disaggregated configurations are therefore simulated with one prompt at a "
-    "time, in order of arrival, regardless of max_num_seqs.",
-    "Short prompts do not share a step, a slight disadvantage for disaggregated configurations.",
+    "This Dynamo's replay hands a finished prompt over to decode only when its prefill worker is "
+    "idle (fixed in 1.5). Prefill workers of disaggregated configurations are therefore simulated "
+    "with one prompt at a time, in order of arrival, regardless of max_num_seqs.",
+    "Flatters disaggregated configurations under load: prompts do not share a step, and the first "
+    "of them is done sooner.",
 )
 _SHARED_BLOCKS_ONCE = Caveat(
     "shared-blocks-once",

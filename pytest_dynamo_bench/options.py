@@ -40,6 +40,17 @@ def _named_directory(text: str) -> tuple[str, Path]:
     return name, Path(directory)
 
 
+def _named_dynamo(text: str) -> tuple[str, str]:
+    name, separator, dynamo = text.partition("=")
+    if not separator or "/" in name:
+        name, dynamo = "", text
+    if not dynamo.strip():
+        raise argparse.ArgumentTypeError(
+            f"must be a Dynamo such as 1.6.1, or CONFIGURATION=1.6.1; got {text!r}"
+        )
+    return name, dynamo
+
+
 def _share(text: str) -> float:
     try:
         share = float(text)
@@ -73,6 +84,13 @@ _RUNS = OptionGroup("runs", (
         help="where to measure: "
         + ", ".join(f"{target.name!r} is {target.summary}" for target in OURS)
         + " (default: the ini option dynamo_target, else 'local')",
+    ),
+    option(
+        "--dynamo-version", metavar="[CONFIGURATION=]DYNAMO", type=_named_dynamo,
+        action="append", default=[],
+        help="the Dynamo that runs where a configuration names none, for all of them or for one: "
+        "a release or wheels that install-dynamo has installed, or the Python of an environment "
+        "(default: that of the environment that tests run in); docs/dynamo-versions.md",
     ),
     option(
         "--dynamo-traffic", metavar="FILE", default=None,

@@ -308,7 +308,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from pytest_dynamo_bench.targets.base import sent_traffic
     for benchmark in benchmarks.values():
         try:
-            benchmark = dynamo.with_own_traffic(benchmark)
+            benchmark = dynamo.as_asked(benchmark)
             dynamo.target.check(benchmark.only(needed[benchmark.name]))
             sent_traffic(dynamo.target, benchmark)
         except DynamoBenchError as error:
@@ -469,7 +469,7 @@ class AttributionItem(pytest.Item):
         # The option is refused where another target is chosen.
         assert isinstance(dynamo.target, ReplayTarget)
         target = dynamo.target.keeping(self.config.rootpath / ".dynamo-bench-cache")
-        benchmark = dynamo.with_own_traffic(self._benchmark)
+        benchmark = dynamo.as_asked(self._benchmark)
         with dynamo.show(benchmark.name, "attribution", "simulations") as progress:
             progress.stage("simulating all combinations")
             try:

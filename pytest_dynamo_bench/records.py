@@ -148,6 +148,15 @@ class Run:
     notes: Sequence[str] = ()
 
     @property
+    def dynamo(self) -> str:
+        """The version of Dynamo that it ran on, and of workers where it is another; or empty."""
+        version = self.observed.get("dynamo_version") or self.observed.get("dynamo") or ""
+        workers = self.observed.get("dynamo_of_workers")
+        others = set(map(str, workers.values())) if isinstance(workers, Mapping) else set()
+        named = f" with workers of {' and '.join(sorted(others))}" if others else ""
+        return f"{version}{named}" if version else ""
+
+    @property
     def engines(self) -> Engines:
         """What the engines were that were measured."""
         if self.simulated:

@@ -112,12 +112,13 @@ class BenchSession:
         """Where results are, if there are any."""
         return self._store.directory if self._store else None
 
-    def with_own_traffic(self, benchmark: Benchmark) -> Benchmark:
-        """The benchmark with the user's own traffic, where there is any.
+    def as_asked(self, benchmark: Benchmark) -> Benchmark:
+        """The benchmark with the user's own traffic and Dynamo, where there are any.
 
         Raises:
             TrafficError: the file cannot be used.
         """
+        benchmark = benchmark.with_dynamo(self._option("dynamo_version"))
         path = self._option("dynamo_traffic")
         if path is None:
             return benchmark
@@ -161,7 +162,7 @@ class BenchSession:
 
         if benchmark.name not in self.comparisons:
             self.comparisons[benchmark.name] = Comparison(
-                self.with_own_traffic(benchmark),
+                self.as_asked(benchmark),
                 self.target,
                 self.store,
                 self.show,

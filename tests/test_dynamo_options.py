@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench import Configuration, Worker
 from pytest_dynamo_bench.attribution import plan
+from pytest_dynamo_bench.dynamo.option_check import ParsedCommand, refuse_unknown
 from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.errors import BenchmarkError, TargetError
 from pytest_dynamo_bench.reports.stored_types import Deployment
 from pytest_dynamo_bench.targets.kubernetes.manifest import render
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
-from pytest_dynamo_bench.targets.option_check import ParsedCommand, refuse_unknown
 from pytest_dynamo_bench.verdicts import confounds
 from tests.any_configuration import ENGINES, benchmark_with
 from tests.kubernetes.forms import OPERATORS, components, shared_env

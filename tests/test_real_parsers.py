@@ -26,8 +26,10 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.benchmark import RouterMode
+from pytest_dynamo_bench.dynamo.environment import resolve
+from pytest_dynamo_bench.dynamo.option_check import parse_command
+from pytest_dynamo_bench.dynamo.releases import DYNAMO_RELEASE
 from pytest_dynamo_bench.dynamo_options import ENGINE_FIELDS, FRONTEND_FIELDS
-from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import DynamoBenchError, TargetError
 from pytest_dynamo_bench.targets.kubernetes.engine_arguments import engine_command
 from pytest_dynamo_bench.targets.kubernetes.graph import NEW_OPERATOR
@@ -37,7 +39,6 @@ from pytest_dynamo_bench.targets.local.commands import Ports, check_options, pro
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.vllm.deployment import CachePlan, worker_command
 from pytest_dynamo_bench.targets.local.vllm.environment import VllmEnvironment, find_environment
-from pytest_dynamo_bench.targets.option_check import parse_command
 from pytest_dynamo_bench.targets.replay.target import ReplayTarget, describe
 from tests.any_configuration import ENGINES, benchmark_with, configurations
 from tests.dynamo_parsers import Parsers, problem
@@ -219,7 +220,7 @@ TUNED = Configuration(
 
 
 def test_every_router_mode_of_dynamo_is_one_of_ours():
-    refusal = parse_command("dynamo.frontend", ["--router-mode", "none"], {}).problem
+    refusal = parse_command(resolve(None), "dynamo.frontend", ["--router-mode", "none"], {}).problem
     offered = re.findall(r"'([a-z-]+)'", refusal.partition("choose from")[2])
     assert set(offered) == set(get_args(RouterMode))
 

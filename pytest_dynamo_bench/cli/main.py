@@ -25,6 +25,7 @@ from pytest_dynamo_bench.cli import (
     cleanup,
     common,
     compare,
+    install_dynamo,
     install_vllm,
     report,
     show,
@@ -32,7 +33,7 @@ from pytest_dynamo_bench.cli import (
     traffic,
 )
 from pytest_dynamo_bench.cli.modules import known_targets
-from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
+from pytest_dynamo_bench.dynamo.releases import TRIED
 from pytest_dynamo_bench.errors import (
     DeploymentError,
     DynamoBenchError,
@@ -70,7 +71,7 @@ COMMAND --help lists the options of a command. Claims are tests; run them with
 pytest MODULE.py --dynamo-target=replay"""
 _COMMANDS = (
     "sweep", "attribution", "traffic", "show", "report", "schema", "compare", "history",
-    "cleanup", "check-client", "install-vllm",
+    "cleanup", "check-client", "install-dynamo", "install-vllm",
 )  # fmt: skip
 
 
@@ -101,6 +102,7 @@ def parser(targets: TargetRegistry) -> argparse.ArgumentParser:
     report.add_arguments(commands)
     compare.add_arguments(commands)
     check_client.add_arguments(commands)
+    install_dynamo.add_arguments(commands)
     install_vllm.add_arguments(commands)
     return top
 
@@ -110,7 +112,7 @@ def _versions() -> str:
     try:
         dynamo = f"ai-dynamo {metadata.version('ai-dynamo')}"
     except metadata.PackageNotFoundError:
-        dynamo = f"ai-dynamo is not installed (supported: {DYNAMO_RELEASE})"
+        dynamo = f"ai-dynamo is not installed (tried: {', '.join(TRIED)})"
     return f"pytest-dynamo-bench {__version__}, {dynamo}"
 
 

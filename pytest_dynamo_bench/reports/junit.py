@@ -67,6 +67,8 @@ def verdict_properties(
         ]
     for configuration in (claim.treatment, claim.baseline):
         metrics = comparison[configuration]
+        if metrics.run.dynamo:
+            found.append((f"dynamo.{configuration}.dynamo_version", metrics.run.dynamo))
         for name, definition in METRICS.items():
             if definition.needs_limits and comparison.benchmark.goodput is None:
                 continue

@@ -192,8 +192,17 @@ class ComparisonReport:
 
     @property
     def where(self) -> str:
-        """The target, and whether its time is simulated."""
-        return self.target + (", simulated time" if self.simulated else "")
+        """The target, whether its time is simulated, and the Dynamo of the configurations."""
+        versions: dict[str, list[str]] = {}
+        for item in self.measured:
+            for run in item.runs:
+                names = versions.setdefault(run.run.dynamo, [])
+                names += [item.name] if item.name not in names else []
+        parts = [self.target, *(["simulated time"] if self.simulated else [])]
+        for version, names in versions.items():
+            of = f" ({', '.join(names)})" if len(versions) > 1 else ""
+            parts += [f"Dynamo {in_one_line(version)}{of}"] if version else []
+        return ", ".join(parts)
 
     @property
     def repeats(self) -> int:

@@ -98,6 +98,7 @@ class ResultStore:
         directory = self.run_directory(run.benchmark, run.configuration, repeat)
         configuration = benchmark.configuration(run.configuration)
         kept: dict[str, Any] = {
+            "dynamo": run.dynamo,
             "gpus": run.gpus,
             "simulated": run.simulated,
             "requests": len(run.records),

@@ -313,6 +313,8 @@ class RunEntry(Stored, frozen=True):
     """A run.
 
     Attributes:
+        dynamo: the version of Dynamo that it ran on, as the servers' own Python says; empty where
+            it is not known.
         problems: what makes it invalid, beyond single requests.
         metrics: by AIPerf's names; statistics of a distribution, or one number for the run.
         invalid: the validity gates that it did not pass, in words; an invalid run is no result.
@@ -327,6 +329,7 @@ class RunEntry(Stored, frozen=True):
     duration_seconds: Number
     metrics: dict[str, Distribution | Number]
     invalid: Sequence[str] | None = None
+    dynamo: str = ""
 
 
 class Benchmark(Stored, frozen=True):
@@ -393,6 +396,7 @@ class Run(Stored, frozen=True):
 
     Attributes:
         configuration: as its author wrote it, with all defaults.
+        dynamo: the version of Dynamo that it ran on; empty where it is not known.
         stand_in_engines: whether requests went to engines that only take the time of real ones.
         notes: what is missing from the run, though it is valid.
         limitations: what the target models, simplifies or leaves out.
@@ -417,6 +421,7 @@ class Run(Stored, frozen=True):
     deployed: dict[str, Any]
     observed: dict[str, Any]
     metrics: dict[str, Distribution | Number]
+    dynamo: str = ""
     stand_in_engines: bool = False
     notes: Sequence[str] = ()
     limitations: Sequence[str] = ()

@@ -44,6 +44,8 @@ def confounds(
     *,
     treatment_schedule: Schedule | None = None,
     baseline_schedule: Schedule | None = None,
+    treatment_dynamo: str = "",
+    baseline_dynamo: str = "",
 ) -> tuple[Difference, ...]:
     """Everything that differs: features first, then GPUs, workers role by role, other fields.
 
@@ -54,6 +56,8 @@ def confounds(
         baseline: the other.
         treatment_schedule: how its traffic was sent, where known.
         baseline_schedule: likewise.
+        treatment_dynamo: the version of Dynamo that it ran on, where known.
+        baseline_dynamo: likewise; the two take the place of what was asked for.
     """
     switched = [
         row
@@ -90,6 +94,10 @@ def confounds(
                 baseline_schedule.description,
             )
         )
+    if treatment_dynamo and baseline_dynamo:
+        found = [item for item in found if item.what.rpartition(": ")[2] != "dynamo"]
+        if treatment_dynamo != baseline_dynamo:
+            found.append(Difference("Dynamo", treatment_dynamo, baseline_dynamo))
     return tuple(found)
 
 

@@ -26,7 +26,15 @@ _PASSING = re.compile(
     r"(^|_)(command|commands|process|processes|argv|pid|pids|port|ports|url|urls|path|directory|log|logs|time|seconds"
     r"|started|started_at|host|hostname|environment|report|seed|seeding|namespace)s?($|_)"
 )
-_VERSIONS = ("dynamo", "dynamo_version", "versions", "hardware", "machine", "python")
+_VERSIONS = (
+    "dynamo",
+    "dynamo_version",
+    "dynamo_of_workers",
+    "versions",
+    "hardware",
+    "machine",
+    "python",
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pytest_dynamo_bench import (
     SlidingWindowImages,
     Worker,
 )
+from pytest_dynamo_bench.dynamo.environment import resolve
 from pytest_dynamo_bench.errors import UnavailableError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets.base import PlannedRun
@@ -68,7 +69,9 @@ def test_repeated_images_skip_the_encoder(tmp_path):
     assert nothing_left(before)
 
 
-@pytest.mark.skipif(deployment.nixl_libraries() is None, reason=deployment.INSTALL_NIXL)
+@pytest.mark.skipif(
+    deployment.nixl_libraries(resolve(None)) is None, reason=deployment.INSTALL_NIXL
+)
 def test_the_frontend_decodes_and_the_worker_gets_pixels(tmp_path):
     before, watch = scratch_directories(), Watch()
     run = measure(PIXELS, tmp_path, watch)
@@ -84,6 +87,6 @@ def test_the_frontend_decodes_and_the_worker_gets_pixels(tmp_path):
 
 
 def test_without_nixl_a_configuration_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(deployment, "nixl_libraries", lambda: None)
+    monkeypatch.setattr(deployment, "nixl_libraries", lambda _: None)
     with pytest.raises(UnavailableError, match="pip install --no-deps nixl"):
         measure(PIXELS, tmp_path)

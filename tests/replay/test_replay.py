@@ -21,6 +21,7 @@ from pytest_dynamo_bench import (
     SyntheticTraffic,
     Worker,
 )
+from pytest_dynamo_bench.dynamo import environment
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets.base import PlannedRun
@@ -317,8 +318,9 @@ def test_configurations_that_cannot_be_simulated_are_usage_errors():
 
 
 def test_without_dynamo_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TargetError, match=r"pip install 'ai-dynamo"):
+    nothing = environment._Described("", {})
+    monkeypatch.setattr(environment, "_described", lambda python: nothing)
+    with pytest.raises(TargetError, match=r"pip install 'pytest-dynamo-bench\[local\]'"):
         ReplayTarget().check(make_benchmark())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
+from pytest_dynamo_bench.dynamo.releases import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.plain_text import SECRET_NAME, did_you_mean
 from pytest_dynamo_bench.targets.kubernetes.yaml_files import Lines, read_documents

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo.abilities import untried
+from pytest_dynamo_bench.dynamo.environment import interpreter, resolve, variables_for
+from pytest_dynamo_bench.dynamo.option_check import parse_command, refuse_unknown
+from pytest_dynamo_bench.dynamo.releases import TRIED
 from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.engines import (
     device_blocks,
@@ -20,9 +24,10 @@ from pytest_dynamo_bench.engines import (
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.processes import ProcessSpec
-from pytest_dynamo_bench.targets.option_check import parse_command, refuse_unknown
 
 LOOPBACK = "127.0.0.1"
+# The mocker's own default, in the releases that have one.
+_KV_TRANSFER_GB_PER_SECOND = 64.0
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,17 @@ def process_specs(
 
     Workers are one process of mockers for each role; for traffic with images those of its engine.
     """
-    variables = {**inherited_environment(), **environment(directory, ports)}
-    if images is not None:
-        variables |= images.variables
+    ours = environment(directory, ports) | dict(images.variables if images is not None else {})
+    python = interpreter(configuration.dynamo) if images is None else images.python
+    # What it needs is a requirement of Dynamo.
     tap = [
-        sys.executable, str(Path(__file__).with_name("event_tap.py")),
+        python, str(Path(__file__).with_name("event_tap.py")),
         "--publishers-port", str(ports.event_publishers),
         "--subscribers-port", str(ports.event_subscribers),
         "--events", str(directory / "events.jsonl"),
     ]  # fmt: skip
     frontend = [
-        sys.executable if images is None else images.python, "-m", "dynamo.frontend",
+        python, "-m", "dynamo.frontend",
         "--http-host", LOOPBACK, "--http-port", str(ports.frontend),
         "--router-mode", configuration.router, "--discovery-backend", "file",
         *option_arguments(configuration.frontend_args),
@@ -119,21 +124,28 @@ def process_specs(
             commands[worker.mode] = mocker_command(
                 benchmark, configuration, worker, directory, fast_forward
             )
+    inherited = inherited_environment()
+    home = own_home(directory, inherited)
     own: dict[str, Mapping[str, str]] = dict.fromkeys(commands, configuration.env)
     own["event-tap"] = {}
-    own["frontend"] = {**configuration.env, **own_home(directory, variables)}
+    own["frontend"] = {**configuration.env, **home}
+    dynamos: dict[str, str | None] = dict.fromkeys(commands, configuration.dynamo)
     for worker in configuration.workers:
         # With images there is one role, of one process or several.
         for name in images.commands if images is not None else (worker.mode,):
             own[name] = {**configuration.env, **worker.env}
+            dynamos[name] = configuration.dynamos[worker.mode]
     return [
-        ProcessSpec(name, argv, {**variables, **own[name]}, logs / f"{name}.log")
+        ProcessSpec(
+            name, argv, {**variables_for(dynamos[name], inherited), **ours, **own[name]},
+            logs / f"{name}.log",
+        )
         for name, argv in commands.items()
-    ]
+    ]  # fmt: skip
 
 
 def check_options(benchmark: Benchmark, configuration: Configuration, *, images: bool) -> None:
-    """Have the installed Dynamo look at the options and variables that a configuration gives.
+    """Have its Dynamo look at the options and variables that a configuration gives.
 
     Raises:
         TargetError: it has no such option, or does not take the value.
@@ -148,18 +160,44 @@ def check_options(benchmark: Benchmark, configuration: Configuration, *, images:
     ):
         if spec.name in given:
             _, _, program, *arguments = spec.argv
+            dynamo = resolve(configuration.dynamos[spec.name])
             steering = {k: v for k, v in spec.environment.items() if k.startswith("DYN_")}
             refuse_unknown(
                 f"configuration {configuration.name!r}", program, given[spec.name],
-                parse_command(program, arguments, steering),
+                parse_command(dynamo, program, arguments, steering),
             )  # fmt: skip
+
+
+def check_programs(benchmark: Benchmark, configuration: Configuration) -> None:
+    """See that a Dynamo that has not been tried has every option that it would be given.
+
+    One that ignored its port would come up at another configuration's, or where anybody is.
+
+    Raises:
+        TargetError: it lacks some.
+    """
+    nowhere = Path("/nowhere")
+    for spec in process_specs(benchmark, configuration, nowhere, nowhere, Ports(0, 0, 0)):
+        if spec.name not in configuration.dynamos:
+            continue
+        dynamo = resolve(configuration.dynamos[spec.name])
+        if not untried(dynamo):
+            continue
+        _, _, program, *arguments = spec.argv
+        given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        lacking = sorted(given - parse_command(dynamo, program, [], {}).options.keys())
+        if lacking:
+            raise TargetError(
+                f"configuration {configuration.name!r}: {program} of {dynamo} has no "
+                f"{', '.join(lacking)}, which target 'local' gives it; name another release "
+                f"({', '.join(TRIED)} have been tried)"
+            )
 
 
 def kv_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int | None:
     """Blocks that a mocker gets per replica or rank; None where their number is not known.
 
-    The published build of Dynamo's mocker has KV offload compiled out
-    (``dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED`` is False). So a host tier is modelled as more
+    Not every release of Dynamo has KV offload in its mocker. So a host tier is modelled as more
     blocks; which hits are the host's is counted afterwards.
     """
     try:
@@ -184,7 +222,7 @@ def mocker_command(
     does not.
     """
     command = [
-        sys.executable, "-m", "dynamo.mocker",
+        interpreter(configuration.dynamos[worker.mode]), "-m", "dynamo.mocker",
         "--model-path", str(directory / "model"),
         "--num-workers", str(worker.replicas),
         "--discovery-backend", "file",
@@ -211,9 +249,10 @@ def mocker_command(
     if worker.mode != "aggregated":
         # No --bootstrap-ports: they stand for SGLang's handshake, and bind all interfaces.
         command += ["--disaggregation-mode", worker.mode]
-        # The mocker's speed-up leaves transfers as they are.
-        bandwidth = benchmark.hardware.kv_transfer_gb_per_second
-        optional["--kv-transfer-bandwidth"] = bandwidth and f"{bandwidth * fast_forward:g}"
+        # The mocker's speed-up leaves transfers as they are; what it takes for one that is not
+        # given depends on the release.
+        bandwidth = benchmark.hardware.kv_transfer_gb_per_second or _KV_TRANSFER_GB_PER_SECOND
+        optional["--kv-transfer-bandwidth"] = f"{bandwidth * fast_forward:g}"
         optional["--kv-bytes-per-token"] = model_dimensions(benchmark.model).kv_bytes_per_token
     for option, value in optional.items():
         if value is not None:

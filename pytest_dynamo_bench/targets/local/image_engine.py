@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
+from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment
 from pytest_dynamo_bench.records import RequestRecord
 from pytest_dynamo_bench.traffic import Traffic
 
@@ -43,6 +44,13 @@ class ImageEngine(Protocol):
     @property
     def versions(self) -> Mapping[str, str]:
         """The versions of its packages, for the run's record."""
+
+    def dynamos(self, configuration: Configuration) -> Mapping[str, DynamoEnvironment]:
+        """Which Dynamo runs the frontend of a configuration, and the workers of each role.
+
+        Raises:
+            TargetError: one of them is not there.
+        """
 
     def not_served(self, benchmark: Benchmark) -> str:
         """Why nothing is measured of a benchmark with this engine; or empty."""

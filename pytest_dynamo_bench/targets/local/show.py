@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, ScaleName
@@ -39,7 +40,8 @@ def describe(benchmark: Benchmark, configuration: Configuration) -> str:
             for name in (images.commands if images is not None else (worker.mode,))
         }
         words = [f"{name}={value}" for name, value in own.get(spec.name, {}).items()]
-        words += ["python", *spec.argv[1:]]
+        python = "python" if spec.argv[0] == sys.executable else spec.argv[0]
+        words += [python, *spec.argv[1:]]
         command = " ".join(_quoted(part) for part in words)
         lines += [f"# {spec.name}", command]
     return "\n".join(lines)

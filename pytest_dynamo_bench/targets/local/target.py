@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import platform
 import re
@@ -14,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +29,8 @@ from pytest_dynamo_bench.benchmark import (
     ScaleName,
     Size,
 )
-from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
+from pytest_dynamo_bench.dynamo.abilities import untried
+from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment
 from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.features import feature_limits
@@ -44,17 +43,18 @@ from pytest_dynamo_bench.records import RequestRecord, Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Tally
 from pytest_dynamo_bench.targets.frontend_metrics import scrape
+from pytest_dynamo_bench.targets.local.block_hashes import block_hashes
 from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
 from pytest_dynamo_bench.targets.local.commands import (
     LOOPBACK,
     Ports,
     check_options,
+    check_programs,
     kv_blocks,
     process_specs,
 )
 from pytest_dynamo_bench.targets.local.engine_events import (
     EngineEvents,
-    chain,
     read_events,
     with_decode_steps,
 )
@@ -73,7 +73,6 @@ from pytest_dynamo_bench.traffic import (
     TrafficRequest,
     describe,
 )
-from pytest_dynamo_bench.traffic.prompts import block_token_ids
 
 _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.1
@@ -130,17 +129,15 @@ class LocalTarget:
         Raises:
             TargetError: says what to install or change.
         """
-        remedy = "install it with: pip install 'pytest-dynamo-bench[local]'"
-        try:
-            version = importlib.metadata.version("ai-dynamo")
-        except importlib.metadata.PackageNotFoundError:
-            raise TargetError(
-                f"target 'local' needs ai-dynamo {DYNAMO_RELEASE}, which is not installed; "
-                f"{remedy}; or choose another target with --dynamo-target"
-            ) from None
-        if importlib.util.find_spec("dynamo.mocker") is None:
-            raise TargetError(f"ai-dynamo {version} has no dynamo.mocker; {remedy}")
         self._images.check(benchmark)
+        for configuration in benchmark.configurations:
+            for dynamo in self._images.dynamos(configuration).values():
+                for module in ("dynamo.frontend", "dynamo.mocker"):
+                    if module not in dynamo.modules:
+                        raise TargetError(
+                            f"configuration {configuration.name!r}: {dynamo} has no {module}; name "
+                            "another release with --dynamo-version"
+                        )
         if self._options.load == "aiperf":
             find_aiperf()
         port = self._options.frontend_port
@@ -149,10 +146,12 @@ class LocalTarget:
                 f"port {port} on {LOOPBACK} is in use by another process; use another "
                 "--dynamo-frontend-port, or leave the option out to use a free port"
             )
+        images = benchmark.traffic.load().images is not None
         for configuration in benchmark.configurations:
             if configuration.gives_options:
-                images = benchmark.traffic.load().images is not None
                 check_options(benchmark, configuration, images=images)
+            if not images:
+                check_programs(benchmark, configuration)
 
     def size(self, benchmark: Benchmark) -> Size:
         """How much of the benchmark's traffic is sent, after all options."""
@@ -223,8 +222,9 @@ class LocalTarget:
         if images is not None:
             images.check_configuration(planned.benchmark, planned.configuration)
         measuring = _Measurement(
-            planned, progress, self._options, self.size(planned.benchmark), images
-        )
+            planned, progress, self._options, self.size(planned.benchmark), images,
+            self._images.dynamos(planned.configuration),
+        )  # fmt: skip
         return run(measuring.run())
 
 
@@ -248,8 +248,10 @@ class _Measurement:
         options: LocalOptions,
         size: Size,
         images: ImageEngine | None,
+        dynamos: Mapping[str, DynamoEnvironment],
     ) -> None:
         self._images = images
+        self._dynamos = dynamos
         self._processor_use: list[float] = []
         self._pollers = Pollers()
         self._size = size
@@ -291,6 +293,7 @@ class _Measurement:
                 self._fast_forward, serving,
             )  # fmt: skip
             after = Aftermath(self._directory)
+            after.note(untried(*self._dynamos.values()))
             started = time.monotonic()
             with after.once_measured("stopping"):
                 async with Processes(specs, scratch) as processes:
@@ -385,7 +388,7 @@ class _Measurement:
         observed: dict[str, Any] = {}
         with after.step("looking at the machine and its processes"):
             observed |= {
-                "dynamo_version": importlib.metadata.version("ai-dynamo"),
+                **_versions(self._dynamos),
                 "machine": _machine(),
                 "processor_use": [round(share, 2) for share in self._processor_use],
                 "load_generator": generator.health(),
@@ -458,7 +461,9 @@ class _Measurement:
         if not worker.prefix_caching:
             # Such an engine stores no blocks, and finds none.
             return [dataclasses.replace(record, cached_tokens=0) for record in records]
-        prompts = self._block_hashes(records)
+        prompts = block_hashes(
+            self._dynamos[worker.mode], self._traffic.requests, self._traffic.block_tokens, size
+        )
         records = with_cached_tokens(
             records, prompts, events, start_wall_ms, size, self._fast_forward
         )
@@ -547,25 +552,6 @@ class _Measurement:
             after.note([f"the number of workers at the end is unknown: {error!r}"])
         return observed
 
-    def _block_hashes(self, records: list[RequestRecord]) -> dict[str, list[int]]:
-        """Request id to its prompt's full blocks, hashed by Dynamo's own function, as a chain."""
-        from dynamo.llm import compute_block_hash_for_seq
-
-        size, block_tokens = self._configuration.block_size, self._traffic.block_tokens
-        tokens_of: dict[int, list[int]] = {}
-        hashes = {}
-        by_id = {request.request_id: request for request in self._traffic.requests}
-        for record in records:
-            request = by_id[record.request_id]
-            tokens: list[int] = []
-            for block_id in request.hash_ids:
-                if block_id not in tokens_of:
-                    tokens_of[block_id] = block_token_ids(block_id, block_tokens).tolist()
-                tokens += tokens_of[block_id]
-            full = request.input_tokens // size * size
-            hashes[record.request_id] = chain(compute_block_hash_for_seq(tokens[:full], size))
-        return hashes
-
     async def _unless_dead(
         self, processes: Processes, work: Coroutine[Any, Any, T], when: str
     ) -> T:
@@ -612,6 +598,14 @@ def _cpu_seconds(processes: Processes) -> dict[str, float]:
             every = [item.cpu_times() for item in (process, *process.children(recursive=True))]
             found[name] = sum(times.user + times.system for times in every)
     return found
+
+
+def _versions(dynamos: Mapping[str, DynamoEnvironment]) -> dict[str, Any]:
+    """The frontend's version of Dynamo, and those of the workers where they have others."""
+    found = {role: dynamo.version for role, dynamo in dynamos.items()}
+    frontend = found.pop("frontend")
+    others = found if set(found.values()) != {frontend} else {}
+    return {"dynamo_version": frontend} | ({"dynamo_of_workers": others} if others else {})
 
 
 def _machine() -> str:

@@ -5,23 +5,55 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo.abilities import Abilities, abilities
+from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment, dynamos_of
+from pytest_dynamo_bench.dynamo.option_check import ParsedCommand, parse_command, refuse_unknown
 from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.engines import EngineProfile, device_blocks, find_profile
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.features import feature_limits, features_lacking
-from pytest_dynamo_bench.targets.option_check import ParsedCommand, parse_command, refuse_unknown
+from pytest_dynamo_bench.targets.replay import child
 
 ROUTERS = {"round-robin": "round_robin", "kv": "kv_router"}
 _DEFAULT_MAX_NUM_SEQS = 256
 DEFAULT_STEP_TOKENS = 8192
-# Dynamo's replay hands a prompt over to a decode worker only when the prefill worker has no
-# other prompt in work, so that a prefill worker that is never idle hands over nothing.
+# Where a prompt is handed over only when its prefill worker has no other in work, one that is
+# never idle would hand over nothing (Abilities.hands_over_at_once).
 _PREFILLS_AT_A_TIME = 1
+
+
+def simulating_dynamo(configuration: Configuration) -> DynamoEnvironment:
+    """The Dynamo whose replay simulates a configuration.
+
+    Raises:
+        TargetError: it is not there, has no replay, or is not one but several.
+    """
+    owner = f"configuration {configuration.name!r}"
+    found = set(dynamos_of(configuration).values())
+    if len(found) > 1:
+        raise TargetError(
+            f"{owner}: a simulation has one Dynamo, and this has workers of another one than its "
+            "frontend; leave Worker(dynamo=…) out, or use --dynamo-target=local"
+        )
+    (dynamo,) = found
+    if "dynamo.replay" not in dynamo.modules:
+        raise TargetError(
+            f"{owner}: {dynamo} has no dynamo.replay; name another with --dynamo-version"
+        )
+    return dynamo
+
+
+def one_prefill_at_a_time(configuration: Configuration) -> bool:
+    """Whether prefill workers are simulated with one prompt at a time, for a defect of replay."""
+    return (
+        configuration.disaggregated
+        and not abilities(simulating_dynamo(configuration)).hands_over_at_once
+    )
 
 
 def find_profiles(
@@ -117,14 +149,20 @@ def engine_arguments(
 def ranks_as_workers(benchmark: Benchmark) -> bool:
     """Whether ranks of attention data parallelism are simulated as separate workers.
 
-    Dynamo's replay has no attention data parallelism in a split. Where a comparison has that,
-    all of its configurations are simulated the same way, so that they can be compared.
+    Not every replay has attention data parallelism in a split. Where a comparison has that, all
+    of its configurations are simulated the same way, so that they can be compared.
     """
-    return any(
+    split = any(
         configuration.disaggregated and worker.attention_dp > 1
         for configuration in benchmark.configurations
         for worker in configuration.workers
     )
+    return split and not _all_can(benchmark, lambda able: able.attention_dp_in_a_split)
+
+
+def _all_can(benchmark: Benchmark, ability: Callable[[Abilities], bool]) -> bool:
+    """Whether the replay of every configuration of a comparison has an ability."""
+    return all(ability(abilities(simulating_dynamo(c))) for c in benchmark.configurations)
 
 
 def _routing_targets(configuration: Configuration) -> int:
@@ -149,7 +187,7 @@ def _engine(
         "planner_profile_data": str(profile.path),
         "worker_type": worker.mode,
     }
-    if worker.mode == "prefill":
+    if worker.mode == "prefill" and one_prefill_at_a_time(configuration):
         engine["max_num_seqs"] = _PREFILLS_AT_A_TIME
     elif worker.max_num_seqs is not None:
         engine["max_num_seqs"] = worker.max_num_seqs
@@ -178,7 +216,7 @@ def _frontend(configuration: Configuration) -> ParsedCommand:
         return ParsedCommand()
     program = "dynamo.frontend"
     arguments = ["--router-mode", configuration.router, *option_arguments(given)]
-    parsed = parse_command(program, arguments, {})
+    parsed = parse_command(simulating_dynamo(configuration), program, arguments, {})
     refuse_unknown(f"configuration {configuration.name!r}", program, given, parsed)
     return parsed
 
@@ -187,9 +225,9 @@ def _mocker(configuration: Configuration, worker: Worker) -> ParsedCommand:
     """What the mocker makes of those options of a worker that it has; others are an engine's."""
     if not worker.engine_args:
         return ParsedCommand()
-    program = "dynamo.mocker"
-    known = parse_command(program, [], {}).known(worker.engine_args)
-    parsed = parse_command(program, option_arguments(known), {})
+    program, dynamo = "dynamo.mocker", simulating_dynamo(configuration)
+    known = parse_command(dynamo, program, [], {}).known(worker.engine_args)
+    parsed = parse_command(dynamo, program, option_arguments(known), {})
     refuse_unknown(f"configuration {configuration.name!r}", program, known, parsed)
     return parsed
 
@@ -211,9 +249,10 @@ def _options_without_effect(configuration: Configuration) -> Iterator[str]:
 def _engine_type(benchmark: Benchmark) -> str:
     """The scheduler that is simulated, the same for all configurations of a comparison.
 
-    The replay has no split for TensorRT-LLM's scheduler; vLLM's takes its place.
+    Not every replay has a split for TensorRT-LLM's scheduler; vLLM's takes its place there.
     """
-    if benchmark.engine == "trtllm" and any(c.disaggregated for c in benchmark.configurations):
+    split = benchmark.engine == "trtllm" and any(c.disaggregated for c in benchmark.configurations)
+    if split and not _all_can(benchmark, lambda able: able.trtllm_in_a_split):
         return "vllm"
     return benchmark.engine
 
@@ -222,9 +261,9 @@ def not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterabl
     """What of the configuration the arguments above leave out or replace."""
     if _engine_type(benchmark) != benchmark.engine:
         yield (
-            "Dynamo's replay has no prefill/decode split for TensorRT-LLM: in all configurations "
-            "of this comparison its scheduler is simulated by vLLM's, with TensorRT-LLM's step "
-            "times."
+            "This Dynamo's replay has no prefill/decode split for TensorRT-LLM: in all "
+            "configurations of this comparison its scheduler is simulated by vLLM's, with "
+            "TensorRT-LLM's step times."
         )
     for worker in configuration.workers:
         if worker.kv_blocks is None:
@@ -236,7 +275,11 @@ def not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterabl
             ("max_num_seqs", _DEFAULT_MAX_NUM_SEQS),
             ("max_num_batched_tokens", DEFAULT_STEP_TOKENS),
         ):
-            if name == "max_num_seqs" and worker.mode == "prefill":
+            if (
+                name == "max_num_seqs"
+                and worker.mode == "prefill"
+                and one_prefill_at_a_time(configuration)
+            ):
                 continue
             if getattr(worker, name) is None:
                 yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
@@ -245,8 +288,13 @@ def not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterabl
     yield from feature_limits(configuration, "simulated")
 
 
-def bare_command(arguments: Mapping[str, Any]) -> str:
-    """The same simulation as a command of Dynamo's own, to be pasted into a shell."""
+def bare_command(dynamo: DynamoEnvironment, arguments: Mapping[str, Any]) -> str:
+    """The same simulation as a command, to be pasted into a shell.
+
+    It is one of Dynamo's own where its replay is a program, else that of the run's directory.
+    """
+    if not abilities(dynamo).replay_command:
+        return shlex.join(["python", str(Path(child.__file__).name), "replay-job.json"])
     words = ["python", "-m", "dynamo.replay", "trace.jsonl"]
     for name, value in arguments.items():
         if name in ("trace_files", "report_jsonl_path"):

@@ -48,9 +48,10 @@ def caveats(
     *,
     prefix_priced: bool,
     ranks_as_workers: bool,
+    one_prefill_at_a_time: bool,
 ) -> tuple[Caveat, ...]:
     """Those that apply to a configuration, the most important first."""
-    simulation = Simulation(benchmark, configuration, ranks_as_workers)
+    simulation = Simulation(benchmark, configuration, ranks_as_workers, one_prefill_at_a_time)
     return tuple(_applying(simulation, profiles, prefix_priced))
 
 

@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import random
+import runpy
 import signal
 import struct
 import sys
@@ -187,12 +188,14 @@ def main(job_path: str, parent: str | None = None) -> None:
     job = json.loads(Path(job_path).read_text("utf-8"))
     arguments = dict(job["arguments"])
     from dynamo import _core
-    from dynamo.mocker import MockEngineArgs
     from dynamo.replay import run_trace_replay
 
+    # Nothing of the package can be imported here.
+    inside = Path(__file__).parents[2] / "dynamo" / "inside" / "engine_arguments.py"
+    engine_arguments = runpy.run_path(str(inside))["engine_arguments"]
     for name in ("extra_engine_args", "prefill_engine_args", "decode_engine_args"):
         if arguments.get(name) is not None:
-            arguments[name] = MockEngineArgs.from_json(json.dumps(arguments[name]))
+            arguments[name] = engine_arguments(arguments[name])
     if arguments.get("router_config") is not None:
         routing = json.dumps(arguments["router_config"])
         arguments["router_config"] = _core.KvRouterConfig.from_json(routing)
@@ -205,7 +208,7 @@ def main(job_path: str, parent: str | None = None) -> None:
     seconds = time.perf_counter() - began
     kv_offload = bool(getattr(_core, "MOCKER_KVBM_OFFLOAD_ENABLED", False))
     result = {
-        "report": dict(report),
+        "report": dict(getattr(report, "summary", report)),
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
         "seeding": seeding,

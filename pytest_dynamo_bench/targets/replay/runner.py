@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pytest_dynamo_bench.dynamo.environment import resolve
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.targets.options import LOCAL_EXECUTOR
@@ -224,7 +225,7 @@ def _check_workers(client: Any, choice: str) -> None:
             f"executor {choice}: the scheduler has no workers; start some with: dask worker "
             f"{choice.partition(':')[2]}"
         )
-    own = versions()
+    own = versions() | {"ai-dynamo": resolve(None).version}
     # Functions of the standard library first, which a worker without the packages has too.
     asked = [(name, metadata.version, (name,)) for name in _PACKAGES]
     for name, function, arguments in (*asked, ("code", _code, ())):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from pytest_dynamo_bench.dynamo.environment import interpreter, variables_for
 from pytest_dynamo_bench.errors import DeploymentError
 from pytest_dynamo_bench.outside import Amount, Count, decoded
 from pytest_dynamo_bench.targets.replay import child
@@ -43,9 +43,14 @@ class _Processes:
         self._ended = False
 
     def run(
-        self, command: Sequence[str], output: int, files: Sequence[int], timeout_seconds: float
+        self,
+        command: Sequence[str],
+        output: int,
+        files: Sequence[int],
+        timeout_seconds: float,
+        dynamo: str | None = None,
     ) -> int:
-        """Run a command that is given open files, and return its exit code.
+        """Run a command of a Dynamo that is given open files, and return its exit code.
 
         Raises:
             subprocess.TimeoutExpired: it took longer, and was ended.
@@ -53,7 +58,8 @@ class _Processes:
         """
         # DYN_LOG: at info Dynamo's router writes a line per request, which takes longer than
         # the simulation.
-        environment = {**os.environ, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
+        given = variables_for(dynamo, os.environ)
+        environment = {**given, "DYN_LOG": os.environ.get("DYN_LOG", "error")}
         with self._lock:
             if self._ended:
                 raise SimulationError("simulations were ended")
@@ -124,7 +130,12 @@ class _Result(msgspec.Struct):
 
 
 def run_child(
-    name: str, job: Path, result: Path, files: Sequence[int], timeout_seconds: float
+    name: str,
+    job: Path,
+    result: Path,
+    files: Sequence[int],
+    timeout_seconds: float,
+    dynamo: str | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Run one of Dynamo's replays in a separate process.
 
@@ -132,6 +143,7 @@ def run_child(
         name: of the configuration.
         job, result: files of :mod:`~pytest_dynamo_bench.targets.replay.child`.
         files: open files that it is to have.
+        dynamo: whose replay it is, as a configuration names it.
 
     Returns:
         What it says of the simulation, and its log.
@@ -141,10 +153,10 @@ def run_child(
     """
     reason, text = "", ""
     with tempfile.TemporaryFile() as output:
-        command = [sys.executable, child.__file__, str(job), str(os.getpid())]
+        command = [interpreter(dynamo), child.__file__, str(job), str(os.getpid())]
         processes = _PROCESSES.get(None) or _Processes()
         try:
-            code = processes.run(command, output.fileno(), files, timeout_seconds)
+            code = processes.run(command, output.fileno(), files, timeout_seconds, dynamo)
             reason = f"ended with exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
             reason = f"took longer than {timeout_seconds:g} s and was ended"

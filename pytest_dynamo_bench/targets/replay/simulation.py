@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,8 @@ class Simulation:
         seed: decides ties in the KV router; None leaves them to chance.
         prefix_pricing: see :class:`~pytest_dynamo_bench.targets.replay.target.ReplayTarget`.
         timeout_seconds: a replay that takes longer is ended.
+        dynamo: whose replay it is, as a configuration names it.
+        build: which build of it.
     """
 
     configuration: str
@@ -71,6 +72,8 @@ class Simulation:
     seed: int | None
     prefix_pricing: PrefixPricing
     timeout_seconds: float
+    dynamo: str | None
+    build: str
 
     @property
     def prefilling(self) -> str:
@@ -96,6 +99,7 @@ class Simulation:
         """
         content = {
             "versions": versions(),
+            "ai-dynamo": self.build,
             "arguments": self.arguments,
             "profiles": {name: _sha256(data) for name, data in self.profiles.items()},
             "seed": self.seed,
@@ -143,9 +147,8 @@ def _sha256(data: bytes) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What of the installation decides what a simulation gives."""
+    """What of the installation decides what a simulation gives, beside its Dynamo."""
     return {
-        "ai-dynamo": metadata.version("ai-dynamo"),
         "pytest-dynamo-bench": pytest_dynamo_bench.__version__,
         "code": _code_digest(_PACKAGE),
     }
@@ -269,6 +272,7 @@ def _replay(job: Simulation, traffic: Traffic, charged_ms_per_token: float) -> _
             files["result"][1],
             [number for number, _ in files.values()],
             job.timeout_seconds,
+            job.dynamo,
         )
         rows = matched(traffic.requests, read_rows(files["rows"][1]))
     cached = [row.reused_input_tokens or 0 if finished(row) else 0 for row in rows]

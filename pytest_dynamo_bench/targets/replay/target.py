@@ -7,19 +7,17 @@ are Dynamo's, the time of an engine's steps comes from a profile. Each run is a 
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
-from pytest_dynamo_bench.dynamo_release import REQUIREMENT
+from pytest_dynamo_bench.dynamo.abilities import untried
 from pytest_dynamo_bench.engines import EngineProfile, with_surcharge
-from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
 from pytest_dynamo_bench.features import Caveat
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import unexpected
@@ -31,8 +29,10 @@ from pytest_dynamo_bench.targets.replay.arguments import (
     engine_key,
     find_profiles,
     not_expressed,
+    one_prefill_at_a_time,
     profile_contents,
     ranks_as_workers,
+    simulating_dynamo,
 )
 from pytest_dynamo_bench.targets.replay.caveats import NO_VISION, caveats
 from pytest_dynamo_bench.targets.replay.pricing import PrefixPricing
@@ -71,16 +71,13 @@ class ReplayTarget:
     name: str = field(default="replay", init=False)
 
     def check(self, benchmark: Benchmark) -> None:
-        """Whether ai-dynamo is installed and every configuration can be simulated.
+        """Whether its Dynamo is installed and every configuration can be simulated.
 
         Raises:
             TargetError: it isn't, or one cannot; the message says what to install or change.
         """
-        if importlib.util.find_spec("dynamo") is None or not _has_replay():
-            raise TargetError(
-                f"the replay target needs Dynamo's replay: pip install {REQUIREMENT!r}"
-            )
         for configuration in benchmark.configurations:
+            simulating_dynamo(configuration)
             engine_arguments(benchmark, configuration, self.profiles(benchmark, configuration))
         self.runner.check()
 
@@ -101,6 +98,7 @@ class ReplayTarget:
             profiles,
             prefix_priced=self.prefix_pricing != "none",
             ranks_as_workers=ranks_as_workers(benchmark),
+            one_prefill_at_a_time=one_prefill_at_a_time(configuration),
         )
 
     def why_not_claimed(self, benchmark: Benchmark) -> str:
@@ -162,6 +160,8 @@ class ReplayTarget:
             None if self.seed is None else self.seed + repeat,
             self.prefix_pricing,
             self.timeout_seconds,
+            configuration.dynamo,
+            simulating_dynamo(configuration).build,
         )
 
     def measure(self, planned: PlannedRun, progress: Progress) -> Run:
@@ -263,6 +263,7 @@ class ReplayTarget:
         """What came out of a simulation as a run; its directory gets what explains it."""
         benchmark, configuration = planned.benchmark, planned.configuration
         profiles = self.profiles(benchmark, configuration)
+        dynamo = simulating_dynamo(configuration)
         arguments = dict(job.arguments)
         for worker, profile in zip(configuration.workers, profiles, strict=True):
             name, path = engine_key(worker), profile.path
@@ -287,11 +288,11 @@ class ReplayTarget:
                 "router_config": arguments.get("router_config", {}),
                 "profiles": [profile.name for profile in profiles],
                 "prefix_pricing": self.prefix_pricing,
-                "command": bare_command(arguments),
+                "command": bare_command(dynamo, arguments),
                 "speedup": self.speedup,
             },
             observed={
-                "dynamo": metadata.version("ai-dynamo"),
+                "dynamo": dynamo.version,
                 "seeding": simulated.seeding,
                 "prefill_pricing": simulated.prefill_pricing,
                 "report": simulated.report,
@@ -306,6 +307,7 @@ class ReplayTarget:
                 "schedule": traffic.schedule.description,
             },
             problems=_problems(simulated, job.seed, configuration),
+            notes=untried(dynamo),
         )
 
 
@@ -331,13 +333,6 @@ def _write(directory: Path, texts: Mapping[str, str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8")
-
-
-def _has_replay() -> bool:
-    try:
-        return importlib.util.find_spec("dynamo.replay") is not None
-    except ImportError:
-        return False
 
 
 def describe(

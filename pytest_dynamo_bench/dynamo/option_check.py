@@ -1,26 +1,19 @@
-"""What the installed Dynamo makes of the options of a configuration, before it is started."""
+"""What a Dynamo makes of the options of a configuration, before it is brought up."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment
 from pytest_dynamo_bench.dynamo_options import OptionValue
-from pytest_dynamo_bench.dynamo_release import REQUIREMENT
 from pytest_dynamo_bench.errors import TargetError
 from pytest_dynamo_bench.plain_text import one_line
-
-_PARSERS = Path(__file__).with_name("dynamo_parsers.py")
-_LONGEST_SECONDS = 120
 
 
 class ParsedCommand(msgspec.Struct, frozen=True):
@@ -60,37 +53,28 @@ class ParsedCommand(msgspec.Struct, frozen=True):
 
 
 def parse_command(
-    program: str, arguments: Sequence[str], variables: Mapping[str, str]
+    dynamo: DynamoEnvironment, program: str, arguments: Sequence[str], variables: Mapping[str, str]
 ) -> ParsedCommand:
-    """What a program of the installed Dynamo makes of its arguments.
+    """What a program of a Dynamo makes of its arguments.
 
     Args:
+        dynamo: whose program it is.
         program: ``dynamo.frontend`` or ``dynamo.mocker``.
         variables: those of its environment that steer it.
 
     Raises:
-        TargetError: there is no Dynamo here, or it does not answer.
+        TargetError: it does not answer.
     """
-    return _asked(json.dumps([program, list(arguments), dict(variables)]))
+    return _asked(dynamo, json.dumps([program, list(arguments), dict(variables)]))
 
 
 @cache
-def _asked(question: str) -> ParsedCommand:
-    # Nothing of this environment steers Dynamo's parsers.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("DYN_")}
+def _asked(dynamo: DynamoEnvironment, question: str) -> ParsedCommand:
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", str(_PARSERS)], input=f"[{question}]",
-            env=own, text=True, capture_output=True, timeout=_LONGEST_SECONDS,
-            check=True,
-        )  # fmt: skip
-        (answer,) = msgspec.json.decode(done.stdout, type=list[ParsedCommand])
-    except (subprocess.SubprocessError, msgspec.DecodeError, ValueError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        raise TargetError(
-            "the options of a configuration are asked of the installed Dynamo, which does not "
-            f"answer (pip install {REQUIREMENT!r}): {one_line(said)[-300:]}"
-        ) from None
+        answers = dynamo.ask("parsers.py", f"[{question}]".encode())
+        (answer,) = msgspec.json.decode(answers, type=list[ParsedCommand])
+    except (msgspec.DecodeError, ValueError) as error:
+        raise TargetError(f"{dynamo}: what it takes cannot be found out: {error}") from None
     return answer
 
 

@@ -1,6 +1,6 @@
-"""Says what programs of the installed Dynamo make of command lines; a separate process.
+"""Says what programs of this Python's Dynamo make of command lines; a process of its own.
 
-    echo '[["dynamo.frontend", ["--router-temperature", "0.5"], {}]]' | python -P dynamo_parsers.py
+    echo '[["dynamo.frontend", ["--router-temperature", "0.5"], {}]]' | python -P parsers.py
 
 Imports nothing but the standard library and Dynamo. Answers, in the order of the questions: what
 the program rejects, its options with the fields that they set, the fields' values, and the fields
@@ -33,9 +33,26 @@ def _mocker(arguments: Sequence[str]) -> None:
     parse_args(list(arguments))
 
 
-_PROGRAMS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "dynamo.frontend": (_frontend, "KvRouterConfig"),
-    "dynamo.mocker": (_mocker, "MockEngineArgs"),
+def _router_fields() -> list[str]:
+    from dynamo import _core
+
+    return list(inspect.signature(_core.KvRouterConfig).parameters)
+
+
+def _engine_fields() -> list[str]:
+    from dynamo import _core as core
+
+    _core: Any = core
+    if hasattr(_core, "MockEngineArgs"):
+        return list(inspect.signature(_core.MockEngineArgs).parameters)
+    every = _core._normalize_mocker_config({"engine": {}})
+    return [*(every.keys() - {"engine", "dynamo"}), *every["engine"]]
+
+
+_Parse = Callable[[Sequence[str]], None]
+_PROGRAMS: Mapping[str, tuple[_Parse, Callable[[], list[str]]]] = {
+    "dynamo.frontend": (_frontend, _router_fields),
+    "dynamo.mocker": (_mocker, _engine_fields),
 }
 
 
@@ -60,14 +77,12 @@ def _answer(program: str, arguments: Sequence[str], variables: Mapping[str, str]
         argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]
         os.environ.clear()
         os.environ.update(before)
-    import dynamo._core
-
     options = parsers[0]._option_string_actions if parsers else {}
     return {
         "problem": problem,
         "options": {name: action.dest for name, action in options.items()},
         "values": values,
-        "replayed": list(inspect.signature(getattr(dynamo._core, replayed)).parameters),
+        "replayed": replayed(),
     }
 
 

@@ -1,0 +1,77 @@
+"""Says what the Dynamo of this Python can do, by having it do that; a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import runpy
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dynamo.replay import run_trace_replay
+
+# Nothing of the package can be imported here.
+_beside = runpy.run_path(str(Path(__file__).with_name("engine_arguments.py")))
+engine_arguments: Callable[[Mapping[str, Any]], Any] = _beside["engine_arguments"]
+_TOKENS, _BLOCK, _GAP_MS = 6400, 64, 20.0
+# A prompt takes 138 ms, so that the others have come when the first one is done.
+_PROMPTS = 6
+
+
+def _first_token_ms(prompts: int, **engine: Any) -> float:
+    """When the first of several prompts has its first token, in a split of two workers."""
+    given = {"block_size": _BLOCK, "num_gpu_blocks": 4000, "kv_transfer_bandwidth": 64.0,
+             "kv_bytes_per_token": 1000, "engine_type": "vllm", **engine}  # fmt: skip
+    blocks = _TOKENS // _BLOCK
+    rows = [
+        {"session_id": str(i), "timestamp": i * _GAP_MS, "input_length": _TOKENS,
+         "output_length": 2, "hash_ids": list(range(i * blocks, (i + 1) * blocks))}
+        for i in range(prompts)
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        trace, report = Path(directory, "trace.jsonl"), Path(directory, "report.jsonl")
+        trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        replay: Any = run_trace_replay
+        replay(
+            trace_files=str(trace), trace_block_size=_BLOCK, report_jsonl_path=str(report),
+            prefill_engine_args=engine_arguments({**given, "worker_type": "prefill"}),
+            decode_engine_args=engine_arguments({**given, "worker_type": "decode"}),
+            num_prefill_workers=1, num_decode_workers=1,
+        )  # fmt: skip
+        done = [json.loads(line) for line in report.read_text().splitlines()]
+    first = min(done, key=lambda row: row["arrival_time_ms"])
+    return float(first["first_token_ms"] - first["arrival_time_ms"])
+
+
+def _can(**engine: Any) -> bool:
+    try:
+        _first_token_ms(1, **engine)
+    except Exception:  # whatever it refuses, and however
+        return False
+    return True
+
+
+def main() -> None:
+    """Answer on standard output."""
+    answers = os.fdopen(os.dup(1), "w")
+    # What Dynamo prints is no answer.
+    os.dup2(2, 1)
+    alone_ms, among_others_ms = (_first_token_ms(prompts) for prompts in (1, _PROMPTS))
+    found = {
+        "hands_over_at_once": among_others_ms < 1.5 * alone_ms,
+        "attention_dp_in_a_split": _can(dp_size=2),
+        "trtllm_in_a_split": _can(engine_type="trtllm"),
+        "host_offload": _can(
+            native_host_offload={"num_host_blocks": 100}, kv_cache_bytes_per_token=1000
+        ),
+        "replay_command": importlib.util.find_spec("dynamo.replay.__main__") is not None,
+    }
+    json.dump(found, answers)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
