@@ -118,7 +118,7 @@ def test_without_what_cannot_be_downloaded_it_installs_the_rest_and_says_so(monk
             "there is no ai-dynamo==7.8.9 .*; there are 1.0, 1.2; nothing is kept",
         ),
         (installing._FailedError("no network"), DeploymentError, "be installed:\n  no network"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
 def test_what_fails_leaves_nothing(raised, error, told, monkeypatch):

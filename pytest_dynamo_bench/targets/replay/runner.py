@@ -225,7 +225,7 @@ def _check_workers(client: Any, choice: str) -> None:
             f"executor {choice}: the scheduler has no workers; start some with: dask worker "
             f"{choice.partition(':')[2]}"
         )
-    own = versions() | {"ai-dynamo": resolve(None).version}
+    own = {"ai-dynamo": resolve(None).version} | versions()
     # Functions of the standard library first, which a worker without the packages has too.
     asked = [(name, metadata.version, (name,)) for name in _PACKAGES]
     for name, function, arguments in (*asked, ("code", _code, ())):
