@@ -359,19 +359,14 @@ def test_dynamo_missing_is_a_usage_error_that_says_what_to_install(pytester):
     pytester.makepyfile(test_example=BENCHMARK)
     pytester.makeconftest(
         """
-        import importlib.metadata as metadata
-        real = metadata.version
-        def version(name):
-            if name == "ai-dynamo":
-                raise metadata.PackageNotFoundError(name)
-            return real(name)
-        metadata.version = version
+        from pytest_dynamo_bench.dynamo import environment
+        environment._described = lambda python: environment._Described("", {})
         """
     )
     result = pytester.runpytest_subprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["*target 'local' needs ai-dynamo 1.4.2, which is not installed; install it with: "
+        ["*configuration '*': Dynamo is not installed here; install it with: "
          "pip install 'pytest-dynamo-bench[[]local[]]'*"]
     )  # fmt: skip
 

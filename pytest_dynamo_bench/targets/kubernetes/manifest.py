@@ -120,7 +120,7 @@ def _dynamo(configuration: Configuration, worker: Worker | None = None) -> str:
 
 def dynamo_of(part: Configuration | Worker | None) -> str | None:
     """The Dynamo that is named for a configuration or its workers."""
-    return getattr(part, "dynamo", None)
+    return part.dynamo
 
 
 def operator_of(
