@@ -120,7 +120,7 @@ def _dynamo(configuration: Configuration, worker: Worker | None = None) -> str:
 
 def dynamo_of(part: Configuration | Worker | None) -> str | None:
     """The Dynamo that is named for a configuration or its workers."""
-    return part.dynamo
+    return part.dynamo if part is not None else None
 
 
 def operator_of(
