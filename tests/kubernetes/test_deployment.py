@@ -312,7 +312,7 @@ def test_what_does_not_go_away_is_named_with_the_command_that_removes_it(fake, a
     with pytest.raises(DeploymentError) as caught, found.open():
         fake.stuck = True
     told = str(caught.value)
-    assert re.search(rf"still there 0.6 s after .*: {DGD}\S* {found.name}, pod {found.name}-", told)
+    assert re.search(rf"not deleted after 0.6 s: {DGD}\S* {found.name}, pod {found.name}-", told)
     assert told.endswith(f"python -m pytest_dynamo_bench cleanup --run {RUN}")
     fake.stuck = False
 
