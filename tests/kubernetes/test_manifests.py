@@ -239,7 +239,7 @@ def differences(ours, theirs, path=()):
 def listed_differences() -> list[tuple[str, str]]:
     """Page pattern and path pattern of every row of the table in the documentation."""
     text = (PROJECT / "docs" / "manifests.md").read_text("utf-8")
-    text = text.partition("## Deliberate differences")[2]
+    text = text.partition("## Differences from the published manifests")[2]
     rows = re.findall(r"^\| ([^|]+) \| `([^`]+)` \|", text, re.M)
     return [(page.strip(), path) for page, path in rows]
 
