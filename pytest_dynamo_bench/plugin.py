@@ -306,6 +306,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             dynamo.note_test(benchmark, item.nodeid)
     if benchmarks:
         from pytest_dynamo_bench.targets.base import sent_traffic
+    known = {item.name for benchmark in benchmarks.values() for item in benchmark.configurations}
+    for name, _ in config.getoption("dynamo_version"):
+        if benchmarks and name and name not in known:
+            raise pytest.UsageError(
+                f"--dynamo-version: there is no configuration {name!r} in the selected benchmarks; "
+                f"there are {', '.join(sorted(known))}"
+            )
     for benchmark in benchmarks.values():
         try:
             benchmark = dynamo.as_asked(benchmark)

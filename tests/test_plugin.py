@@ -371,6 +371,23 @@ def test_dynamo_missing_is_a_usage_error_that_says_what_to_install(pytester):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("nobody=1.6.1", "*--dynamo-version: there is no configuration 'nobody' in the selected*"),
+        ("9.9.9", "*configuration '*': Dynamo 9.9.9 is not installed; install it with: *"),
+        ("", "*must be a Dynamo such as 1.6.1*"),
+    ],
+)
+def test_a_dynamo_that_cannot_be_is_a_usage_error(pytester, monkeypatch, given, told):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "caches"))
+    pytester.makepyfile(test_example=BENCHMARK)
+    result = pytester.runpytest_subprocess(f"--dynamo-version={given}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([told])
+    result.stdout.no_fnmatch_line("*bringing up*")
+
+
 def test_a_port_that_is_taken_is_a_usage_error(pytester):
     import socket
 
