@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +12,22 @@ from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.metric import Metric
 from pytest_dynamo_bench.metric_definitions import METRICS
 from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.request_table import (
+    FIELDS,
+    RAGGED,
+    TEXTS,
+    RequestTable,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-_RAGGED = ("chunk_ms", "chunk_tokens", "odd")
-_FIELDS = (
-    *(item.name for item in fields(RequestRecord) if item.name not in _RAGGED),
-    "first_token_ms",
-    "last_token_ms",
-)
-_TEXT = {item.name for item in fields(RequestRecord) if str(item.type).startswith("str")}
+_FIELDS = (*(name for name in FIELDS if name not in RAGGED), "first_token_ms", "last_token_ms")
+
+
+# Little enough for the processor's cache.
+_CHUNKS_AT_A_TIME = 2**17
 
 
 class Columns:
@@ -36,30 +38,47 @@ class Columns:
     array of objects.
 
     Args:
-        records: each of them successful, with at least one chunk.
+        records: each that counts successful, with at least one chunk.
         limits: of goodput, by metric, in milliseconds.
+        rows: (n,) which of the records count, in order; by default all.
     """
 
     def __init__(
-        self, records: Sequence[RequestRecord], limits: Mapping[str, float] | None = None
+        self,
+        records: Sequence[RequestRecord],
+        limits: Mapping[str, float] | None = None,
+        rows: IntArray | None = None,
     ) -> None:
-        self.records = records
+        self._requests = RequestTable.of(records)
+        self._rows = np.arange(len(records)) if rows is None else rows
         self.limits = limits or {}
         self._columns: dict[str, FloatArray] = {}
         self._metrics: dict[str, FloatArray] = {}
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._rows)
 
     def __getattr__(self, name: str) -> FloatArray:
         if name not in _FIELDS:
             raise AttributeError(f"a request has no column {name!r}")
         if name not in self._columns:
-            kind = object if name in _TEXT else np.float64
-            column = np.array(list(map(attrgetter(name), self.records)), dtype=kind)
+            make = self._requests.texts if name in TEXTS else self._requests.numbers
+            column = make(name)[self._rows]
             column.flags.writeable = False
             self._columns[name] = column
         return self._columns[name]
+
+    def parts(self) -> Iterator[tuple[int, Columns]]:
+        """A part of the requests after the other, few enough for their chunks to be in memory.
+
+        Each comes with the position of its first request.
+        """
+        ends = np.cumsum(self._chunk_counts)
+        total = int(ends[-1]) if len(self) else 0
+        cuts = np.searchsorted(ends, np.arange(_CHUNKS_AT_A_TIME, total, _CHUNKS_AT_A_TIME))
+        edges = np.unique([0, *cuts, len(self)]).tolist()
+        for start, end in zip(edges, edges[1:] or [0], strict=False):
+            yield start, Columns(self._requests, self.limits, self._rows[start:end])
 
     def of(self, name: str) -> FloatArray:
         """A metric of single requests, by its full name: (n,), NaN where a request lacks it."""
@@ -90,17 +109,27 @@ class Columns:
         """The values, with 0 where there is none."""
         return np.where(np.isnan(values), 0.0, values)
 
+    def of_turn_before(self, values: Any) -> Any:
+        """Of each request what the turn before it in its session has; None where there is none."""
+        numbers = {name: number for number, name in enumerate(set(self.session_id))}
+        session = np.array(list(map(numbers.__getitem__, self.session_id)), np.float64)
+        place = session * (self.turn.max(initial=0) + 2) + self.turn
+        order = np.argsort(place, kind="stable")
+        before = np.searchsorted(place[order], place - 1, side="right") - 1
+        there = place[order][before] == place - 1
+        return np.where(there, values[order][before], None)
+
     # -- chunks: (chunks of all requests,) each; too many to keep ---------------------------
 
     @property
     def _chunk_counts(self) -> IntArray:
-        return np.fromiter((len(r.chunk_ms) for r in self.records), np.int64, len(self))
+        return self._requests.chunk_counts[self._rows]
 
     @property
     def chunk_ms(self) -> FloatArray:
         """Arrival of every chunk with content, request by request."""
-        parts = [np.asarray(record.chunk_ms, np.float64) for record in self.records]
-        return np.concatenate(parts) if parts else np.empty(0)
+        values: FloatArray = self._requests.lists("chunk_ms", self._rows)[1]
+        return values
 
     @property
     def chunk_request(self) -> IntArray:
@@ -113,11 +142,11 @@ class Columns:
         counts = self._chunk_counts
         one_each = self.completion_tokens == counts
         tokens: IntArray = one_each.astype(np.int64).repeat(counts)
-        ends = counts.cumsum()
-        for record, end, count in zip(self.records, ends, counts, strict=True):
-            if record.chunk_tokens is not None:
-                fits = len(record.chunk_tokens) == count
-                tokens[end - count : end] = record.chunk_tokens if fits else 0
+        said, values = self._requests.lists("chunk_tokens", self._rows)
+        if len(values):
+            tokens[(said >= 0).repeat(counts)] = 0
+            fits = said == counts
+            tokens[fits.repeat(counts)] = values[fits.repeat(said.clip(0))]
         return tokens
 
     # -- DataFrames -------------------------------------------------------------------------
@@ -127,7 +156,7 @@ class Columns:
         import pandas as pd
 
         columns: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        columns |= {name: list(map(attrgetter(name), self.records)) for name in _RAGGED}
+        columns |= {name: self._requests.ragged(name, self._rows) for name in RAGGED}
         return pd.DataFrame(columns)
 
     def of_frame(

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from pytest_dynamo_bench.benchmark import Benchmark, Bound, Claim, traffic_for
 from pytest_dynamo_bench.errors import (
@@ -18,7 +19,7 @@ from pytest_dynamo_bench.errors import (
 )
 from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics
 from pytest_dynamo_bench.plain_text import did_you_mean
-from pytest_dynamo_bench.records import Run, possible_run
+from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.aftermath import unexpected
 from pytest_dynamo_bench.targets.base import (
@@ -42,6 +43,7 @@ from pytest_dynamo_bench.verdicts import (
     estimate_effect,
 )
 from pytest_dynamo_bench.verdicts import judge as judge_claim
+from pytest_dynamo_bench.verdicts.gates import for_metric
 from pytest_dynamo_bench.verdicts.regression import (
     Regression,
     Tolerance,
@@ -121,6 +123,8 @@ class Comparison:
         self._errors: dict[str, DynamoBenchError] = {}
         self._verdicts: dict[Claim, Verdict] = {}
         self._how_together = ""
+        self._gates_of: WeakKeyDictionary[Metrics, tuple[GateResult, ...]] = WeakKeyDictionary()
+        self._gates_of_pairs: dict[tuple[Metrics, Metrics], tuple[GateResult, ...]] = {}
         self._seconds: list[float] = []
         self.regressions: dict[tuple[str, str], Regression] = {}
 
@@ -334,8 +338,7 @@ class Comparison:
 
     def _stored(self, name: str, repeat: int, run: Run) -> Metrics:
         """Store a run, then judge whether it can carry a result."""
-        run = possible_run(run)
-        self.store.save_records(run, repeat)
+        run = self.store.save_records(run, repeat)
         metrics = Metrics(run, self.benchmark.goodput)
         configuration = self.benchmark.configuration(name)
         whole = traffic_for(self.benchmark.traffic.load(), configuration)
@@ -358,15 +361,25 @@ class Comparison:
         return metrics
 
     def _gates(self, metrics: Metrics, metric: str) -> tuple[GateResult, ...]:
-        configuration = self.benchmark.configuration(metrics.run.configuration)
-        traffic = traffic_for(self.traffic, configuration)
-        return check_run(
-            metrics.run,
-            traffic.schedule,
-            metric,
-            traffic=traffic,
-            thresholds=self.plan.thresholds,
-        )
+        if metrics not in self._gates_of:
+            configuration = self.benchmark.configuration(metrics.run.configuration)
+            traffic = traffic_for(self.traffic, configuration)
+            self._gates_of[metrics] = check_run(
+                metrics.run,
+                traffic.schedule,
+                metric,
+                traffic=traffic,
+                thresholds=self.plan.thresholds,
+            )
+        return for_metric(self._gates_of[metrics], metrics.run, metric, self.plan.thresholds)
+
+    def _gates_of_pair(self, treatment: Metrics, baseline: Metrics) -> tuple[GateResult, ...]:
+        pair = treatment, baseline
+        if pair not in self._gates_of_pairs:
+            self._gates_of_pairs[pair] = check_pair(
+                treatment.run, baseline.run, thresholds=self.plan.thresholds
+            )
+        return self._gates_of_pairs[pair]
 
     # -- judging --------------------------------------------------------------------------
 
@@ -411,7 +424,7 @@ class Comparison:
             for gate in (
                 *self._gates(pair[0], claim.metric),
                 *self._gates(pair[1], claim.metric),
-                *check_pair(pair[0].run, pair[1].run, thresholds=self.plan.thresholds),
+                *self._gates_of_pair(*pair),
             )
         ]
         differences = confounds(

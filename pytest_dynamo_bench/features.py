@@ -10,6 +10,7 @@ Configurations, runs and metrics are handed in: nothing of the package is import
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -237,14 +238,14 @@ def _known(value: float, text: str) -> str:
 
 
 def _routing(seen: Observation) -> str:
-    with_hit_rate = [r for r in seen.metrics.run.records if r.router_hit_rate is not None]
+    requests = seen.metrics.requests
+    rate = requests.numbers("router_hit_rate")
+    told = rate == rate  # not NaN, and features are read where numpy is not loaded
     found = seen.metrics.value("kv_hit_rate")
     saw = _known(found, f"{100 * found:.1f} % of prompt tokens were cached on their worker")
-    if with_hit_rate:
-        expected = sum(
-            (record.router_hit_rate or 0) * record.input_tokens for record in with_hit_rate
-        )
-        share = expected / sum(record.input_tokens for record in with_hit_rate)
+    if told.any():
+        given = requests.numbers("input_tokens")[told]
+        share = (rate[told] * given).sum() / given.sum()
         saw += f"; the router expected {100 * share:.1f} %"
     return saw
 
@@ -262,9 +263,11 @@ def _sessions(seen: Observation) -> str:
 
 def _split(seen: Observation) -> str:
     metrics = seen.metrics
-    records = [record for record in metrics.run.records if record.succeeded]
-    prefill = {r.prefill_worker for r in records if r.prefill_worker}
-    decode = {r.decode_worker for r in records if r.decode_worker}
+    requests = metrics.requests
+    prefill, decode = (
+        set(requests.texts(name)[~requests.failed]) - {None, ""}
+        for name in ("prefill_worker", "decode_worker")
+    )
     apart = metrics.value("split_share")
     saw = (
         f"{_known(apart, f'{100 * apart:.0f} %')} of requests were prefilled and decoded on "
@@ -281,10 +284,11 @@ def _transfer(seen: Observation) -> str:
     bandwidth = seen.benchmark.hardware.kv_transfer_gb_per_second
     if bandwidth is None:
         return "the network, without transfer time"
-    records = [record for record in seen.metrics.run.records if record.succeeded]
-    if not records or seen.kv_bytes_per_token is None:
+    requests = seen.metrics.requests
+    prompts = requests.numbers("input_tokens")[~requests.failed]
+    if not len(prompts) or seen.kv_bytes_per_token is None:
         return "the network"
-    tokens = sum(record.input_tokens for record in records) / len(records)
+    tokens = prompts.mean()
     took_ms = tokens * seen.kv_bytes_per_token / bandwidth / 1e6
     return f"the network, {took_ms:.1f} ms for the KV cache of a mean prompt at {bandwidth:g} GB/s"
 
@@ -333,14 +337,11 @@ def _offload_limits(configuration: Configuration) -> Iterator[str]:
 
 def _ranks(seen: Observation) -> str:
     worker = next(item for item in seen.configuration.workers if item.attention_dp > 1)
-    prompts: dict[tuple[str | None, int], int] = {}
-    for record in seen.metrics.run.records:
-        if worker.mode == "decode":
-            place, rank = record.decode_worker, record.decode_rank
-        else:
-            place, rank = record.prefill_worker, record.prefill_rank
-        if rank is not None:
-            prompts[place, rank] = prompts.get((place, rank), 0) + 1
+    requests = seen.metrics.requests
+    part = "decode" if worker.mode == "decode" else "prefill"
+    places, ranks = requests.texts(f"{part}_worker"), requests.numbers(f"{part}_rank")
+    known = ranks == ranks
+    prompts = Counter(zip(places[known], ranks[known], strict=True))
     total = worker.replicas * worker.attention_dp
     if not prompts:
         return f"{total} {worker.mode} ranks; which rank served a request is not visible here"

@@ -7,7 +7,6 @@ schedule, the per-GPU forms and the metrics of images are ours.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -78,13 +77,8 @@ def _split(c: Columns) -> Any:
 
 
 def _same_worker(c: Columns) -> Any:
-    worker = {(r.session_id, r.turn): r.prefill_worker for r in c.records}
-    before = [worker.get((r.session_id, r.turn - 1)) for r in c.records]
-    both = [
-        math.nan if None in (r.prefill_worker, last) else float(r.prefill_worker == last)
-        for r, last in zip(c.records, before, strict=True)
-    ]
-    return both, 1
+    before = c.of_turn_before(c.prefill_worker)
+    return c.only(c.prefill_worker == before, c.known(c.prefill_worker) & c.known(before)), 1
 
 
 def _tokens_per_step(c: Columns) -> Any:

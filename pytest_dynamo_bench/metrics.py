@@ -29,6 +29,16 @@ from pytest_dynamo_bench.metric_definitions import (
     unknown_metric,
 )
 from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.request_table import RequestTable
+
+
+class RequestIds(tuple[str, ...]):
+    """The ids of requests, which are counted once for all metrics of a run."""
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many there are."""
+        return len(set(self))
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,12 @@ class Sample:
     duration_seconds: float = 0.0
     factor: float = 1.0
     end_ms: FloatArray | None = None
+
+    @property
+    def distinct_requests(self) -> int:
+        """How many requests it is of."""
+        ids = self.request_ids
+        return (ids if isinstance(ids, RequestIds) else RequestIds(ids)).distinct
 
     @property
     def value(self) -> float:
@@ -140,22 +156,28 @@ class Metrics:
         return f"<Metrics of {self.run.configuration} on {self.run.target}>"
 
     @cached_property
+    def requests(self) -> RequestTable:
+        """All requests, as columns."""
+        return RequestTable.of(self.run.records)
+
+    @cached_property
     def columns(self) -> Columns:
         """The successful requests, in the order in which they were due."""
-        due = sorted(self.run.records, key=lambda r: (r.scheduled_ms, r.request_id))
-        good = [record for record in due if record.succeeded and record.chunk_ms]
-        return Columns(good, self._goodput.limits if self._goodput else None)
+        due = self.requests.in_due_order
+        limits = self._goodput.limits if self._goodput else None
+        return Columns(self.requests, limits, due[self.requests.good[due]])
 
     @cached_property
     def _request_ids(self) -> tuple[str, ...]:
-        return tuple(record.request_id for record in self.columns.records)
+        return RequestIds(self.columns.request_id)
 
     @cached_property
     def duration_seconds(self) -> float:
         """Benchmark duration: first request sent to last response received."""
-        sent = [record.sent_ms for record in self.run.records if record.sent_ms is not None]
-        ends = [record.end_ms for record in self.run.records if record.end_ms is not None]
-        return (max(ends) - min(sent)) / 1000 if sent and ends else float("nan")
+        sent, ends = (self.requests.numbers(name) for name in ("sent_ms", "end_ms"))
+        if np.isnan(sent).all() or np.isnan(ends).all():
+            return float("nan")
+        return float(np.nanmax(ends) - np.nanmin(sent)) / 1000
 
     def sample(self, metric: str) -> Sample:
         """The metric with everything that is needed to resample it.
@@ -225,7 +247,11 @@ class Metrics:
         if "every chunk" in metric.needs and self.run.simulated:
             return _Values(np.empty(0), request=np.empty(0, dtype=np.int64))
         if metric.kind == "gaps":
-            return _Values(*self.columns.computed(metric))
+            parts = [(*part.computed(metric), start) for start, part in self.columns.parts()]
+            return _Values(
+                np.concatenate([values for values, _, _ in parts]),
+                np.concatenate([request + start for _, request, start in parts]),
+            )
         # Reports ask for every statistic of these again and again; gaps are too many to keep.
         if metric.name not in self._known:
             self._known[metric.name] = self._computed(metric)

@@ -1,43 +1,61 @@
-"""Records on disk, ``requests.parquet``: a row per request, times in milliseconds."""
+"""Requests on disk, ``requests.parquet``: a row per request, times in milliseconds."""
 
 from __future__ import annotations
 
-import io
-from array import array
+import dataclasses
+import itertools
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pytest_dynamo_bench.arrays import IntArray
 from pytest_dynamo_bench.errors import ResultsError
-from pytest_dynamo_bench.files import write_whole
-from pytest_dynamo_bench.records import RequestRecord, possible
+from pytest_dynamo_bench.files import whole_file
+from pytest_dynamo_bench.plain_text import one_line
+from pytest_dynamo_bench.records import RequestRecord
+from pytest_dynamo_bench.request_table import CHUNKS, ArrowTable, columns, possible_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 RECORDS_FILE = "requests.parquet"
 
 
-@cache
-def columns() -> dict[str, pa.DataType]:
-    """The columns of ``requests.parquet``: the fields of a record."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OnDisk:
+    """Chunks in a file, in its groups of rows."""
+
+    path: Path
+    starts: IntArray
+    names: Sequence[str]
+
+    def lists(self, name: str, piece: int) -> pa.ListArray:
+        return _read_group(self, name, piece)
+
+
+@lru_cache(maxsize=4)
+def _read_group(file: _OnDisk, name: str, piece: int) -> pa.ListArray:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    found = {}
-    for name, hint in get_type_hints(RequestRecord).items():
-        optional = [kind for kind in get_args(hint) if kind is not NoneType]
-        kind = optional[0] if NoneType in get_args(hint) else hint
-        plain = get_origin(kind) is None
-        found[name] = types[kind] if plain else pa.list_(types[get_args(kind)[0]])
-    return found
+    if name not in file.names:
+        return pa.nulls(int(np.diff(file.starts)[piece]), columns()[name])
+    try:
+        with pq.ParquetFile(file.path, page_checksum_verification=True) as opened:
+            read = opened.read_row_group(piece, columns=[name])
+    except (OSError, pa.ArrowException) as error:
+        raise ResultsError(f"{file.path}: cannot be read: {one_line(str(error))}") from None
+    return read.column(0).combine_chunks()
 
 
-def write_records(directory: Path, records: Sequence[RequestRecord]) -> None:
+def write_records(directory: Path, records: Sequence[RequestRecord]) -> ArrowTable:
     """Write the records of a run in one step; whatever cannot be in one is left empty.
+
+    Returns:
+        What was written; its chunks are on disk only.
 
     Raises:
         ResultsError: they cannot be written.
@@ -45,38 +63,54 @@ def write_records(directory: Path, records: Sequence[RequestRecord]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [possible(record) for record in records]
-    table = pa.table(
-        {
-            name: pa.array([getattr(row, name) for row in rows], type=kind)
-            for name, kind in columns().items()
-        }
-    )
-    content = io.BytesIO()
-    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    table = possible_table(records)
     path = directory / RECORDS_FILE
+    starts = table.pieces.starts
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getvalue())
+        with (
+            whole_file(path) as file,
+            pq.ParquetWriter(
+                file, pa.schema(columns()), compression="zstd", write_page_checksum=True,
+                # What arrives at its own time has no value twice.
+                use_dictionary=[n for n, kind in columns().items() if kind == pa.string()],
+                use_byte_stream_split=["chunk_ms.list.element"],
+            ) as writer,
+        ):  # fmt: skip
+            for piece, (start, end) in enumerate(itertools.pairwise(starts)):
+                arrays = {name: part[start:end] for name, part in table.arrays.items()}
+                arrays |= {name: table.pieces.lists(name, piece) for name in CHUNKS}
+                writer.write_table(
+                    pa.table({name: arrays[name] for name in columns()}), int(end - start)
+                )
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return table.with_pieces(_OnDisk(path.absolute(), starts, CHUNKS))
 
 
-def read_records(file: pq.ParquetFile) -> list[RequestRecord]:
+def read_records(path: Path) -> ArrowTable:
     """What :func:`write_records` wrote, of this version or another; see :func:`~.records.possible`.
+
+    All of it is read once, the chunks group by group, and these are not kept.
 
     Raises:
         OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException: it is something else.
     """
-    known = [name for name in file.schema_arrow.names if name in columns()]
-    return [_record(row) for row in file.read(columns=known).to_pylist()]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-
-def _record(row: dict[str, Any]) -> RequestRecord:
-    tokens = row.get("chunk_tokens")
-    lists = {
-        "chunk_ms": array("d", row["chunk_ms"]),
-        "chunk_tokens": None if tokens is None else tuple(tokens),
-        "odd": tuple(row.get("odd") or ()),
-    }
-    return possible(RequestRecord(**{**row, **lists}))
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        there = file.schema_arrow.names
+        read = file.read(columns=[n for n in columns() if n in there and n not in CHUNKS])
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    defaults = {item.name: item.default for item in dataclasses.fields(RequestRecord)}
+    arrays = {}
+    for name, kind in columns().items():
+        if name in there and name not in CHUNKS:
+            arrays[name] = read.column(name).combine_chunks()
+        elif name not in there and defaults[name] is dataclasses.MISSING:
+            raise KeyError(f"there is no column {name}")
+        elif name not in CHUNKS:
+            arrays[name] = pa.repeat(pa.scalar(defaults[name], kind), len(read))
+    pieces = _OnDisk(path.absolute(), np.append(0, np.cumsum(counts, dtype=np.int64)), there)
+    return possible_table(ArrowTable(arrays, pieces))

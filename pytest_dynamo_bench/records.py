@@ -7,10 +7,9 @@ number came from.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -188,7 +187,11 @@ class _Possible(msgspec.Struct):
     status: Count | None = None
 
 
-_POSSIBLE = {item.name: item.type for item in msgspec.structs.fields(_Possible)}
+_KINDS = {item.name: item.type for item in msgspec.structs.fields(_Possible)}
+POSSIBLE: Mapping[str, msgspec.Meta] = {
+    name: get_args(get_args(kind)[0])[1] for name, kind in _KINDS.items()
+}
+"""The limits of the fields that come from outside."""
 
 
 def possible(record: RequestRecord) -> RequestRecord:
@@ -201,7 +204,7 @@ def possible(record: RequestRecord) -> RequestRecord:
     try:
         msgspec.convert(record, _Possible, from_attributes=True)
     except ValueError:
-        for name, kind in _POSSIBLE.items():
+        for name, kind in _KINDS.items():
             value = getattr(record, name)
             # Numbers of numpy are no faults.
             value = value.item() if hasattr(value, "item") else value
@@ -228,23 +231,3 @@ def possible(record: RequestRecord) -> RequestRecord:
         return record
     odd_texts = (*record.odd, *(f"{name}={shown(value)}" for name, value in odd.items()))
     return dataclasses.replace(record, **changes, odd=odd_texts)
-
-
-def possible_run(run: Run) -> Run:
-    """The run without impossible values in its records, and a note of what they were."""
-    records = [possible(record) for record in run.records]
-    return dataclasses.replace(run, records=records, notes=(*run.notes, *odd_notes(records)))
-
-
-def odd_notes(records: Iterable[RequestRecord]) -> tuple[str, ...]:
-    """A sentence for each field with impossible values."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for record in records:
-        for text in record.odd:
-            name, _, value = text.partition("=")
-            found[name].append((value, record.request_id))
-    return tuple(
-        f"{len(examples)} answer{'s' * (len(examples) > 1)} with an impossible {name}: e.g. "
-        f"{examples[0][0]} (request {examples[0][1]}); the field is left empty"
-        for name, examples in found.items()
-    )

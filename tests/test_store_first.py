@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 
-import pyarrow.parquet as pq
 import pytest
 
 from pytest_dynamo_bench.errors import DeploymentError, UnexpectedError
@@ -22,7 +21,7 @@ RECORD = RequestRecord("0", "0", 0, 0.0, 0.0, array("d", [1.0, 2.0]), 2.0, 5, 2)
 
 
 def on_disk(directory):
-    return read_records(pq.ParquetFile(directory / RECORDS_FILE))
+    return read_records(directory / RECORDS_FILE)
 
 
 class Broken(FakeTarget):

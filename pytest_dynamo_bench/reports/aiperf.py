@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -21,7 +22,7 @@ import numpy as np
 from pytest_dynamo_bench.aiperf_results import RECORDS_FILE, SUMMARY_FILE
 from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.benchmark import Goodput
-from pytest_dynamo_bench.files import write_whole
+from pytest_dynamo_bench.files import whole_file, write_whole
 from pytest_dynamo_bench.metric_definitions import METRICS
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import RequestRecord, Run
@@ -44,9 +45,11 @@ def write_aiperf_results(directory: Path, run: Run, goodput: Goodput | None = No
         The files.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in _rows(run, goodput)]
     paths = [directory / RECORDS_FILE, directory / SUMMARY_FILE]
-    write_whole(paths[0], "".join(lines).encode("utf-8", errors="replace"))
+    with whole_file(paths[0]) as file:
+        for row in _rows(run, goodput):
+            line = json.dumps(row, separators=(",", ":")) + "\n"
+            file.write(line.encode("utf-8", errors="replace"))
     summary = json.dumps(aiperf_summary(run, goodput), indent=2, allow_nan=False)
     write_whole(paths[1], summary.encode("utf-8", errors="replace"))
     return paths
@@ -61,7 +64,7 @@ def _rows(run: Run, goodput: Goodput | None) -> Iterator[dict[str, Any]]:
     sessions: dict[str, int] = {}
     metrics = Metrics(run, goodput)
     computed = iter(_computed(metrics))
-    for record in sorted(run.records, key=lambda r: (r.scheduled_ms, r.request_id)):
+    for record in metrics.requests.in_order(metrics.requests.in_due_order):
         counts = record.succeeded and record.chunk_ms
         number = sessions.setdefault(record.session_id, len(sessions))
         sent_ms = record.scheduled_ms if record.sent_ms is None else record.sent_ms
@@ -138,10 +141,9 @@ def _metrics(
 def aiperf_summary(run: Run, goodput: Goodput | None = None) -> dict[str, Any]:
     """The aggregates of a run under AIPerf's names."""
     metrics = Metrics(run, goodput)
-    good = metrics.columns.records
+    good = metrics.columns
     failed = len(run.records) - len(good)
-    isl = [record.input_tokens for record in good]
-    osl = [record.completion_tokens or 0 for record in good]
+    isl, osl = good.input_tokens, good.or_zero(good.completion_tokens)
     summary: dict[str, Any] = {
         "schema_version": _SCHEMA_VERSION,
         "aiperf_version": _FORMAT_OF,
@@ -151,12 +153,12 @@ def aiperf_summary(run: Run, goodput: Goodput | None = None) -> dict[str, Any]:
         "request_count": _single("requests", len(good)),
         "output_sequence_length": _distribution("tokens", osl),
         "input_sequence_length": _distribution("tokens", isl),
-        "total_output_tokens": _single("tokens", sum(osl)),
-        "total_isl": _single("tokens", sum(isl)),
-        "total_osl": _single("tokens", sum(osl)),
+        "total_output_tokens": _single("tokens", osl.sum()),
+        "total_isl": _single("tokens", isl.sum()),
+        "total_osl": _single("tokens", osl.sum()),
         "benchmark_duration": _single("sec", metrics.duration_seconds),
         "error_request_count": _single("requests", failed),
-        "error_summary": _errors(run.records),
+        "error_summary": _errors(metrics.requests.texts("error")),
         "was_cancelled": bool(run.problems),
         "is_complete": not run.problems,
         "slos": goodput.limits if goodput else {},
@@ -199,14 +201,10 @@ def _distribution(unit: str, values: Sequence[float] | FloatArray) -> dict[str, 
     }
 
 
-def _errors(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:
-    counts: dict[str, int] = {}
-    for record in records:
-        if record.error:
-            counts[record.error] = counts.get(record.error, 0) + 1
+def _errors(errors: Sequence[str | None]) -> list[dict[str, Any]]:
     return [
         {"error_details": {"type": "RequestError", "message": message}, "count": count}
-        for message, count in counts.items()
+        for message, count in Counter(filter(None, errors)).items()
     ]
 
 

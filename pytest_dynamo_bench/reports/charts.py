@@ -237,7 +237,7 @@ def _bins(seconds: FloatArray, values: FloatArray) -> tuple[FloatArray, list[Flo
 
 
 def _schedule(metrics: Metrics) -> dict[str, Any]:
-    due = np.array([record.scheduled_ms for record in metrics.run.records]) / 1000
+    due = metrics.requests.numbers("scheduled_ms") / 1000
     bins = min(_BINS, max(10, len(due) // 4))
     counts, edges = np.histogram(due, bins=bins, range=(0, max(float(due.max()), 1e-3)))
     rates = counts / np.diff(edges)

@@ -110,7 +110,7 @@ class ConfigurationReport:
     @property
     def failed(self) -> int:
         """Requests of all runs that did not succeed."""
-        return sum(not record.succeeded for run in self.runs for record in run.run.records)
+        return sum(int(run.requests.failed.sum()) for run in self.runs)
 
     def value(self, metric: str) -> float:
         """A metric, averaged over the runs; NaN when there is none."""
@@ -285,18 +285,18 @@ class ComparisonReport:
             return self.entry.traffic
         item = self.measured[0]
         traffic = item.traffic
-        records = item.metrics.run.records
+        requests = item.metrics.requests
         text = "; ".join(traffic.history) or self.entry.traffic
-        count = max(len(records), 1)
-        isl = sum(record.input_tokens for record in records) / count
-        osl = sum(record.output_tokens for record in records) / count
+        count = max(len(requests), 1)
+        isl = requests.numbers("input_tokens").sum() / count
+        osl = requests.numbers("output_tokens").sum() / count
         # Open loop: how long the traffic is; closed loop: how long it took.
         seconds = (
-            max((record.scheduled_ms for record in records), default=0.0) / 1000
+            requests.numbers("scheduled_ms").max(initial=0.0) / 1000
             if traffic.schedule.startswith("fixed")
             else item.metrics.duration_seconds
         )
-        text += f". {len(records):,} requests in {seconds:,.0f} s"
+        text += f". {len(requests):,} requests in {seconds:,.0f} s"
         text += f", {traffic.schedule}" if traffic.schedule else ""
         text += f"; mean ISL {isl:,.0f}, mean OSL {osl:,.0f} tokens"
         if traffic.images:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -30,15 +30,13 @@ from pytest_dynamo_bench.errors import BenchmarkError, ResultsError
 from pytest_dynamo_bench.files import write_whole
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.plain_text import printable
-from pytest_dynamo_bench.record_files import RECORDS_FILE, columns, read_records, write_records
+from pytest_dynamo_bench.record_files import RECORDS_FILE, read_records, write_records
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.reports import stored_types
 from pytest_dynamo_bench.reports.features import features_at_work
+from pytest_dynamo_bench.request_table import columns, odd_notes
 from pytest_dynamo_bench.verdicts import Verdict
 from pytest_dynamo_bench.verdicts.regression import Regression
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
 
 _T = TypeVar("_T", bound=stored_types.Stored)
 _SUMMARY, _RUN, _ENVIRONMENT, _ATTRIBUTION = list(stored_types.FILES)[:4]
@@ -78,13 +76,18 @@ class ResultStore:
         _make(directory)
         return directory
 
-    def save_records(self, run: Run, repeat: int = 0) -> None:
+    def save_records(self, run: Run, repeat: int = 0) -> Run:
         """Write what was measured, before anything is made of it.
+
+        Returns:
+            The run as written, with nothing in its records that cannot be, and a note of what was.
 
         Raises:
             ResultsError: it cannot be written.
         """
-        write_records(self.run_directory(run.benchmark, run.configuration, repeat), run.records)
+        directory = self.run_directory(run.benchmark, run.configuration, repeat)
+        records = write_records(directory, run.records)
+        return dataclasses.replace(run, records=records, notes=(*run.notes, *odd_notes(records)))
 
     def save_run(
         self,
@@ -102,7 +105,7 @@ class ResultStore:
             "gpus": run.gpus,
             "simulated": run.simulated,
             "requests": len(run.records),
-            "failed": sum(not record.succeeded for record in run.records),
+            "failed": int(metrics.requests.failed.sum()),
             "problems": run.problems,
             "duration_seconds": metrics.duration_seconds,
             "metrics": metrics.as_dict(),
@@ -442,8 +445,8 @@ def _read_details(directory: Path) -> stored_types.Run:
     return _read(directory / _RUN, stored_types.Run, "the description of a run")
 
 
-def _open_run(directory: Path) -> tuple[stored_types.Run, pq.ParquetFile]:
-    """What a run's two files say of themselves, when they agree."""
+def _open_run(directory: Path) -> stored_types.Run:
+    """What is said of a run, when its two files agree."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -460,7 +463,7 @@ def _open_run(directory: Path) -> tuple[stored_types.Run, pq.ParquetFile]:
     for field in file.schema_arrow:
         if (expected := columns().get(field.name, field.type)) != field.type:
             raise ResultsError(f"{path}: column {field.name} is {field.type}, not {expected}")
-    return details, file
+    return details
 
 
 def read_run(directory: Path) -> Run:
@@ -471,9 +474,9 @@ def read_run(directory: Path) -> Run:
     """
     import pyarrow as pa
 
-    details, file = _open_run(directory)
+    details = _open_run(directory)
     try:
-        records = read_records(file)
+        records = read_records(directory / RECORDS_FILE)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         path = directory / RECORDS_FILE
         raise ResultsError(f"{path}: cannot be read: {in_one_line(error)}") from None

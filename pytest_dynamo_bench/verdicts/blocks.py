@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -70,6 +71,13 @@ def automatic_block_length(series: FloatArray) -> tuple[int, float]:
         The block length in values, at least 1 and at most ``min(3 sqrt(n), n / 3)``, and the
         flat-top estimate of the long-run variance (the variance of the mean times n).
     """
+    return _automatic_block_length(np.asarray(series, np.float64).tobytes())
+
+
+# The same series are asked about for their blocks and for their variance.
+@lru_cache(maxsize=8)
+def _automatic_block_length(content: bytes) -> tuple[int, float]:
+    series = np.frombuffer(content)
     n = len(series)
     longest = max(1, int(np.ceil(min(3 * np.sqrt(n), n / 3))))
     centered = series - series.mean() if n else series

@@ -276,7 +276,7 @@ def estimate_effect(
         standard_error=found.error,
         degrees_of_freedom=found.freedom,
         block_length=found.block_length,
-        n_requests=min(len(set(s.request_ids)) for s in (*treatment, *baseline)),
+        n_requests=min(s.distinct_requests for s in (*treatment, *baseline)),
         repeats=min(len(treatment), len(baseline)),
         resamples=resamples,
         paired=comparison.paired,
@@ -505,15 +505,23 @@ class _Comparison:
         if not metric_of(self.samples[0][0].metric).needs_limits:
             return 0.0
         good = min(float(sample.values.sum()) for samples in self.samples for sample in samples)
-        changed = 0.0
+        first, *others = (s for samples in self.samples for s in samples)
+        if all(o.request_ids == first.request_ids for o in others) and (
+            first.distinct_requests == len(first.request_ids)
+        ):
+            changed = sum(int(np.count_nonzero(o.values != first.values)) for o in others)
+        else:
+            changed = self._changed_by_id()
+        return 0.0 if changed else (_RULE_OF_THREE / good / special.ndtri(0.975)) ** 2
+
+    def _changed_by_id(self) -> int:
         by_run = [
             dict(zip(s.request_ids, s.values.tolist(), strict=True))
             for samples in self.samples
             for s in samples
         ]
         first = by_run[0]
-        changed = sum(first.get(key, 0.0) != value for o in by_run[1:] for key, value in o.items())
-        return 0.0 if changed else (_RULE_OF_THREE / good / special.ndtri(0.975)) ** 2
+        return sum(first.get(key, 0.0) != value for o in by_run[1:] for key, value in o.items())
 
     def _between_runs(self) -> tuple[float, float]:
         """Variance of the estimate by the spread of repeats, and its degrees of freedom.

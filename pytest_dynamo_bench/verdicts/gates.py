@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pytest_dynamo_bench.arrays import FloatArray
+from pytest_dynamo_bench.arrays import BoolArray, FloatArray
 from pytest_dynamo_bench.metric_definitions import parse_metric, percentile_of
 from pytest_dynamo_bench.plain_text import one_line
-from pytest_dynamo_bench.records import RequestRecord, Run
+from pytest_dynamo_bench.records import Run
+from pytest_dynamo_bench.request_table import RequestTable
 from pytest_dynamo_bench.traffic import Concurrency, Schedule, Traffic
 
 _REJECTED_STATUS = frozenset({408, 429, 503, 504})
@@ -27,6 +28,7 @@ _REJECTED_TEXT = re.compile(
 )
 _SEGMENTS = 20
 _FEWEST_FOR_TREND = 60
+_ENOUGH = "enough requests"
 
 
 @dataclass(frozen=True)
@@ -128,24 +130,39 @@ def check_run(
         ValueError: there is no such metric.
     """
     open_loop = not isinstance(schedule, Concurrency)
+    requests = RequestTable.of(run.records)
     results = [
         _problems(run),
         _deployment(run),
-        _failures(run, traffic, thresholds),
-        _rejections(run, thresholds),
-        _token_counts(run, thresholds),
-        _enough_requests(run, metric, thresholds),
-        _cold_cache(run, traffic, thresholds),
+        _failures(run, requests, traffic, thresholds),
+        _rejections(run, requests, thresholds),
+        _token_counts(run, requests, thresholds),
+        _enough_requests(run, requests, metric, thresholds),
+        _cold_cache(run, requests, traffic, thresholds),
     ]
     if "cpu_share" in run.observed.get("load_generator", {}):
-        results.append(_generator_kept_up(run, thresholds))
+        results.append(_generator_kept_up(run, requests, thresholds))
     if run.observed.get("processor_use"):
         results.append(_machine_kept_up(run, thresholds))
     if open_loop:
         if not run.simulated:
-            results.append(_on_schedule(run, thresholds))
-        results.append(_steady_state(run, thresholds))
+            results.append(_on_schedule(run, requests, thresholds))
+        results.append(_steady_state(run, requests, thresholds))
     return tuple(results)
+
+
+def for_metric(
+    gates: Sequence[GateResult],
+    run: Run,
+    metric: str,
+    thresholds: GateThresholds = DEFAULT_THRESHOLDS,
+) -> tuple[GateResult, ...]:
+    """The gates of :func:`check_run` for another metric; only one of them asks which it is."""
+    requests = RequestTable.of(run.records)
+    return tuple(
+        _enough_requests(run, requests, metric, thresholds) if gate.name == _ENOUGH else gate
+        for gate in gates
+    )
 
 
 def check_pair(
@@ -163,24 +180,34 @@ def check_pair(
     """
     names = f"{treatment.configuration}, {baseline.configuration}"
     same_target = treatment.target == baseline.target and treatment.simulated == baseline.simulated
-    of = {id(run): {r.request_id: r for r in run.records} for run in (treatment, baseline)}
-    first, second = of[id(treatment)], of[id(baseline)]
-    common = [(first[key], second[key]) for key in first if key in second]
-    alone = len(first.keys() ^ second.keys())
-    # A traffic generated for every run has no request in common and is compared as a whole.
-    partly = bool(common) and alone > thresholds.failed_share * len(first.keys() | second.keys())
-    asked = [a.request_id for a, b in common if _asked(a) != _asked(b)]
-    counted = [
-        a.request_id
-        for a, b in common
-        if a.succeeded
-        and b.succeeded
-        and (
-            _differ(a.completion_tokens, b.completion_tokens, thresholds)
-            or _differ(a.prompt_tokens, b.prompt_tokens, thresholds)
-        )
+    tables = [RequestTable.of(run.records) for run in (treatment, baseline)]
+    first, second = (
+        {name: row for row, name in enumerate(table.texts("request_id"))} for table in tables
+    )
+    names_in_both = np.array([name for name in first if name in second], dtype=object)
+    common = len(names_in_both)
+    rows = [
+        np.fromiter((places[name] for name in names_in_both), np.int64, common)
+        for places in (first, second)
     ]
-    pairs = max(len(common), 1)
+    alone = len(first) + len(second) - 2 * common
+    # A traffic generated for every run has no request in common and is compared as a whole.
+    partly = common > 0 and alone > thresholds.failed_share * (len(first) + len(second) - common)
+
+    def pair(name: str) -> tuple[FloatArray, FloatArray]:
+        a, b = (table.numbers(name)[own] for table, own in zip(tables, rows, strict=True))
+        return a, b
+
+    def differ(names: Sequence[str], tolerance: int, where: BoolArray | None = None) -> list[str]:
+        found = np.any([_differ(*pair(name), tolerance) for name in names], axis=0)
+        return list(names_in_both[found if where is None else found & where])
+
+    asked = differ(("input_tokens", "output_tokens"), 0)
+    both_succeeded = ~(tables[0].failed[rows[0]] | tables[1].failed[rows[1]])
+    counted = differ(
+        ("completion_tokens", "prompt_tokens"), thresholds.token_tolerance, both_succeeded
+    )
+    pairs = max(common, 1)
     return (
         _result(
             "same target",
@@ -194,7 +221,7 @@ def check_pair(
         _result(
             "same requests",
             not partly and not asked,
-            f"{len(common)} requests in both, {alone} in only one, {len(asked)} with different "
+            f"{common} requests in both, {alone} in only one, {len(asked)} with different "
             f"lengths{_examples(asked)}",
             "the same requests with the same lengths in both, or none in common",
             "send the same traffic to both; check for requests lost in one of them",
@@ -203,8 +230,7 @@ def check_pair(
         _result(
             "same token counts",
             len(counted) <= thresholds.token_mismatch_share * pairs,
-            f"{len(counted)} of {len(common)} requests have different token counts"
-            f"{_examples(counted)}",
+            f"{len(counted)} of {common} requests have different token counts{_examples(counted)}",
             f"token_mismatch_share {thresholds.token_mismatch_share:g}, "
             f"token_tolerance {thresholds.token_tolerance}",
             "fix the output length (ignore_eos, min_tokens) and use one tokenizer and chat "
@@ -258,43 +284,45 @@ def _deployment(run: Run) -> GateResult:
     )
 
 
-def _failures(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -> GateResult:
-    failed = [r for r in run.records if not r.succeeded or not r.chunk_ms]
-    missing = _missing(run, traffic)
-    expected = max(len(run.records) + len(missing), 1)
-    reasons = sorted({one_line(r.error or "no content") for r in failed})
-    saw = f"{len(failed)} failed and {len(missing)} missing of {expected} requests"
+def _failures(
+    run: Run, requests: RequestTable, traffic: Traffic | None, thresholds: GateThresholds
+) -> GateResult:
+    failed = int((~requests.good).sum())
+    missing = _missing(requests, traffic)
+    expected = max(len(requests) + missing, 1)
+    errors = set(requests.texts("error")[~requests.good])
+    reasons = sorted({one_line(error or "no content") for error in errors})
+    saw = f"{failed} failed and {missing} missing of {expected} requests"
     if reasons:
         saw += f": {reasons[0]}" + (f" and {len(reasons) - 1} other errors" * (len(reasons) > 1))
     return _result(
         "requests succeeded",
-        len(failed) + len(missing) <= thresholds.failed_share * expected and bool(run.records),
-        saw if run.records else "no requests",
+        failed + missing <= thresholds.failed_share * expected and len(requests) > 0,
+        saw if len(requests) else "no requests",
         f"failed_share {thresholds.failed_share:g}",
         "find out why they failed; the mean of the remaining requests describes different traffic",
         run.configuration,
     )
 
 
-def _missing(run: Run, traffic: Traffic | None) -> list[str]:
-    if traffic is None:
-        return []
-    seen = {record.request_id for record in run.records}
-    return [r.request_id for r in traffic.requests if r.request_id not in seen]
+def _missing(requests: RequestTable, traffic: Traffic | None) -> int:
+    wanted = [request.request_id for request in traffic.requests] if traffic else []
+    seen = set(requests.texts("request_id"))
+    return sum(name not in seen for name in wanted)
 
 
-def _rejections(run: Run, thresholds: GateThresholds) -> GateResult:
-    rejected = [
-        r
-        for r in run.records
-        if r.status in _REJECTED_STATUS or (r.error and _REJECTED_TEXT.search(r.error))
-    ]
-    saw = f"{len(rejected)} of {len(run.records)} requests timed out or were rejected"
-    if rejected:
-        saw += f" (first: {one_line(rejected[0].error or str(rejected[0].status))})"
+def _rejections(run: Run, requests: RequestTable, thresholds: GateThresholds) -> GateResult:
+    status, errors = requests.numbers("status"), requests.texts("error")
+    by_status = np.isin(status, list(_REJECTED_STATUS))
+    by_text = [error for error in set(errors) if error and _REJECTED_TEXT.search(error)]
+    rejected = np.flatnonzero(by_status | np.any([errors == each for each in by_text], axis=0))
+    saw = f"{len(rejected)} of {len(requests)} requests timed out or were rejected"
+    if len(rejected):
+        first = rejected[0]
+        saw += f" (first: {one_line(errors[first] or f'{status[first]:.0f}')})"
     return _result(
         "no time-outs or rejections",
-        len(rejected) <= thresholds.rejected_share * max(len(run.records), 1),
+        len(rejected) <= thresholds.rejected_share * max(len(requests), 1),
         saw,
         f"rejected_share {thresholds.rejected_share:g}",
         "lower the load, or raise the server's limits and the client's time-out",
@@ -302,31 +330,29 @@ def _rejections(run: Run, thresholds: GateThresholds) -> GateResult:
     )
 
 
-def _differ(a: int | None, b: int | None, thresholds: GateThresholds) -> bool:
-    return a is not None and b is not None and abs(a - b) > thresholds.token_tolerance
+def _differ(a: FloatArray, b: FloatArray, tolerance: int) -> BoolArray:
+    """Where both are known, and not the same."""
+    return np.asarray(np.abs(a - b) > tolerance)
 
 
-def _asked(record: RequestRecord) -> tuple[int, int]:
-    return record.input_tokens, record.output_tokens
-
-
-def _token_counts(run: Run, thresholds: GateThresholds) -> GateResult:
-    prompts, outputs = [], []
-    succeeded = [record for record in run.records if record.succeeded]
-    for record in succeeded:
-        if _differ(record.prompt_tokens, record.input_tokens, thresholds):
-            prompts.append(record)
-        if _differ(record.completion_tokens, record.output_tokens, thresholds):
-            outputs.append(record)
-    wrong = {record.request_id for record in (*prompts, *outputs)}
-    saw = f"{len(prompts)} prompts and {len(outputs)} outputs of {len(succeeded)} differ"
-    if outputs:
-        saw += f" (first output: {outputs[0].completion_tokens} of {outputs[0].output_tokens})"
-    elif prompts:
-        saw += f" (first prompt: {prompts[0].prompt_tokens} for {prompts[0].input_tokens})"
+def _token_counts(run: Run, requests: RequestTable, thresholds: GateThresholds) -> GateResult:
+    ok = ~requests.failed
+    count = int(ok.sum())
+    given, prompt, asked, completed = (
+        requests.numbers(name)
+        for name in ("input_tokens", "prompt_tokens", "output_tokens", "completion_tokens")
+    )
+    prompts = np.flatnonzero(ok & _differ(prompt, given, thresholds.token_tolerance))
+    outputs = np.flatnonzero(ok & _differ(completed, asked, thresholds.token_tolerance))
+    wrong = set(requests.texts("request_id")[np.union1d(prompts, outputs)])
+    saw = f"{len(prompts)} prompts and {len(outputs)} outputs of {count} differ"
+    if len(outputs):
+        saw += f" (first output: {completed[outputs[0]]:.0f} of {asked[outputs[0]]:.0f})"
+    elif len(prompts):
+        saw += f" (first prompt: {prompt[prompts[0]]:.0f} for {given[prompts[0]]:.0f})"
     return _result(
         "token counts as asked for",
-        len(wrong) <= thresholds.token_mismatch_share * max(len(succeeded), 1),
+        len(wrong) <= thresholds.token_mismatch_share * max(count, 1),
         saw,
         f"token_mismatch_share {thresholds.token_mismatch_share:g}, "
         f"token_tolerance {thresholds.token_tolerance}",
@@ -335,10 +361,11 @@ def _token_counts(run: Run, thresholds: GateThresholds) -> GateResult:
     )
 
 
-def _on_schedule(run: Run, thresholds: GateThresholds) -> GateResult:
-    delays = [r.sent_ms - r.scheduled_ms for r in run.records if r.sent_ms is not None]
-    waits = _time_to_first_token(run)[1]
-    late = float(np.percentile(delays, 99)) if delays else 0.0
+def _on_schedule(run: Run, requests: RequestTable, thresholds: GateThresholds) -> GateResult:
+    delays = requests.numbers("sent_ms") - requests.numbers("scheduled_ms")
+    delays = delays[~np.isnan(delays)]
+    waits = _time_to_first_token(requests)[1]
+    late = float(np.percentile(delays, 99)) if len(delays) else 0.0
     median = float(np.median(waits)) if len(waits) else 0.0
     allowed = max(thresholds.schedule_delay_ms, thresholds.schedule_delay_share * median)
     return _result(
@@ -365,7 +392,7 @@ def _machine_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
     )
 
 
-def _generator_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
+def _generator_kept_up(run: Run, requests: RequestTable, thresholds: GateThresholds) -> GateResult:
     """Whether what the load generator measured of itself lets its numbers be trusted.
 
     A process that needs all of a core starts requests late in a closed loop too, where no
@@ -377,9 +404,9 @@ def _generator_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
     cpu, from_kernel = float(health["cpu_share"]), float(health["kernel_timestamp_share"])
     by_kernel = from_kernel > 0.99
     lag = float(health["receive_lag_ms" if by_kernel else "loop_busy_ms"]["p99"])
-    chunks = sum(len(record.chunk_ms) for record in run.records)
+    chunks = int(requests.chunk_counts.sum())
     # The last chunk of a response mostly comes together with its end.
-    merged = sum(max(record.coalesced_chunks - 1, 0) for record in run.records)
+    merged = float((requests.numbers("coalesced_chunks") - 1).clip(0).sum())
     coalesced = merged / max(chunks, 1)
     late = lag > thresholds.generator_lag_ms and not (
         by_kernel and coalesced <= thresholds.generator_coalesced_share
@@ -403,10 +430,12 @@ def _generator_kept_up(run: Run, thresholds: GateThresholds) -> GateResult:
     )
 
 
-def _enough_requests(run: Run, metric: str, thresholds: GateThresholds) -> GateResult:
+def _enough_requests(
+    run: Run, requests: RequestTable, metric: str, thresholds: GateThresholds
+) -> GateResult:
     _, statistic = parse_metric(metric)
     percentile = percentile_of(statistic) if statistic else None
-    count = sum(1 for r in run.records if r.succeeded and r.chunk_ms)
+    count = int(requests.good.sum())
     needed = float(thresholds.fewest_requests)
     why = f"fewest_requests {thresholds.fewest_requests}"
     if percentile is not None:
@@ -419,7 +448,7 @@ def _enough_requests(run: Run, metric: str, thresholds: GateThresholds) -> GateR
                 f"beyond {statistic}: {for_percentile:.0f} requests"
             )
     return _result(
-        "enough requests",
+        _ENOUGH,
         count >= needed - 1e-6,
         f"{count} successful requests for {metric}",
         why,
@@ -428,7 +457,9 @@ def _enough_requests(run: Run, metric: str, thresholds: GateThresholds) -> GateR
     )
 
 
-def _cold_cache(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -> GateResult:
+def _cold_cache(
+    run: Run, requests: RequestTable, traffic: Traffic | None, thresholds: GateThresholds
+) -> GateResult:
     name, remedy = "caches cold at the start", "use a fresh deployment, or flush its caches"
     at_start = run.observed.get("cached_tokens_at_start")
     if at_start is not None and at_start > 0:
@@ -440,13 +471,13 @@ def _cold_cache(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -
             remedy,
             run.configuration,
         )
-    cached, prompts, requests = _cached_but_never_seen(run, traffic)
+    cached, prompts, count = _cached_but_never_seen(requests, traffic)
     share = cached / prompts if prompts else 0.0
     known = at_start is not None or prompts > 0
     return _result(
         name,
         share <= thresholds.warm_cache_share,
-        f"{cached} of {prompts} prompt tokens cached in {requests} requests whose prefix is new"
+        f"{cached} of {prompts} prompt tokens cached in {count} requests whose prefix is new"
         if known
         else "cached tokens are not known",
         f"warm_cache_share {thresholds.warm_cache_share:g}",
@@ -455,7 +486,7 @@ def _cold_cache(run: Run, traffic: Traffic | None, thresholds: GateThresholds) -
     )
 
 
-def _cached_but_never_seen(run: Run, traffic: Traffic | None) -> tuple[int, int, int]:
+def _cached_but_never_seen(requests: RequestTable, traffic: Traffic | None) -> tuple[int, int, int]:
     """Cached tokens, prompt tokens and number of requests with a prefix that was never sent.
 
     Only first turns count: a later one repeats what the session generated, which is cached.
@@ -463,34 +494,29 @@ def _cached_but_never_seen(run: Run, traffic: Traffic | None) -> tuple[int, int,
     if traffic is None:
         return 0, 0, 0
     first_block = {r.request_id: r.hash_ids[0] for r in traffic.requests if r.hash_ids}
-    seen: set[int] = set()
-    cached = prompts = requests = 0
-    for record in sorted(
-        run.records, key=lambda r: r.sent_ms if r.sent_ms is not None else r.scheduled_ms
-    ):
-        block = first_block.get(record.request_id)
-        if block is None:
-            continue
-        if block not in seen and record.turn == 0 and record.cached_tokens is not None:
-            cached += record.cached_tokens
-            prompts += record.input_tokens
-            requests += 1
-        seen.add(block)
-    return cached, prompts, requests
-
-
-def _time_to_first_token(run: Run) -> tuple[FloatArray, FloatArray]:
-    """Due time and time from due to first token of all successful requests, in that order."""
-    rows = sorted(
-        (r.scheduled_ms, r.first_token_ms - r.scheduled_ms)
-        for r in run.records
-        if r.succeeded and r.first_token_ms is not None
+    sent, due, cached, given, turn = (
+        requests.numbers(name)
+        for name in ("sent_ms", "scheduled_ms", "cached_tokens", "input_tokens", "turn")
     )
-    table = np.array(rows, dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+    order = np.argsort(np.where(np.isnan(sent), due, sent), kind="stable")
+    first: dict[int, int] = {}
+    for row, name in zip(order.tolist(), requests.texts("request_id")[order], strict=True):
+        if name in first_block:
+            first.setdefault(first_block[name], row)
+    rows = np.fromiter(first.values(), np.int64, len(first))
+    rows = rows[(turn[rows] == 0) & ~np.isnan(cached[rows])]
+    return int(cached[rows].sum()), int(given[rows].sum()), len(rows)
 
 
-def _steady_state(run: Run, thresholds: GateThresholds) -> GateResult:
+def _time_to_first_token(requests: RequestTable) -> tuple[FloatArray, FloatArray]:
+    """Due time and time from due to first token of all successful requests, in that order."""
+    due = requests.numbers("scheduled_ms")[requests.good]
+    waits = requests.numbers("first_token_ms")[requests.good] - due
+    order = np.lexsort((waits, due))
+    return due[order], waits[order]
+
+
+def _steady_state(run: Run, requests: RequestTable, thresholds: GateThresholds) -> GateResult:
     """Whether the queue keeps growing: an overloaded open loop has no steady state.
 
     The run is divided into 20 segments of equally many requests, so that bursts weigh no more
@@ -501,7 +527,7 @@ def _steady_state(run: Run, thresholds: GateThresholds) -> GateResult:
     first. A burst that drains again fails the first condition, a slow drift the second, and
     a small rise on top of long waits the third.
     """
-    due, waits = _time_to_first_token(run)
+    due, waits = _time_to_first_token(requests)
     name, allowed = (
         "queue in a steady state",
         f"queue_growth {thresholds.queue_growth:g} and queue_growth_factor "

@@ -175,7 +175,9 @@ class RequestGroup:
         self._ends: list[FloatArray] = []
         rests: list[float | None] = [None] * len(samples)
         first = samples[0].request_ids
-        if all(sample.request_ids == first for sample in samples) and len(set(first)) == len(first):
+        if all(sample.request_ids == first for sample in samples) and samples[
+            0
+        ].distinct_requests == len(first):
             due = np.mean([sample.time_ms for sample in samples], axis=0)
             order = np.argsort(due, kind="stable")
             rank = np.empty_like(order)
