@@ -88,6 +88,8 @@ CLUSTERS = {
         compilation_cache=Volume("compilation-cache", "/home/dynamo/.cache/vllm"),
         frontend=Frontend(cpu="1"),
     ),
+    # Not published.
+    "session_affinity": ClusterSettings("ns", image_tag="1.4.2"),
 }  # fmt: skip
 
 
