@@ -76,7 +76,7 @@ benchmark = Benchmark(
         "512 more within a group; all else of a prompt is the session's own.",
         "Where sessions share long prefixes KV routing finds what affinity cannot. Where a session "
         "is long and the others short affinity cannot move it. Neither is in this traffic.",
-        "The KV router weighs what is cached against how busy a worker is, so that it moves 45 % "
+        "The KV router weighs what is cached against how busy a worker is, so that it moves 43 % "
         "of later turns away from what they had cached. Its options decide how much.",
         "Dynamo's replay has no session affinity.",
     ],
