@@ -28,7 +28,7 @@ STICKY_KV = STICKY.but(name="sticky-kv-router", router="kv")
 
 
 def sessions(count):
-    """Conversations of an agent: nothing is shared between them, each turn repeats all before it."""
+    """Conversations that share little with each other; each turn repeats all before it."""
     return AgenticCoding(sessions=count, schedule=Concurrency(16), max_prompt_tokens=14_000,
         global_tokens=512, group_tokens=512, session_start=Lognormal(3_000, 2_000, most=8_000),
         new_tokens=Lognormal(1_500, 1_000, most=4_000),

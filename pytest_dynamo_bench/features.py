@@ -470,7 +470,7 @@ _PREFILL_ONE_AT_A_TIME = Caveat(
     "This Dynamo's replay hands a finished prompt over to decode only when its prefill worker is "
     "idle (fixed in 1.5). Prefill workers of disaggregated configurations are therefore simulated "
     "with one prompt at a time, in order of arrival, regardless of max_num_seqs.",
-    "Flatters disaggregated configurations under load: prompts do not share a step, and the first "
+    "Favors disaggregated configurations under load: prompts do not share a step, and the first "
     "of them is done sooner.",
 )
 _SHARED_BLOCKS_ONCE = Caveat(

@@ -1,6 +1,7 @@
 """Pages, messages and help keep to plain English and to the terms of docs/glossary.md."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,12 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@functools.cache
+def texts() -> tuple[tuple[str, str], ...]:
+    return tuple(_texts())
+
+
+def _texts() -> Iterator[tuple[str, str]]:
     pages = [*documents(), PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
     modules = [
         *(PROJECT / "pytest_dynamo_bench").rglob("*.py"),

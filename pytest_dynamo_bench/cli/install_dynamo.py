@@ -17,11 +17,11 @@ def add_arguments(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "install-dynamo",
         help="install a Dynamo for --dynamo-version",
-        description="Makes an environment with a Dynamo in it, for --dynamo-version and "
-        "Configuration(dynamo=…), among the user's caches; it takes half a gigabyte and nothing of "
-        "the environment that tests run in. uv installs it where it is there, else pip; packages "
-        "come from where pip is told to look. It is there whole, or not at all. Requirements of "
-        "Dynamo that are not on the package index are left out where they cannot be downloaded.",
+        description="Installs a Dynamo for --dynamo-version and Configuration(dynamo=…) into its "
+        "own environment in the user's cache directory (0.5 GB). pytest's environment does not "
+        "change. Uses uv if available, otherwise pip, and the package index that pip is "
+        "configured for. The installation is complete or leaves nothing behind. Dynamo's "
+        "requirements that cannot be downloaded and are not needed here are left out.",
     )
     parser.add_argument(
         "dynamo", nargs="*", metavar="DYNAMO",

@@ -71,8 +71,8 @@ class VllmWorkers:
         """The one beside vLLM, whose versions go together."""
         if set(configuration.dynamos.values()) != {None}:
             raise TargetError(
-                f"configuration {configuration.name!r}: --dynamo-engine=vllm has a Dynamo of its "
-                f"own, {PINS['ai-dynamo']}; leave --dynamo-version and 'dynamo' out"
+                f"configuration {configuration.name!r}: --dynamo-engine=vllm runs its own "
+                f"Dynamo, {PINS['ai-dynamo']}; omit --dynamo-version and 'dynamo'"
             )
         python = str(find_environment().python)
         modules = dict.fromkeys(("dynamo.frontend", "dynamo.mocker"), "")
