@@ -14,3 +14,5 @@ DISPENSABLE = {
     "aisimulate": "the mocker's and replay's own timing of engines (--ais-…, --aic-…) and the "
     "planner are missing; frontend, router, mockers and replay with engine profiles are not"
 }
+# Operators from this release on store v1beta1; used only where there is no cluster to ask.
+V1BETA1_SINCE = (1, 5, 0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from pytest_dynamo_bench.dynamo.releases import V1BETA1_SINCE
 from pytest_dynamo_bench.outside import admitted
 from pytest_dynamo_bench.targets.kubernetes.settings import Volume
 
@@ -200,13 +201,12 @@ FORMS: Mapping[str, Callable[[Graph], dict[str, Any]]] = {
 }
 OLD_OPERATOR = Operator("v1alpha1", asks_runtime_version=False)
 NEW_OPERATOR = Operator("v1beta1", asks_runtime_version=True)
-_NEW_SINCE = (1, 5, 0)
 
 
 def operator_of_release(release: str) -> Operator:
     """The operator that came with a release of Dynamo; the newest where it is not known."""
     found = version_of(release)
-    old = found and tuple(map(int, found.split("."))) < _NEW_SINCE
+    old = found and tuple(map(int, found.split("."))) < V1BETA1_SINCE
     return OLD_OPERATOR if old else NEW_OPERATOR
 
 
