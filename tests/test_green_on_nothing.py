@@ -341,17 +341,17 @@ def full_disk(monkeypatch):
     """A function that has writing files of a name end as on a full disk."""
 
     def fill(name, after=0):
-        write = Path.write_bytes
+        opened = Path.open
         written = []
 
-        def failing(path, content):
-            if path.name.startswith(f".{name}."):
+        def failing(path, mode="r", *arguments, **options):
+            if "w" in mode and path.name.startswith(f".{name}."):
                 written.append(path)
                 if len(written) > after:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            return write(path, content)
+            return opened(path, mode, *arguments, **options)
 
-        monkeypatch.setattr(Path, "write_bytes", failing)
+        monkeypatch.setattr(Path, "open", failing)
 
     return fill
 

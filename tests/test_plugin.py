@@ -398,7 +398,7 @@ def test_a_port_that_is_taken_is_a_usage_error(pytester):
         pytester.makepyfile(test_example=BENCHMARK)
         result = pytester.runpytest(f"--dynamo-frontend-port={port}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*port {port} of 127.0.0.1 is in use*--dynamo-frontend-port*"])
+    result.stderr.fnmatch_lines([f"*port {port} on 127.0.0.1 is in use*--dynamo-frontend-port*"])
 
 
 def test_xdist_is_refused(project):

@@ -67,8 +67,10 @@ def verdict_properties(
         ]
     for configuration in (claim.treatment, claim.baseline):
         metrics = comparison[configuration]
-        if metrics.run.dynamo:
-            found.append((f"dynamo.{configuration}.dynamo_version", metrics.run.dynamo))
+        # All repeats of a configuration run on the same Dynamo.
+        version = metrics.runs[0].dynamo
+        if version:
+            found.append((f"dynamo.{configuration}.dynamo_version", version))
         for name, definition in METRICS.items():
             if definition.needs_limits and comparison.benchmark.goodput is None:
                 continue

@@ -218,5 +218,5 @@ def test_errors_say_what_is_wrong():
             ),
         ],
     )  # fmt: skip
-    with pytest.raises(BenchmarkError, match=r"5 features .* make 32 arms"):
+    with pytest.raises(BenchmarkError, match=r"5 features .* make 32 combinations"):
         plan(AGG, many)

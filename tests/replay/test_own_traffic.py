@@ -143,8 +143,8 @@ def test_output_lengths_can_be_given(tmp_path):
     ("rows", "message"),
     [
         ("", "unknown format"),
-        ("hello\n", "begins with 'hello'"),
-        ('{"a": 1}\n', "known are"),
+        ("hello\n", "starts with 'hello'"),
+        ('{"a": 1}\n', "known formats are"),
         ('{"data": [\n  1,\n', r"line 3: is not JSON"),
         ([MOONCAKE, MOONCAKE | {"input_length": -1}], "line 2, field 'input_length'"),
         ([MOONCAKE, MOONCAKE | {"hash_ids": [1]}], "line 2, field 'hash_ids'"),

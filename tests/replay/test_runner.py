@@ -13,6 +13,7 @@ from replay_bench import AGGREGATED, SPLIT, Silent, make_benchmark, make_traffic
 
 from pytest_dynamo_bench.attribution_runs import run_attribution
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
+from pytest_dynamo_bench.reports import stored_types
 from pytest_dynamo_bench.sweep import Sweep
 from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.options import executor
@@ -159,7 +160,7 @@ def test_dask_gives_the_numbers_that_this_machine_gives(cluster, tmp_path):
         )  # fmt: skip
     assert len(records[0]) == 4 and records[0] == records[1]
     assert points[0] == points[1]
-    assert studies[0].as_dict() == studies[1].as_dict()
+    assert stored_types.attribution(studies[0]) == stored_types.attribution(studies[1])
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_every_feature_says_what_it_did_and_what_of_that_is_modelled():
     assert "5.0 ms on average (upper bound)" in found["pd_split"]
     # 100 tokens of 35,136 bytes at 1 GB/s.
     assert "modelled: the network, 3.5 ms for the KV cache of a mean prompt" in found["pd_split"]
-    assert "2.00 tokens a step (modelled: which drafts" in found["spec_decode"]
+    assert "2.00 tokens per step (modelled: accepted drafts" in found["spec_decode"]
     assert "10.0 % of prompt tokens came from host memory, 7 blocks" in found["kv_offload"]
     assert "2 of 4 prefill ranks served requests, the busiest 50.0 %" in found["attention_dp"]
     assert "experts over 4 (decode) GPUs (modelled:" in found["wideep"]

@@ -25,6 +25,7 @@ from calibration.replay_aa import (
     window,
 )
 from calibration.study import METRICS, Share, run_scenario, scenarios
+from pytest_dynamo_bench.dynamo import environment
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.targets.base import PlannedRun, Unwatched
 from pytest_dynamo_bench.traffic import MooncakeTrace
@@ -112,10 +113,11 @@ def test_a_configuration_is_compared_with_itself_on_the_replay(part):
 
 
 def test_without_dynamo_the_replays_parts_say_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    nothing = environment._Described("", {})
+    monkeypatch.setattr(environment, "_described", lambda python: nothing)
     monkeypatch.setattr(sys, "argv", ["calibration", "replay-aa"])
     assert main() == 2
-    assert "pip install 'ai-dynamo" in capsys.readouterr().err
+    assert "pip install 'pytest-dynamo-bench[local]'" in capsys.readouterr().err
 
 
 def local(monkeypatch, tmp_path, *arguments, target=None):

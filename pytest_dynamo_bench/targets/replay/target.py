@@ -275,8 +275,9 @@ class ReplayTarget:
         given = json.dumps({"arguments": arguments, "seed": job.seed}, indent=2)
         _write(planned.directory, {"replay-job.json": given + "\n", "replay.log": simulated.log})
         traffic = traffic_for(planned.traffic, configuration)
+        run = plain_run(benchmark, configuration, job, simulated)
         return replace(
-            plain_run(benchmark, configuration, job, simulated),
+            run,
             started_at=started_at,
             deployed={
                 "engine_arguments": {
