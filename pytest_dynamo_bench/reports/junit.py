@@ -68,7 +68,7 @@ def verdict_properties(
     for configuration in (claim.treatment, claim.baseline):
         metrics = comparison[configuration]
         # All repeats of a configuration run on the same Dynamo.
-        version = metrics.runs[0].dynamo
+        version = metrics.runs[0].run.dynamo
         if version:
             found.append((f"dynamo.{configuration}.dynamo_version", version))
         for name, definition in METRICS.items():
