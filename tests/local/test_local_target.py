@@ -154,10 +154,10 @@ def test_a_configuration_is_measured_and_nothing_is_left(configuration, tmp_path
     assert [text.split(":")[0] for text in mismatches(elsewhere, run)] == ["observed.machine"]
     assert f"{psutil.cpu_count()} cores" in run.observed["machine"]
     for worker in configuration.workers:
-        half = dataclasses.replace(worker, kv_blocks=(worker.kv_blocks or 2) // 2)
-        engines = {worker.mode: dataclasses.asdict(half)}
+        engines = run.deployed["engines"]
+        half = {**engines[worker.mode], "kv_blocks": (worker.kv_blocks or 2) // 2}
         other = dataclasses.replace(
-            run, deployed={**run.deployed, "engines": {**run.deployed["engines"], **engines}}
+            run, deployed={**run.deployed, "engines": {**engines, worker.mode: half}}
         )
         (found,) = mismatches(other, run)
         assert found.startswith(f"deployed.engines.{worker.mode}.kv_blocks: ")
