@@ -251,6 +251,7 @@ HOW: dict[str, Runs | CannotRun] = {
     'pytest benchmarks/kimi_feature_stack.py -k "speculative or drafts"': _CHECKED,
     "pytest benchmarks/llama_topology.py -m multi_node": _CHECKED,
     "pytest benchmarks/llama_topology.py -m pd_split": _CHECKED,
+    "pytest benchmarks/session_affinity.py -m session_affinity": _CHECKED,
     "pytest benchmarks/deepseek_wideep_routing.py -m pd_split": _CHECKED,
     'pytest benchmarks/deepseek_wideep_routing.py -k "kv-routing-finds"': _CHECKED,
     'pytest benchmarks/ -m "spec_decode and not offload"': _CHECKED,
