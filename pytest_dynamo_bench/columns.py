@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,23 +63,24 @@ class Columns:
         if name not in _FIELDS:
             raise AttributeError(f"a request has no column {name!r}")
         if name not in self._columns:
-            make = self._requests.texts if name in TEXTS else self._requests.numbers
-            column = make(name)[self._rows]
+            column = self._made(name)
             column.flags.writeable = False
             self._columns[name] = column
         return self._columns[name]
 
-    def parts(self) -> Iterator[tuple[int, Columns]]:
-        """A part of the requests after the other, few enough for their chunks to be in memory.
+    def _made(self, name: str) -> FloatArray:
+        make = self._requests.texts if name in TEXTS else self._requests.numbers
+        made: FloatArray = make(name)[self._rows]
+        return made
 
-        Each comes with the position of its first request.
-        """
+    def parts(self) -> Iterator[Columns]:
+        """A part of the requests after the other, few enough for their chunks to be in memory."""
         ends = np.cumsum(self._chunk_counts)
         total = int(ends[-1]) if len(self) else 0
         cuts = np.searchsorted(ends, np.arange(_CHUNKS_AT_A_TIME, total, _CHUNKS_AT_A_TIME))
         edges = np.unique([0, *cuts, len(self)]).tolist()
         for start, end in zip(edges, edges[1:] or [0], strict=False):
-            yield start, Columns(self._requests, self.limits, self._rows[start:end])
+            yield _Part(self, slice(start, end))
 
     def of(self, name: str) -> FloatArray:
         """A metric of single requests, by its full name: (n,), NaN where a request lacks it."""
@@ -119,35 +121,52 @@ class Columns:
         there = place[order][before] == place - 1
         return np.where(there, values[order][before], None)
 
-    # -- chunks: (chunks of all requests,) each; too many to keep ---------------------------
+    # -- gaps between chunks: of a part of the requests, since they are many ----------------
 
-    @property
+    @cached_property
     def _chunk_counts(self) -> IntArray:
         return self._requests.chunk_counts[self._rows]
 
-    @property
-    def chunk_ms(self) -> FloatArray:
-        """Arrival of every chunk with content, request by request."""
-        values: FloatArray = self._requests.lists("chunk_ms", self._rows)[1]
-        return values
+    @cached_property
+    def gaps(self) -> tuple[FloatArray, IntArray]:
+        """Times between consecutive chunks, request by request; and how many each request has."""
+        chunk_ms = self._requests.lists("chunk_ms", self._rows)[1]
+        return self._within(np.diff(chunk_ms)), self._chunk_counts - 1
 
-    @property
-    def chunk_request(self) -> IntArray:
-        """The position of the request that each chunk belongs to."""
-        return np.repeat(np.arange(len(self)), self._chunk_counts)
+    def _within(self, values: Any) -> Any:
+        """What is between two chunks, without what is between those of two requests."""
+        return np.delete(values, np.cumsum(self._chunk_counts)[:-1] - 1)
 
-    @property
-    def chunk_tokens(self) -> IntArray:
-        """Tokens of each chunk; 0 where it is not known how many they are."""
+    @cached_property
+    def _said_tokens(self) -> tuple[BoolArray, IntArray, Any]:
+        """Of which requests the tokens of each chunk are known; and those that were said."""
         counts = self._chunk_counts
-        one_each = self.completion_tokens == counts
-        tokens: IntArray = one_each.astype(np.int64).repeat(counts)
         said, values = self._requests.lists("chunk_tokens", self._rows)
-        if len(values):
-            tokens[(said >= 0).repeat(counts)] = 0
-            fits = said == counts
-            tokens[fits.repeat(counts)] = values[fits.repeat(said.clip(0))]
-        return tokens
+        one_each = self.completion_tokens == counts
+        return np.where(said < 0, one_each, said == counts), said, values
+
+    @property
+    def one_token_each(self) -> bool:
+        """Whether all chunks have one token."""
+        known, _, values = self._said_tokens
+        return bool(known.all() and (values == 1).all())
+
+    @property
+    def gap_tokens(self) -> IntArray:
+        """Tokens of the chunk after each gap; 0 where it is not known how many they are."""
+        counts = self._chunk_counts
+        known, said, values = self._said_tokens
+        tokens: IntArray = known.astype(np.int64).repeat(counts)
+        fits = said == counts
+        tokens[fits.repeat(counts)] = values[fits.repeat(said.clip(0))]
+        found: IntArray = self._within(tokens[1:])
+        return found
+
+    def sums(self, of_gaps: IntArray) -> IntArray:
+        """(n,) the sum over the gaps of each request."""
+        ends = np.append(0, self.gaps[1].cumsum())
+        found: IntArray = np.diff(np.append(0, of_gaps.cumsum())[ends])
+        return found
 
     # -- DataFrames -------------------------------------------------------------------------
 
@@ -186,6 +205,18 @@ class Columns:
             )
         parts = [_aligned(name, part, frame) for part in (found if pair else (found,))]
         return (parts[0], parts[1]) if pair else parts[0]
+
+
+class _Part(Columns):
+    """Some of the requests, which shares the columns of all."""
+
+    def __init__(self, whole: Columns, rows: slice) -> None:
+        super().__init__(whole._requests, whole.limits, whole._rows[rows])
+        self._whole, self._where = whole, rows
+
+    def _made(self, name: str) -> FloatArray:
+        made: FloatArray = getattr(self._whole, name)[self._where]
+        return made
 
 
 def _aligned(name: str, values: Any, frame: pd.DataFrame) -> FloatArray:

@@ -23,8 +23,8 @@ Kind = Literal["distribution", "gaps", "ratio", "rate"]
 """What a metric is, and so what its formula returns, each with NaN where a request lacks it:
 
 * ``distribution``: over requests; one value per request.
-* ``gaps``: a distribution over the gaps inside requests; the gaps, and the position of the request
-  that each belongs to.
+* ``gaps``: a distribution over the gaps inside requests; the gaps, request by request, and how many
+  each request has.
 * ``ratio``: a ratio of sums; numerator and denominator per request.
 * ``rate``: a sum over the benchmark duration; what each request adds to it.
 """

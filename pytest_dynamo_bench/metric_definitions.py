@@ -40,19 +40,12 @@ def _inter_token_latency(c: Columns) -> Any:
     return c.only((c.last_token_ms - c.first_token_ms) / (c.completion_tokens - 1), defined)
 
 
-def _gaps_of_chunks(c: Columns) -> Any:
-    ms, request = c.chunk_ms, c.chunk_request
-    within = request[1:] == request[:-1]
-    return (ms[1:] - ms[:-1])[within], request[1:][within]
-
-
 def _gaps_of_tokens(c: Columns) -> Any:
-    ms, request = c.chunk_ms, c.chunk_request
-    within = request[1:] == request[:-1]
+    if c.one_token_each:
+        return c.gaps
     # The tokens of a chunk share the time since the chunk before.
-    tokens = c.chunk_tokens[1:][within]
-    gaps = (ms[1:] - ms[:-1])[within] / tokens.clip(1)
-    return gaps.repeat(tokens), request[1:][within].repeat(tokens)
+    tokens = c.gap_tokens
+    return (c.gaps[0] / tokens.clip(1)).repeat(tokens), c.sums(tokens)
 
 
 def _output_tokens(c: Columns) -> Any:
@@ -111,7 +104,7 @@ _BUILT_IN = (
         )),
     Metric("inter_chunk_latency", "ms", "lower", "gaps",
         "time between two consecutive chunks with content, over all chunks of all requests",
-        _gaps_of_chunks, short_names=("icl",), needs=_EVERY_CHUNK, aiperf_unit="ms"),
+        lambda c: c.gaps, short_names=("icl",), needs=_EVERY_CHUNK, aiperf_unit="ms"),
     Metric("inter_token_gap", "ms", "lower", "gaps",
         "time between two consecutive tokens, over all tokens of all requests; the tokens of a "
         "chunk share its time; only for chunks with a known number of tokens",

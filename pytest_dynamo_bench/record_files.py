@@ -51,11 +51,16 @@ def _read_group(file: _OnDisk, name: str, piece: int) -> pa.ListArray:
     return read.column(0).combine_chunks()
 
 
-def write_records(directory: Path, records: Sequence[RequestRecord]) -> ArrowTable:
+def write_records(
+    directory: Path, records: Sequence[RequestRecord], *, keep_chunks: bool = False
+) -> ArrowTable:
     """Write the records of a run in one step; whatever cannot be in one is left empty.
 
+    Args:
+        keep_chunks: in memory too, until the table is asked to leave them.
+
     Returns:
-        What was written; its chunks are on disk only.
+        What was written; its chunks are on disk only, unless they are to be kept.
 
     Raises:
         ResultsError: they cannot be written.
@@ -85,7 +90,10 @@ def write_records(directory: Path, records: Sequence[RequestRecord]) -> ArrowTab
                 )
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written ({error.strerror or error})") from None
-    return table.with_pieces(_OnDisk(path.absolute(), starts, CHUNKS))
+    written = table.with_pieces(_OnDisk(path.absolute(), starts, CHUNKS))
+    if not keep_chunks:
+        written.leave_chunks()
+    return written
 
 
 def read_records(path: Path) -> ArrowTable:

@@ -192,6 +192,7 @@ POSSIBLE: Mapping[str, msgspec.Meta] = {
     name: get_args(get_args(kind)[0])[1] for name, kind in _KINDS.items()
 }
 """The limits of the fields that come from outside."""
+_DOUBLES = tuple(name for name, kind in _KINDS.items() if kind in (Share | None, Amount | None))
 
 
 def possible(record: RequestRecord) -> RequestRecord:
@@ -202,7 +203,10 @@ def possible(record: RequestRecord) -> RequestRecord:
     changes: dict[str, Any] = {}
     odd: dict[str, Any] = {}
     try:
-        msgspec.convert(record, _Possible, from_attributes=True)
+        found = msgspec.convert(record, _Possible, from_attributes=True)
+        for name in _DOUBLES:
+            if getattr(found, name) != getattr(record, name):
+                changes[name] = getattr(found, name)
     except ValueError:
         for name, kind in _KINDS.items():
             value = getattr(record, name)

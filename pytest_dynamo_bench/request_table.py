@@ -90,6 +90,9 @@ class RequestTable(Sequence[RequestRecord]):
     def rows(self, rows: IntArray) -> list[RequestRecord]:
         """Some requests as records."""
 
+    def leave_chunks(self) -> None:
+        """Keep no chunks in memory that are in a file."""
+
     def in_order(self, rows: IntArray) -> Iterator[RequestRecord]:
         """Requests as records, of which only some are in memory at a time."""
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
@@ -204,6 +207,8 @@ class ArrowTable(RequestTable):
     def __init__(self, arrays: Mapping[str, pa.Array], pieces: Pieces) -> None:
         self.arrays = arrays
         self.pieces = pieces
+        self._left = pieces
+        self._texts: dict[str, Any] = {}
         self.checked = False
         for name, values in arrays.items():
             if values.null_count and name != "odd" and NoneType not in _taken(name):
@@ -227,10 +232,13 @@ class ArrowTable(RequestTable):
         self._ends["last_token_ms"][rows] = values[offsets[rows - start + 1] - 1]
 
     def with_pieces(self, pieces: Pieces) -> ArrowTable:
-        """The same requests, with their chunks elsewhere."""
+        """The same requests, with their chunks elsewhere once :meth:`leave_chunks` is called."""
         found = copy.copy(self)
-        found.pieces = pieces
+        found._left = pieces
         return found
+
+    def leave_chunks(self) -> None:
+        self.pieces = self._left
 
     def __len__(self) -> int:
         return len(self.chunk_counts)
@@ -276,10 +284,14 @@ class ArrowTable(RequestTable):
         return np.asarray(self.arrays[name].to_numpy(zero_copy_only=False), np.float64)
 
     def texts(self, name: str) -> Any:
-        # Names of workers come again and again: one object for each.
-        found = self.arrays[name].dictionary_encode()
-        known = np.append(found.dictionary.to_numpy(zero_copy_only=False), [None])
-        return known[found.indices.fill_null(len(known) - 1).to_numpy()]
+        if name not in self._texts:
+            # Names of workers come again and again: one object for each.
+            found = self.arrays[name].dictionary_encode()
+            known = np.append(found.dictionary.to_numpy(zero_copy_only=False), [None])
+            texts = known[found.indices.fill_null(len(known) - 1).to_numpy()]
+            texts.flags.writeable = False
+            self._texts[name] = texts
+        return self._texts[name]
 
     @property
     def failed(self) -> BoolArray:
@@ -296,16 +308,21 @@ class ArrowTable(RequestTable):
 
     def lists(self, name: str, rows: IntArray) -> tuple[IntArray, Any]:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         if not len(rows):
             return _joined(name, [])
         starts = self.pieces.starts
         first, last = np.searchsorted(starts, [rows.min(), rows.max()], side="right") - 1
         parts = [self.pieces.lists(name, piece) for piece in range(first, last + 1)]
-        found = pa.chunked_array(parts).take(pa.array(rows - starts[first])).combine_chunks()
-        counts = pc.list_value_length(found).fill_null(-1).to_numpy().astype(np.int64)
-        return counts, found.flatten().to_numpy(zero_copy_only=False)
+        lists = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+        rows = rows - starts[first]
+        there = lists.is_valid().to_numpy(zero_copy_only=False)[rows]
+        offsets = lists.offsets.to_numpy()
+        counts = np.where(there, offsets[rows + 1] - offsets[rows], 0).astype(np.int64)
+        # For each value how much further on it is in the lists than in what is returned.
+        further = (offsets[rows] - (counts.cumsum() - counts)).repeat(counts)
+        values = lists.values.to_numpy()[np.arange(len(further)) + further]
+        return np.where(there, counts, -1), values
 
 
 def arrow_table(records: Sequence[RequestRecord], *, strict: bool = True) -> ArrowTable:
@@ -329,9 +346,7 @@ def arrow_table(records: Sequence[RequestRecord], *, strict: bool = True) -> Arr
             kinds = set(map(type, values))
             if strict and name not in RAGGED and not kinds <= _taken(name):
                 raise TypeError(f"{name} is of another type")
-            kind = columns()[name]
-            none = kinds == {NoneType}
-            parts[name].append(pa.nulls(len(values), kind) if none else pa.array(values, kind))
+            parts[name].append(_column(values, kinds, columns()[name]))
     arrays = {name: pa.concat_arrays(found) for name, found in parts.items()}
     counts = _chunk_counts(records)
     step = max(1, len(records) * _CHUNKS_A_PIECE // max(int(counts.sum()), 1))
@@ -344,6 +359,17 @@ def arrow_table(records: Sequence[RequestRecord], *, strict: bool = True) -> Arr
         for name in CHUNKS
     }
     return ArrowTable(arrays, _InMemory(starts, kept))
+
+
+def _column(values: list[Any], kinds: set[type], kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if kinds == {NoneType}:
+        return pa.nulls(len(values), kind)
+    if int in kinds and kind == pa.float64():
+        # Arrow refuses those that are no doubles.
+        values = [float(value) if type(value) is int else value for value in values]
+    return pa.array(values, kind)
 
 
 @cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench import Goodput
 from pytest_dynamo_bench.metric_definitions import METRICS, parse_metric, percentile_of
-from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics, evaluate
+from pytest_dynamo_bench.metrics import Metrics, RepeatedMetrics, evaluate, percentiles
 from pytest_dynamo_bench.records import RequestRecord, Run
 
 
@@ -36,6 +36,30 @@ def record(index, *, sent=0.0, chunks=(100.0, 110.0, 120.0), completion=3, cache
 
 def metrics(records, goodput=None, gpus=4):
     return Metrics(Run("b", "c", "local", gpus, records, "2026-01-01T00:00:00+00:00"), goodput)
+
+
+@given(
+    st.lists(st.floats(allow_nan=True) | st.integers(0, 9).map(float), min_size=1, max_size=40),
+    st.integers(0, 3000), st.lists(st.floats(0, 100), max_size=6).map(sorted),
+)  # fmt: skip
+def test_percentiles_are_those_of_numpy(some, more, ranks):
+    values = np.append(some, np.random.default_rng(more).normal(size=more))
+    before = values.copy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = np.percentile(values, ranks) if ranks else []
+    np.testing.assert_array_equal(percentiles(values, ranks), expected)
+    np.testing.assert_array_equal(values, before)
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=40), st.integers(0, 2000))
+def test_statistics_of_a_distribution_are_those_that_verdicts_resample(some, more):
+    waits = [*some, *np.random.default_rng(more).uniform(1, 100, more).tolist()]
+    found = metrics([record(i, chunks=(ms, ms + 10.0)) for i, ms in enumerate(waits)])
+    for statistic in ("mean", "min", "max", "p50", "p90", "p95", "p99"):
+        for name in ("time_to_first_token", "inter_chunk_latency"):
+            metric = f"{name}.{statistic}"
+            assert found.value(metric) == found.sample(metric).value
+            assert found.value(metric) == getattr(found.distribution(name), statistic)
 
 
 def test_latencies_of_one_request():

@@ -77,8 +77,8 @@ TEXTS = st.text(max_size=4) | st.sampled_from(
     ["worker-1", "é", "\x1b[31mred", "\x7f", "a\nb", "\ud800", "\u200b", "x" * 500, "x" * 501, ""]
 )
 NUMBERS = st.sampled_from(
-    [0, 1, 5, -1, 2**16, 2**16 + 1, 2**40, 2**40 + 1, 2**53, 2**54, 2**70, True, 0.5, 1.0, 1.5,
-     -0.0, -0.5, math.nan, math.inf, -math.inf, np.float64(0.5), np.int64(3)]
+    [0, 1, 5, -1, 2**16, 2**16 + 1, 2**40, 2**40 + 1, 2**53, 2**53 + 1, 2**54, 2**70, True, 0.5,
+     1.0, 1.5, -0.0, -0.5, math.nan, math.inf, -math.inf, np.float64(0.5), np.int64(3)]
 )  # fmt: skip
 
 
@@ -128,6 +128,32 @@ def test_a_file_is_written_in_pieces_and_its_chunks_are_left_there(tmp_path):
     assert Metrics(run_of(again)).time_to_first_token.mean == 1.0
     with pytest.raises(ResultsError, match=RECORDS_FILE):
         Metrics(run_of(again)).inter_chunk_latency  # noqa: B018
+
+
+def test_gaps_are_gone_through_once_for_all_their_metrics(tmp_path, monkeypatch):
+    written = write_records(tmp_path, records(), keep_chunks=True)
+    shutil.rmtree(tmp_path)
+    asked = []
+    lists = type(written).lists
+    monkeypatch.setattr(
+        type(written), "lists", lambda *given: (asked.append(given[1]), lists(*given))[1]
+    )
+    metrics = Metrics(run_of(written))
+    found = metrics.as_dict()
+    assert found["inter_chunk_latency"] == found["inter_token_gap"]
+    assert metrics.value("inter_token_gap.p99") == metrics.inter_chunk_latency.p99 == 1.0
+    assert asked.count("chunk_ms") == len(list(metrics.columns.parts()))
+    written.leave_chunks()
+    with pytest.raises(ResultsError, match=RECORDS_FILE):
+        Metrics(run_of(written)).inter_chunk_latency  # noqa: B018
+
+
+def test_a_time_that_is_no_double_is_stored_as_the_nearest(tmp_path):
+    odd = dataclasses.replace(records(1)[0], sent_ms=2**53 + 1, encoder_ms=2**53 + 1, end_ms=7)
+    write_records(tmp_path, [odd])
+    (read,) = read_records(tmp_path / RECORDS_FILE)
+    assert (read.sent_ms, read.encoder_ms, read.end_ms) == (2.0**53, 2.0**53, 7.0)
+    assert not read.odd
 
 
 def test_files_of_earlier_versions_are_read(tmp_path):

@@ -86,7 +86,8 @@ class ResultStore:
             ResultsError: it cannot be written.
         """
         directory = self.run_directory(run.benchmark, run.configuration, repeat)
-        records = write_records(directory, run.records)
+        # They are needed for metrics right away.
+        records = write_records(directory, run.records, keep_chunks=True)
         return dataclasses.replace(run, records=records, notes=(*run.notes, *odd_notes(records)))
 
     def save_run(
@@ -96,7 +97,10 @@ class ResultStore:
         limitations: tuple[str, ...],
         repeat: int = 0,
     ) -> None:
-        """Write what a run whose records are written ran on, and its metrics."""
+        """Write what a run whose records are written ran on, and its metrics.
+
+        Its chunks are only on disk from then on.
+        """
         run = metrics.run
         directory = self.run_directory(run.benchmark, run.configuration, repeat)
         configuration = benchmark.configuration(run.configuration)
@@ -117,6 +121,7 @@ class ResultStore:
             limitations=limitations,
             features=features_at_work(benchmark, configuration, metrics),
         )  # fmt: skip
+        metrics.requests.leave_chunks()
         write_json(directory / _RUN, details)
         entry = stored_types.RunEntry(**kept, invalid=())
         self._save_entry(benchmark, run.configuration, repeat, entry)

@@ -13,7 +13,8 @@ def of_arrivals(whole: Traffic, sent: Traffic) -> tuple[Caveat, ...]:
         whole: the published traffic.
         sent: what of it a target sends.
     """
-    recorded, found = arrivals(whole), arrivals(sent)
+    recorded = arrivals(whole)
+    found = recorded if sent is whole else arrivals(sent)
     if found is not None and found.in_bursts:
         return (
             Caveat(
