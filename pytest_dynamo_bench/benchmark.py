@@ -215,26 +215,18 @@ class KvOffload:
 
     Attributes:
         host_gib: host memory for KV blocks, GiB (2^30 bytes) per replica.
-        to_host_gb_per_second, to_gpu_gb_per_second: deprecated; they have no effect.
+        to_host_gb_per_second, to_gpu_gb_per_second: bandwidth of the link in each direction, 10^9
+            bytes per second per replica, or per rank with attention data parallelism, where the
+            link is modelled; None is a link without transfer time.
     """
 
     host_gib: float
-    to_host_gb_per_second: dataclasses.InitVar[float | None] = None
-    to_gpu_gb_per_second: dataclasses.InitVar[float | None] = None
+    to_host_gb_per_second: float | None = None
+    to_gpu_gb_per_second: float | None = None
 
-    def __post_init__(
-        self, to_host_gb_per_second: float | None, to_gpu_gb_per_second: float | None
-    ) -> None:
-        _check_positive("KvOffload", "host_gib", self.host_gib)
-        for name, given in (
-            ("to_host_gb_per_second", to_host_gb_per_second),
-            ("to_gpu_gb_per_second", to_gpu_gb_per_second),
-        ):
-            if given is not None:
-                warnings.warn(
-                    f"KvOffload: {name} has no effect on any target; leave it out",
-                    DeprecationWarning, stacklevel=3,
-                )  # fmt: skip
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            _check_positive("KvOffload", item.name, getattr(self, item.name))
 
 
 @dataclass(frozen=True)
@@ -440,6 +432,8 @@ class Configuration:
             part["env"] = shown_variables(part["env"])
             if part["dynamo"] is None:
                 del part["dynamo"]
+            if offload := part.get("kv_offload"):
+                part["kv_offload"] = {k: v for k, v in offload.items() if v is not None}
         return found
 
     @property

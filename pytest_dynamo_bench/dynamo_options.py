@@ -68,7 +68,8 @@ ENGINE_FIELDS: Mapping[str, str] = {
     **dict.fromkeys(
         ("kv-offloading-backend", "kv-offloading-size", "enable-hierarchical-cache",
          "hicache-size", "hicache-write-policy", "num-g2-blocks", "num-g3-blocks",
-         "enable-g4-storage", "offload-batch-size"),
+         "enable-g4-storage", "offload-batch-size", "num-host-blocks",
+         "host-offload-d2h-bandwidth-gbps", "host-offload-h2d-bandwidth-gbps"),
         _OFFLOAD,
     ),
     "frontend-decoding": "use Worker.frontend_decoding",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,10 @@ class Caveat:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A configuration as it is simulated.
+    """A configuration as it is simulated, by replay or by engines that stand in for others.
 
     Attributes:
+        host_tiers: the workers with KV offload whose host tier is Dynamo's own, by mode.
         ranks_as_workers: ranks of attention data parallelism are simulated as workers.
         one_prefill_at_a_time: prefill workers of a split process one prompt at a time.
     """
@@ -52,6 +53,17 @@ class Simulation:
     configuration: Configuration
     ranks_as_workers: bool = False
     one_prefill_at_a_time: bool = False
+    host_tiers: Collection[str] = ()
+
+    @property
+    def without_host_tier(self) -> str:
+        """The workers with KV offload that have no host tier of Dynamo's own, in words."""
+        found = [
+            worker.mode
+            for worker in self.configuration.workers
+            if worker.kv_offload is not None and worker.mode not in self.host_tiers
+        ]
+        return " and ".join(found)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Feature:
         modelled: by what the engines of a run are, what of the feature is a model there and
             not the thing itself; empty for nothing.
         limits: by what the engines of a run are, sentences on what is not modelled.
-        absent: a simulation does not have the feature at all.
+        absent: what a simulation does not have of the feature at all.
         caveats: what a simulation simplifies where the feature is used.
     """
 
@@ -118,8 +130,8 @@ class Feature:
     lacks: Callable[[Configuration], str] | None = None
     seen: Callable[[Observation], str] | None = None
     modelled: Mapping[Engines, Callable[[Observation], str]] = field(default_factory=dict)
-    limits: Mapping[Engines, Callable[[Configuration], Iterator[str]]] = field(default_factory=dict)
-    absent: Caveat | None = None
+    limits: Mapping[Engines, Callable[[Simulation], Iterator[str]]] = field(default_factory=dict)
+    absent: Callable[[Simulation], tuple[Caveat, ...]] = _no_caveats
     caveats: Callable[[Simulation], tuple[Caveat, ...]] = _no_caveats
 
     def is_used(self, configuration: Configuration) -> bool:
@@ -196,11 +208,11 @@ def session_header(configuration: Configuration) -> str:
     return next(filter(None, used), "")
 
 
-def feature_limits(configuration: Configuration, engines: Engines) -> Iterator[str]:
+def feature_limits(simulation: Simulation, engines: Engines) -> Iterator[str]:
     """What such engines do not have of the features of a configuration, a sentence each."""
     for row in FEATURES:
-        if engines in row.limits and row.is_used(configuration):
-            yield from row.limits[engines](configuration)
+        if engines in row.limits and row.is_used(simulation.configuration):
+            yield from row.limits[engines](simulation)
 
 
 def features_lacking(configuration: Configuration) -> Iterator[str]:
@@ -210,11 +222,11 @@ def features_lacking(configuration: Configuration) -> Iterator[str]:
             yield row.lacks(configuration)
 
 
-def absent_features(configuration: Configuration) -> Iterator[Caveat]:
+def absent_features(simulation: Simulation) -> Iterator[Caveat]:
     """The features of a configuration that a simulation does not have at all."""
     for row in FEATURES:
-        if row.absent is not None and row.is_used(configuration):
-            yield row.absent
+        if row.is_used(simulation.configuration):
+            yield from row.absent(simulation)
 
 
 def feature_caveats(simulation: Simulation) -> Iterator[Caveat]:
@@ -325,14 +337,70 @@ def _offload(seen: Observation) -> str:
     return saw if evicted is None else f"{saw}, {evicted:,} blocks were evicted from both tiers"
 
 
-def _offload_limits(configuration: Configuration) -> Iterator[str]:
-    for worker in configuration.workers:
-        if worker.kv_offload is not None:
-            yield (
-                f"{worker.mode} workers: KV offload is modelled, because it is compiled out of the "
-                "published mocker: host memory is extra blocks of the same cache, and onboarding "
-                "blocks takes no time, which favors KV offload"
+def _offload_modelled(seen: Observation) -> str:
+    """What stands for host memory: Dynamo's own tier over a modelled link, or more blocks."""
+    links = [
+        " and ".join(
+            f"{gb_per_second:g} GB/s to {end}" if gb_per_second else f"no time to {end}"
+            for end, gb_per_second in (
+                ("the GPU", tier["to_gpu_gb_per_second"]),
+                ("the host", tier["to_host_gb_per_second"]),
             )
+        )
+        for tier in seen.metrics.run.deployed.get("host_tiers", {}).values()
+    ]
+    if links:
+        return f"the link between GPU and host memory: {'; '.join(dict.fromkeys(links))}"
+    if seen.metrics.run.simulated:
+        return ""
+    return "host memory as extra blocks of the cache; onboarding takes no time"
+
+
+def _offload_limits(simulation: Simulation) -> Iterator[str]:
+    if simulation.without_host_tier:
+        yield (
+            f"{simulation.without_host_tier} workers: KV offload is modelled, because this "
+            "Dynamo's mocker has none for them: host memory is extra blocks of the same cache, "
+            "and onboarding blocks takes no time, which favors KV offload"
+        )
+    for caveat in _offload_caveats(simulation):
+        yield f"{caveat.text} {caveat.effect}".rstrip(".")
+
+
+def _offload_absent(simulation: Simulation) -> tuple[Caveat, ...]:
+    if not simulation.without_host_tier:
+        return ()
+    return (
+        Caveat(
+            "kv-offload-absent",
+            f"This Dynamo's replay has no KV offload for the {simulation.without_host_tier} "
+            "workers: none at all, none for their engine, or none with drafts.",
+            "No claim about KV offload is possible here; they are simulated without it.",
+        ),
+    )
+
+
+def _offload_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
+    offloads = [
+        worker.kv_offload
+        for worker in simulation.configuration.workers
+        if worker.kv_offload is not None and worker.mode in simulation.host_tiers
+    ]
+    free = [
+        name
+        for name in ("to_host_gb_per_second", "to_gpu_gb_per_second")
+        if any(getattr(offload, name) is None for offload in offloads)
+    ]
+    if not free:
+        return ()
+    return (
+        Caveat(
+            "host-link-free",
+            "Moving KV blocks between GPU and host memory takes no time, because KvOffload's "
+            f"{' and '.join(free)} {'is' if len(free) == 1 else 'are'} not given.",
+            "Favors KV offload.",
+        ),
+    )
 
 
 def _ranks(seen: Observation) -> str:
@@ -361,8 +429,8 @@ def _kernels(seen: Observation) -> str:
     return "in the profile's step times only, not its kernels"
 
 
-def _wideep_on_stand_ins(configuration: Configuration) -> Iterator[str]:
-    for worker in configuration.workers:
+def _wideep_on_stand_ins(simulation: Simulation) -> Iterator[str]:
+    for worker in simulation.configuration.workers:
         if worker.wideep:
             yield (
                 f"{worker.mode} workers: WideEP kernels are not modelled; step times only account "
@@ -370,8 +438,8 @@ def _wideep_on_stand_ins(configuration: Configuration) -> Iterator[str]:
             )
 
 
-def _wideep_simulated(configuration: Configuration) -> Iterator[str]:
-    for worker in configuration.workers:
+def _wideep_simulated(simulation: Simulation) -> Iterator[str]:
+    for worker in simulation.configuration.workers:
         if worker.wideep:
             yield f"The WideEP kernels of the {worker.mode} workers are not simulated."
 
@@ -415,7 +483,8 @@ def _placement(seen: Observation) -> str:
     return "; ".join([*([laid] if laid else []), *sorted(spans)])
 
 
-def _nodes_on_stand_ins(configuration: Configuration) -> Iterator[str]:
+def _nodes_on_stand_ins(simulation: Simulation) -> Iterator[str]:
+    configuration = simulation.configuration
     for worker in configuration.workers:
         if worker.nodes > 1:
             yield (
@@ -429,7 +498,8 @@ def _nodes_on_stand_ins(configuration: Configuration) -> Iterator[str]:
         )
 
 
-def _nodes_simulated(configuration: Configuration) -> Iterator[str]:
+def _nodes_simulated(simulation: Simulation) -> Iterator[str]:
+    configuration = simulation.configuration
     for worker in configuration.workers:
         if worker.nodes > 1:
             yield (
@@ -485,12 +555,6 @@ _DRAFTS_AS_MTP = Caveat(
     "head costs nothing, and a prefix hit loses its last block.",
     "The gain follows from the given acceptance rates and does not measure them.",
 )
-_NO_OFFLOAD = Caveat(
-    "kv-offload-absent",
-    "KV offload is compiled out of the published Dynamo "
-    "(dynamo._core.MOCKER_KVBM_OFFLOAD_ENABLED is False): its options have no effect.",
-    "No claim about KV offload is possible here; the configuration is simulated without it.",
-)
 _RANKS_IN_STEP = Caveat(
     "ranks-in-step",
     "Ranks of attention data parallelism have separate KV caches and batches, but step together.",
@@ -533,7 +597,7 @@ FEATURES: tuple[Feature, ...] = (
         entry="router-session-affinity-ttl-secs",
         session_header="x-dynamo-session-id",
         seen=_sessions,
-        absent=_NO_AFFINITY,
+        absent=lambda simulation: (_NO_AFFINITY,),
     ),
     Feature(
         id="pd_split",
@@ -571,13 +635,10 @@ FEATURES: tuple[Feature, ...] = (
         aliases=("offload",),
         worker_field="kv_offload",
         seen=_offload,
-        modelled={
-            "stand-in": _always(
-                "host memory as extra blocks of the cache; onboarding takes no time"
-            )
-        },
+        modelled={"stand-in": _offload_modelled, "simulated": _offload_modelled},
         limits={"stand-in": _offload_limits},
-        absent=_NO_OFFLOAD,
+        absent=_offload_absent,
+        caveats=_offload_caveats,
     ),
     Feature(
         id="attention_dp",

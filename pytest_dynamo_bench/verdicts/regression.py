@@ -24,7 +24,7 @@ _TOLERANCE = re.compile(r"\s*([\w.]+)\s*:\s*([0-9]*\.?[0-9]+)\s*(%?)\s*")
 # What differs between two runs of one configuration on one machine.
 _PASSING = re.compile(
     r"(^|_)(command|commands|process|processes|argv|pid|pids|port|ports|url|urls|path|directory|log|logs|time|seconds"
-    r"|started|started_at|host|hostname|environment|report|seed|seeding|namespace)s?($|_)"
+    r"|started|started_at|hostname|environment|report|seed|seeding|namespace)s?($|_)|(^|_)host$"
 )
 _VERSIONS = (
     "dynamo",

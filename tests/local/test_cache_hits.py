@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dynamo_bench.targets.local import cache_hits
-from pytest_dynamo_bench.targets.local.cache_hits import with_host_tokens
+from pytest_dynamo_bench.targets.local.cache_hits import (
+    with_hits_of_both_tiers,
+    with_host_tokens,
+)
 from pytest_dynamo_bench.targets.local.engine_events import chain, read_events, with_decode_steps
 from tests.test_metrics import record
 
@@ -204,6 +207,16 @@ def test_blocks_that_left_the_gpu_since_are_the_hosts():
     assert [item.host_tokens for item in found] == [0, 0, 64, 0]
     found = with_host_tokens(records, prompts, 64, 4)
     assert [item.host_tokens for item in found] == [0, 0, 0, 0]
+
+
+def test_what_is_reported_and_was_not_on_the_gpu_is_the_hosts():
+    on_gpu, reported = (
+        [record(i, cached_tokens=tokens) for i, tokens in enumerate(found)]
+        for found in ((0, 64, 192, None, 64), (128, 192, 191, 64, None))
+    )
+    found = with_hits_of_both_tiers(on_gpu, reported)
+    assert [item.cached_tokens for item in found] == [128, 192, 191, 64, None]
+    assert [item.host_tokens for item in found] == [128, 128, 0, None, None]
 
 
 def test_where_nobody_says_which_rank_a_block_of_any_rank_is_charged(tmp_path):

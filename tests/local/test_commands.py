@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from pytest_dynamo_bench import (
     Benchmark,
@@ -13,6 +16,7 @@ from pytest_dynamo_bench import (
     SpeculativeDecoding,
     Worker,
 )
+from pytest_dynamo_bench.engines import host_tier
 from pytest_dynamo_bench.targets.local.commands import (
     Ports,
     environment,
@@ -94,9 +98,12 @@ def test_what_dynamo_leaves_behind_is_left_where_it_is_removed():
     assert environment(Path("/scratch"), PORTS)["TMPDIR"] == "/scratch"
 
 
-def test_drafts_ranks_and_a_host_tier_reach_the_workers():
+@pytest.mark.parametrize("able", [(), ("vllm",)])
+def test_drafts_ranks_and_a_host_tier_reach_the_workers(able, monkeypatch):
+    can = SimpleNamespace(host_offload=able, host_offload_with_drafts=False)
+    monkeypatch.setattr(host_tier, "abilities", lambda dynamo: can)
     drafts = SpeculativeDecoding(2, (0.8, 0.5))
-    offload = KvOffload(host_gib=1)
+    offload = KvOffload(host_gib=1, to_gpu_gb_per_second=50)
     split = SPLIT.but(
         workers=[
             Worker(1, mode="prefill", attention_dp=4, kv_blocks=100, kv_offload=offload,
@@ -104,11 +111,18 @@ def test_drafts_ranks_and_a_host_tier_reach_the_workers():
             Worker(1, mode="decode", tp=4, kv_blocks=100, speculative=drafts),
         ]
     )  # fmt: skip
-    specs = commands(split)
+    specs = commands(split, fast_forward=4)
     prefill, decode = specs["prefill"].argv, specs["decode"].argv
     assert value(prefill, "--data-parallel-size") == "4"
     # A rank's quarter of a GiB, in blocks of 32 tokens of 256 KiB.
-    assert value(prefill, "--num-gpu-blocks-override") == str(100 + 32)
+    assert value(prefill, "--num-gpu-blocks-override") == str(100 + (0 if able else 32))
+    assert ("--num-host-blocks" in prefill) is bool(able)
+    if able:
+        assert value(prefill, "--num-host-blocks") == "32"
+        assert value(prefill, "--host-offload-h2d-bandwidth-gbps") == "200"
+        assert value(prefill, "--host-offload-d2h-bandwidth-gbps") == "0"
+        assert value(prefill, "--kv-bytes-per-token") == str(1 << 18)
+    assert "--num-host-blocks" not in decode
     assert "--aic-nextn" not in prefill and "--data-parallel-size" not in decode
     assert value(decode, "--aic-nextn") == "2"
     assert value(decode, "--aic-nextn-accept-rates") == "0.8,0.5"

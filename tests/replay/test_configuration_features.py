@@ -6,11 +6,20 @@ from pytest_dynamo_bench import Configuration, KvOffload, SpeculativeDecoding, W
 from pytest_dynamo_bench.errors import BenchmarkError
 
 
-@pytest.mark.parametrize("name", ["to_host_gb_per_second", "to_gpu_gb_per_second"])
-def test_bandwidths_of_kv_offload_are_accepted_and_said_to_have_no_effect(name):
-    with pytest.warns(DeprecationWarning, match=f"{name} has no effect") as found:
-        assert KvOffload(100, **{name: 50.0}) == KvOffload(100)
-    assert found[0].filename == __file__
+def test_a_bandwidth_of_kv_offload_that_is_not_given_is_not_stored():
+    """So that results from before there were any can be compared with."""
+    for offload, stored in (
+        (KvOffload(100), {"host_gib": 100}),
+        (
+            KvOffload(100, to_gpu_gb_per_second=50.0),
+            {"host_gib": 100, "to_gpu_gb_per_second": 50.0},
+        ),
+        (None, None),
+    ):
+        (worker,) = Configuration("c", "baseline", [Worker(1, kv_offload=offload)]).as_dict()[
+            "workers"
+        ]
+        assert worker["kv_offload"] == stored
 
 
 def test_gpus_count_attention_ranks():
@@ -52,6 +61,8 @@ def test_features_are_derived_from_the_workers():
         (lambda: SpeculativeDecoding(2, (0.5,)), "acceptance_rates"),
         (lambda: SpeculativeDecoding(1, (1.5,)), "acceptance_rates"),
         (lambda: KvOffload(host_gib=0), "host_gib"),
+        (lambda: KvOffload(1, to_host_gb_per_second=0), "to_host_gb_per_second"),
+        (lambda: KvOffload(1, to_gpu_gb_per_second=-1), "to_gpu_gb_per_second"),
         (lambda: Configuration("a", "baseline", [Worker(1)], nodes=0), "nodes"),
     ],
 )

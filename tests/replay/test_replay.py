@@ -274,7 +274,7 @@ def test_limitations_name_what_is_not_expressed():
         "KV blocks of the prefill workers are computed",
         "max_num_seqs of the decode workers is the replay's default",
         "2 nodes is simulated by the bandwidth",
-        "KV offload is compiled out",
+        "has no KV offload for the prefill workers",
         "KV transfers take no time",
         "is a mean over this traffic",
         "Qwen3-32B--H200-vllm-tp2",

@@ -15,6 +15,12 @@ from pytest_dynamo_bench import (
     SpeculativeDecoding,
     Worker,
 )
+from pytest_dynamo_bench.features import (
+    Simulation,
+    absent_features,
+    feature_caveats,
+    feature_limits,
+)
 from pytest_dynamo_bench.metrics import Metrics
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.reports.features import features_at_work
@@ -72,6 +78,48 @@ def test_every_feature_says_what_it_did_and_what_of_that_is_modelled():
     assert "2 of 4 prefill ranks served requests, the busiest 50.0 %" in found["attention_dp"]
     assert "experts over 4 (decode) GPUs (modelled:" in found["wideep"]
     assert "workers over 2 nodes; decode workers span 2 nodes" in found["multi_node"]
+
+
+TIERS = {"prefill": {"to_gpu_gb_per_second": 5.0, "to_host_gb_per_second": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("simulated", "tiers", "modelled"),
+    [
+        (False, {}, "host memory as extra blocks of the cache; onboarding takes no time"),
+        (True, {}, ""),
+        (False, TIERS, "the link between GPU and host memory: 5 GB/s to the GPU and no time to"),
+        (True, TIERS, "the link between GPU and host memory: 5 GB/s to the GPU and no time to"),
+    ],
+)
+def test_kv_offload_says_what_stands_for_host_memory(simulated, tiers, modelled):
+    run = Run(
+        "b", "stack", "t", 8, [record(1)], "", simulated=simulated,
+        stand_in_engines=not simulated, deployed={"host_tiers": tiers} if tiers else {},
+    )  # fmt: skip
+    found = {i.feature: i.modelled for i in features_at_work(BENCHMARK, STACK, Metrics(run))}
+    assert found["kv_offload"].startswith(modelled) and bool(found["kv_offload"]) is bool(modelled)
+
+
+@pytest.mark.parametrize(
+    ("offload", "free"),
+    [
+        (KvOffload(1), "to_host_gb_per_second and to_gpu_gb_per_second are"),
+        (KvOffload(1, to_gpu_gb_per_second=5), "to_host_gb_per_second is"),
+        (KvOffload(1, to_host_gb_per_second=5, to_gpu_gb_per_second=5), ""),
+    ],
+)
+def test_a_host_link_without_bandwidth_is_named_and_one_with_it_is_not(offload, free):
+    configuration = PLAIN.but(workers=[Worker(1, kv_offload=offload)])
+    own, none = (Simulation(BENCHMARK, configuration, host_tiers=t) for t in (["aggregated"], []))
+    links = [item.text for item in feature_caveats(own) if item.id == "host-link-free"]
+    for texts in (links, list(feature_limits(own, "stand-in"))):
+        assert len(texts) == bool(free) and all(f"{free} not given" in text for text in texts)
+    assert list(absent_features(own)) == []
+    assert "host-link-free" not in {item.id for item in feature_caveats(none)}
+    (absent,), (limit,) = absent_features(none), feature_limits(none, "stand-in")
+    assert absent.id == "kv-offload-absent" and "for the aggregated workers" in absent.text
+    assert "takes no time, which favors KV offload" in limit
 
 
 def test_session_affinity_says_where_later_turns_went():

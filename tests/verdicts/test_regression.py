@@ -118,6 +118,11 @@ class TestMismatches:
             "traffic.requests: 10, stored 20",
         )
 
+    def test_where_it_ran_is_passed_over_but_not_its_host_memory(self):
+        a = run([], deployed={"http_host": "a", "host": "a", "kv_offload": {"host_gib": 100}})
+        b = run([], deployed={"http_host": "b", "host": "b", "kv_offload": {"host_gib": 50}})
+        assert mismatches(a, b) == ("deployed.kv_offload.host_gib: 100, stored 50",)
+
     def test_another_load_generator(self):
         a, b = run([], observed={"load_generator": {"name": "aiperf", "version": "0.13"}}), run([])
         assert mismatches(a, b) == ("observed.load_generator: 'aiperf', stored 'own'",)

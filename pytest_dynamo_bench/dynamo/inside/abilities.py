@@ -19,6 +19,8 @@ engine_arguments: Callable[[Mapping[str, Any]], Any] = _beside["engine_arguments
 _TOKENS, _BLOCK, _GAP_MS = 6400, 64, 20.0
 # A prompt takes 138 ms, so that the others have come when the first one is done.
 _PROMPTS = 6
+_ENGINES = ("vllm", "trtllm", "sglang")
+_HOST_TIER = {"native_host_offload": {"num_host_blocks": 100}, "kv_cache_bytes_per_token": 1000}
 
 
 def _first_token_ms(prompts: int, **engine: Any) -> float:
@@ -64,9 +66,8 @@ def main() -> None:
         "hands_over_at_once": among_others_ms < 1.5 * alone_ms,
         "attention_dp_in_a_split": _can(dp_size=2),
         "trtllm_in_a_split": _can(engine_type="trtllm"),
-        "host_offload": _can(
-            native_host_offload={"num_host_blocks": 100}, kv_cache_bytes_per_token=1000
-        ),
+        "host_offload": [e for e in _ENGINES if _can(engine_type=e, **_HOST_TIER)],
+        "host_offload_with_drafts": _can(**_HOST_TIER, aic_nextn=1, aic_nextn_accept_rates="0.5"),
         "replay_command": importlib.util.find_spec("dynamo.replay.__main__") is not None,
     }
     json.dump(found, answers)

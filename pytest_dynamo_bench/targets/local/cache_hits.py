@@ -125,5 +125,29 @@ def with_host_tokens(
     ]
 
 
+def with_hits_of_both_tiers(
+    on_gpu: Iterable[RequestRecord], reported: Iterable[RequestRecord]
+) -> list[RequestRecord]:
+    """The records with ``cached_tokens`` and ``host_tokens`` of a mocker that has a host tier.
+
+    A block that comes back from host memory is stored on the GPU like one that was computed, so
+    what the events leave uncounted is the host's. The mocker reports the hits of both.
+
+    Args:
+        on_gpu: as :func:`with_cached_tokens` gives them.
+        reported: the same requests, with the ``cached_tokens`` of their responses.
+    """
+    return [
+        dataclasses.replace(
+            record,
+            cached_tokens=both.cached_tokens,
+            host_tokens=None
+            if both.cached_tokens is None or record.cached_tokens is None
+            else max(0, both.cached_tokens - record.cached_tokens),
+        )
+        for record, both in zip(on_gpu, reported, strict=True)
+    ]
+
+
 def _by_first_token(records: Iterable[RequestRecord]) -> list[RequestRecord]:
     return sorted(records, key=lambda record: record.first_token_ms or float("inf"))

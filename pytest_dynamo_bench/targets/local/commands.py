@@ -19,6 +19,7 @@ from pytest_dynamo_bench.engines import (
     device_blocks,
     find_profile,
     host_blocks,
+    host_tiers,
     model_dimensions,
 )
 from pytest_dynamo_bench.errors import TargetError
@@ -197,13 +198,15 @@ def check_programs(benchmark: Benchmark, configuration: Configuration) -> None:
 def kv_blocks(benchmark: Benchmark, configuration: Configuration, worker: Worker) -> int | None:
     """Blocks that a mocker gets per replica or rank; None where their number is not known.
 
-    Not every release of Dynamo has KV offload in its mocker. So a host tier is modelled as more
-    blocks; which hits are the host's is counted afterwards.
+    Where the mocker has no host tier, it is modelled as more blocks; which hits are the host's is
+    counted afterwards.
     """
     try:
         device = device_blocks(benchmark, configuration, worker)
     except TargetError:
         return None
+    if worker.mode in host_tiers(benchmark, configuration, benchmark.engine):
+        return device
     return device + host_blocks(benchmark, configuration, worker)
 
 
@@ -254,6 +257,15 @@ def mocker_command(
         bandwidth = benchmark.hardware.kv_transfer_gb_per_second or _KV_TRANSFER_GB_PER_SECOND
         optional["--kv-transfer-bandwidth"] = f"{bandwidth * fast_forward:g}"
         optional["--kv-bytes-per-token"] = model_dimensions(benchmark.model).kv_bytes_per_token
+    tier = host_tiers(benchmark, configuration, benchmark.engine).get(worker.mode)
+    if tier is not None:
+        # Nor does the mocker's speed-up change these transfers.
+        optional |= {
+            "--num-host-blocks": tier.blocks,
+            "--host-offload-d2h-bandwidth-gbps": f"{tier.to_host_gb_per_second * fast_forward:g}",
+            "--host-offload-h2d-bandwidth-gbps": f"{tier.to_gpu_gb_per_second * fast_forward:g}",
+            "--kv-bytes-per-token": tier.bytes_per_token,
+        }
     for option, value in optional.items():
         if value is not None:
             command += [option, str(value)]

@@ -31,9 +31,14 @@ from pytest_dynamo_bench.benchmark import (
 )
 from pytest_dynamo_bench.dynamo.abilities import untried
 from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment
-from pytest_dynamo_bench.engines import device_blocks, find_profile, model_dimensions
+from pytest_dynamo_bench.engines import (
+    device_blocks,
+    find_profile,
+    host_tiers,
+    model_dimensions,
+)
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
-from pytest_dynamo_bench.features import feature_limits
+from pytest_dynamo_bench.features import Simulation, feature_limits
 from pytest_dynamo_bench.load.aiperf import AiperfGenerator, find_aiperf
 from pytest_dynamo_bench.load.chat import count_words
 from pytest_dynamo_bench.load.connection import Server
@@ -44,7 +49,11 @@ from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress, Tally
 from pytest_dynamo_bench.targets.frontend_metrics import scrape
 from pytest_dynamo_bench.targets.local.block_hashes import block_hashes
-from pytest_dynamo_bench.targets.local.cache_hits import with_cached_tokens, with_host_tokens
+from pytest_dynamo_bench.targets.local.cache_hits import (
+    with_cached_tokens,
+    with_hits_of_both_tiers,
+    with_host_tokens,
+)
 from pytest_dynamo_bench.targets.local.commands import (
     LOOPBACK,
     Ports,
@@ -208,7 +217,9 @@ class LocalTarget:
                 f"{benchmark.hardware.gpu} with tp={worker.tp}, so step times are Dynamo's generic "
                 "built-in model"
             )
-        found += feature_limits(configuration, "stand-in")
+        tiers = host_tiers(benchmark, configuration, benchmark.engine)
+        modelled = Simulation(benchmark, configuration, host_tiers=tiers)
+        found += feature_limits(modelled, "stand-in")
         return tuple(found)
 
     def measure(self, planned: PlannedRun, progress: Progress) -> Run:
@@ -263,6 +274,11 @@ class _Measurement:
         self._logs = planned.directory / "logs"
         self._progress = progress
         self._options = options
+        self._host_tiers = (
+            {}
+            if images is not None
+            else host_tiers(self._benchmark, self._configuration, self._benchmark.engine)
+        )
 
     async def run(self) -> Run:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -329,6 +345,8 @@ class _Measurement:
                 },
                 "ready_seconds": round(ready_seconds, 2),
             }
+            if self._host_tiers:
+                deployed["host_tiers"] = {k: vars(tier) for k, tier in self._host_tiers.items()}
             return dataclasses.replace(
                 run, deployed=deployed, problems=after.problems, notes=after.notes
             )
@@ -464,13 +482,15 @@ class _Measurement:
         prompts = block_hashes(
             self._dynamos[worker.mode], self._traffic.requests, self._traffic.block_tokens, size
         )
-        records = with_cached_tokens(
+        counted = with_cached_tokens(
             records, prompts, events, start_wall_ms, size, self._fast_forward
         )
         if worker.kv_offload is None:
-            return records
+            return counted
+        if worker.mode in self._host_tiers:
+            return with_hits_of_both_tiers(counted, records)
         device = device_blocks(self._benchmark, self._configuration, worker)
-        return with_host_tokens(records, prompts, size, device)
+        return with_host_tokens(counted, prompts, size, device)
 
     def _generator(self, server: Server, model: str) -> Generator:
         if self._options.load == "aiperf":

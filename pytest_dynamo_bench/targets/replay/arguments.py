@@ -9,14 +9,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
+from pytest_dynamo_bench.benchmark import (
+    Benchmark,
+    Configuration,
+    Engine,
+    Worker,
+    WorkerMode,
+)
 from pytest_dynamo_bench.dynamo.abilities import Abilities, abilities
 from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment, dynamos_of
 from pytest_dynamo_bench.dynamo.option_check import ParsedCommand, parse_command, refuse_unknown
 from pytest_dynamo_bench.dynamo_options import option_arguments
-from pytest_dynamo_bench.engines import EngineProfile, device_blocks, find_profile
+from pytest_dynamo_bench.engines import (
+    EngineProfile,
+    HostTier,
+    device_blocks,
+    find_profile,
+    host_tiers,
+)
 from pytest_dynamo_bench.errors import TargetError
-from pytest_dynamo_bench.features import feature_limits, features_lacking
+from pytest_dynamo_bench.features import Simulation, feature_limits, features_lacking
 from pytest_dynamo_bench.targets.replay import child
 
 ROUTERS = {"round-robin": "round_robin", "kv": "kv_router"}
@@ -129,8 +141,9 @@ def engine_arguments(
     routing = _frontend(configuration).effect(configuration.frontend_args)
     if routing and router == ROUTERS["kv"]:
         arguments["router_config"] = routing
+    tiers = simulated_host_tiers(benchmark, configuration)
     for worker, profile in zip(configuration.workers, profiles, strict=True):
-        engine = _engine(benchmark, configuration, worker, profile)
+        engine = _engine(benchmark, configuration, worker, profile, tiers.get(worker.mode))
         count = worker.replicas
         if ranks_as_workers(benchmark):
             count *= worker.attention_dp
@@ -144,6 +157,17 @@ def engine_arguments(
                 f"num_{worker.mode}_workers": count,
             }
     return arguments
+
+
+def simulated_host_tiers(
+    benchmark: Benchmark, configuration: Configuration
+) -> dict[WorkerMode, HostTier]:
+    """The host tiers for KV blocks that a simulation has, by the mode of the workers.
+
+    Raises:
+        TargetError: as for :func:`~pytest_dynamo_bench.engines.host_tiers`.
+    """
+    return host_tiers(benchmark, configuration, _engine_type(benchmark))
 
 
 def ranks_as_workers(benchmark: Benchmark) -> bool:
@@ -176,7 +200,11 @@ def engine_key(worker: Worker) -> str:
 
 
 def _engine(
-    benchmark: Benchmark, configuration: Configuration, worker: Worker, profile: EngineProfile
+    benchmark: Benchmark,
+    configuration: Configuration,
+    worker: Worker,
+    profile: EngineProfile,
+    host_tier: HostTier | None,
 ) -> dict[str, Any]:
     """Engine arguments of one role; per rank under attention data parallelism."""
     engine: dict[str, Any] = {
@@ -197,6 +225,13 @@ def _engine(
     if configuration.disaggregated and bandwidth is not None:
         engine["kv_transfer_bandwidth"] = bandwidth
         engine["kv_bytes_per_token"] = profile.dimensions.kv_bytes_per_token
+    if host_tier is not None:
+        engine["native_host_offload"] = {
+            "num_host_blocks": host_tier.blocks,
+            "d2h_bandwidth_gbps": host_tier.to_host_gb_per_second,
+            "h2d_bandwidth_gbps": host_tier.to_gpu_gb_per_second,
+        }
+        engine["kv_cache_bytes_per_token"] = host_tier.bytes_per_token
     if worker.speculative is not None and worker.mode != "prefill":
         rates = worker.speculative.acceptance_rates
         if not rates:
@@ -246,7 +281,7 @@ def _options_without_effect(configuration: Configuration) -> Iterator[str]:
         yield f"The variable {name} has no effect in a simulation."
 
 
-def _engine_type(benchmark: Benchmark) -> str:
+def _engine_type(benchmark: Benchmark) -> Engine:
     """The scheduler that is simulated, the same for all configurations of a comparison.
 
     Not every replay has a split for TensorRT-LLM's scheduler; vLLM's takes its place there.
@@ -285,7 +320,7 @@ def not_expressed(benchmark: Benchmark, configuration: Configuration) -> Iterabl
                 yield f"{name} of the {worker.mode} workers is the replay's default, {default}."
     yield from _options_without_effect(configuration)
     yield from features_lacking(configuration)
-    yield from feature_limits(configuration, "simulated")
+    yield from feature_limits(Simulation(benchmark, configuration), "simulated")
 
 
 def bare_command(dynamo: DynamoEnvironment, arguments: Mapping[str, Any]) -> str:

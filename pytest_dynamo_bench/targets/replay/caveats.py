@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration
 from pytest_dynamo_bench.engines import EngineProfile
@@ -49,16 +49,19 @@ def caveats(
     prefix_priced: bool,
     ranks_as_workers: bool,
     one_prefill_at_a_time: bool,
+    host_tiers: Collection[str],
 ) -> tuple[Caveat, ...]:
     """Those that apply to a configuration, the most important first."""
-    simulation = Simulation(benchmark, configuration, ranks_as_workers, one_prefill_at_a_time)
+    simulation = Simulation(
+        benchmark, configuration, ranks_as_workers, one_prefill_at_a_time, host_tiers
+    )
     return tuple(_applying(simulation, profiles, prefix_priced))
 
 
 def _applying(
     simulation: Simulation, profiles: Sequence[EngineProfile], prefix_priced: bool
 ) -> Iterator[Caveat]:
-    yield from absent_features(simulation.configuration)
+    yield from absent_features(simulation)
     if any(profile.dimensions.image_embedding_values for profile in profiles):
         yield NO_VISION
     yield MODEL_ESTIMATE

@@ -206,13 +206,11 @@ def main(job_path: str, parent: str | None = None) -> None:
     with ThreadPoolExecutor(1) as thread:
         report: Any = thread.submit(run_trace_replay, **arguments).result()
     seconds = time.perf_counter() - began
-    kv_offload = bool(getattr(_core, "MOCKER_KVBM_OFFLOAD_ENABLED", False))
     result = {
         "report": dict(getattr(report, "summary", report)),
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
         "seeding": seeding,
-        "kv_offload_compiled": kv_offload,
     }
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 

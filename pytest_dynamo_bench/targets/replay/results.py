@@ -71,6 +71,7 @@ class Row(msgspec.Struct):
     last_token_ms: Amount | None = None
     terminal_time_ms: Amount | None = None
     reused_input_tokens: Tokens | None = None
+    first_admission_host_reused_input_tokens: Tokens | None = None
     prefill_route_overlap_tokens: Tokens | None = None
     prefill_worker_idx: Count | None = None
     decode_worker_idx: Count | None = None
@@ -183,6 +184,7 @@ def _record(
         prompt_tokens=row.input_length,
         completion_tokens=row.output_length,
         cached_tokens=row.reused_input_tokens,
+        host_tokens=row.first_admission_host_reused_input_tokens,
         router_hit_rate=None if overlap is None else overlap / request.input_tokens,
         prefill_worker=prefill_worker,
         decode_worker=decode_worker,

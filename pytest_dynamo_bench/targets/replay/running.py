@@ -126,7 +126,6 @@ class _Result(msgspec.Struct):
     seconds: Amount
     seeding: str
     peak_memory_mb: Count | None
-    kv_offload_compiled: bool
 
 
 def run_child(

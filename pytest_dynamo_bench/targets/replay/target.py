@@ -32,6 +32,7 @@ from pytest_dynamo_bench.targets.replay.arguments import (
     one_prefill_at_a_time,
     profile_contents,
     ranks_as_workers,
+    simulated_host_tiers,
     simulating_dynamo,
 )
 from pytest_dynamo_bench.targets.replay.caveats import NO_VISION, caveats
@@ -99,6 +100,7 @@ class ReplayTarget:
             prefix_priced=self.prefix_pricing != "none",
             ranks_as_workers=ranks_as_workers(benchmark),
             one_prefill_at_a_time=one_prefill_at_a_time(configuration),
+            host_tiers=simulated_host_tiers(benchmark, configuration),
         )
 
     def why_not_claimed(self, benchmark: Benchmark) -> str:
@@ -264,6 +266,7 @@ class ReplayTarget:
         benchmark, configuration = planned.benchmark, planned.configuration
         profiles = self.profiles(benchmark, configuration)
         dynamo = simulating_dynamo(configuration)
+        tiers = simulated_host_tiers(benchmark, configuration)
         arguments = dict(job.arguments)
         for worker, profile in zip(configuration.workers, profiles, strict=True):
             name, path = engine_key(worker), profile.path
@@ -291,6 +294,7 @@ class ReplayTarget:
                 "prefix_pricing": self.prefix_pricing,
                 "command": bare_command(dynamo, arguments),
                 "speedup": self.speedup,
+                **({"host_tiers": {k: vars(v) for k, v in tiers.items()}} if tiers else {}),
             },
             observed={
                 "dynamo": dynamo.version,
