@@ -334,7 +334,8 @@ def _offload(seen: Observation) -> str:
     hits = seen.metrics.value("host_hit_rate")
     evicted = seen.metrics.run.observed.get("evicted_blocks")
     saw = _known(hits, f"{100 * hits:.1f} % of prompt tokens came from host memory")
-    return saw if evicted is None else f"{saw}, {evicted:,} blocks were evicted from both tiers"
+    tiers = "the GPU" if "host_tiers" in seen.metrics.run.deployed else "both tiers"
+    return saw if evicted is None else f"{saw}, {evicted:,} blocks were evicted from {tiers}"
 
 
 def _offload_modelled(seen: Observation) -> str:

@@ -43,7 +43,7 @@ def measured(target, configuration, traffic, directory):
         traffic=MooncakeTrace("conversation"), configurations=[configuration], claims=[],
     )  # fmt: skip
     run = target.measure(PlannedRun(benchmark, configuration, traffic, directory), Silent())
-    assert run.problems == () and all(record.succeeded for record in run.records)
+    assert not run.problems and all(record.succeeded for record in run.records)
     (work,) = [
         item
         for item in features_at_work(benchmark, configuration, Metrics(run))
@@ -103,7 +103,7 @@ def test_replay_finds_in_host_memory_what_the_gpu_gave_up_and_pays_for_the_link(
             not gb_per_second
         )
         assert "has no KV offload" not in text
-    assert without.kv_hit_rate < 0.1
+    assert without.kv_hit_rate < 0.2
     ttft = {name: metrics.time_to_first_token.mean for name, metrics in found.items()}
     assert ttft[None] < ttft[50] < ttft[5] < ttft[1]
     assert ttft[None] < without.time_to_first_token.mean < ttft[1]
@@ -140,7 +140,7 @@ def test_local_counts_the_hits_that_the_frontend_reports(python, tmp_path):
         assert 0.2 < metrics.host_hit_rate < metrics.kv_hit_rate
         computed = 1 - run.observed["engine_prefill_tokens"] / (8 * 2148)
         assert metrics.kv_hit_rate == pytest.approx(computed, abs=0.02)
-        assert "link between GPU and host memory" in str(work)
+        assert "blocks were evicted from the GPU (modelled: the link between GPU" in str(work)
         assert not any("extra blocks" in text for text in limitations)
         ttft[gb_per_second] = metrics.time_to_first_token.p50
     # 1,024 tokens of 256 KiB take 268 ms.

@@ -25,7 +25,7 @@ class EngineEvents:
 
     Attributes:
         stored: place to [(wall-clock ms, block)], in order; a block as :func:`chain` names it.
-        removed_blocks: blocks that all workers evicted.
+        removed_blocks: blocks that all workers evicted from the GPU; a host tier may keep them.
         prefill_tokens: worker to prompt tokens that it computed, by forward pass.
         decode_passes: place to wall-clock ms at which passes ended that decoded, in order.
         decode_steps: requests that were decoded, summed over all passes.

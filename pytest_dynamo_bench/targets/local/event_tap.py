@@ -26,9 +26,11 @@ def _lines(topic: str, published_ms: int, payload: Any) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if topic == "kv-events":
         for item in payload:
+            if item["storage_tier"] != "device":
+                continue
             data = item["event"]["data"]
             stored = data.get("stored") if isinstance(data, dict) else None
-            if stored and item["storage_tier"] == "device":
+            if stored:
                 blocks = [[block["block_hash"], block["tokens_hash"]] for block in stored["blocks"]]
                 lines.append(
                     {
