@@ -487,6 +487,9 @@ class _Measurement:
         )
         if worker.kv_offload is None:
             return counted
+        if worker.mode in self._host_tiers and self._configuration.disaggregated:
+            # A response has the hits of the decode worker, which are others.
+            return [dataclasses.replace(record, cached_tokens=None) for record in records]
         if worker.mode in self._host_tiers:
             return with_hits_of_both_tiers(counted, records)
         device = device_blocks(self._benchmark, self._configuration, worker)
