@@ -55,7 +55,7 @@ def test_a_fixed_schedule_has_10_or_35_seconds_or_all_of_it():
 def test_modelled_time_that_runs_faster_has_more_traffic_in_as_many_seconds():
     fast = make(TRACE.traffic, sizes={"smoke": Size(seconds=10, fast_forward=3)})
     assert at("smoke").traffic(fast).duration_seconds == pytest.approx(30, rel=0.05)
-    assert "3 times faster than the clock" in said(at("smoke"), fast)
+    assert "3 times faster than real time" in said(at("smoke"), fast)
     assert any("3 times faster" in text for text in at("smoke").limitations(fast, AGG))
 
 

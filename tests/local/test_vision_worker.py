@@ -135,7 +135,7 @@ def test_a_patch_stays_where_it_is():
 def test_decoding_gives_the_pixels_back():
     images = NoiseImages(33, 21)
     assert np.array_equal(decode(images.data_url(2)), images.pixels(2))
-    with pytest.raises(ValueError, match="data URLs only"):
+    with pytest.raises(ValueError, match="must be data URLs"):
         decode("http://x/y.png")
 
 
@@ -274,7 +274,7 @@ def test_a_cache_shrinks_with_the_images(tmp_path):
 
 
 def test_frontend_decoding_without_nixl_is_skipped_with_what_to_install(monkeypatch):
-    monkeypatch.setattr(deployment, "nixl_libraries", lambda: None)
+    monkeypatch.setattr(deployment, "nixl_libraries", lambda dynamo: None)
     WORKERS.check_configuration(benchmark(), CACHED)
     with pytest.raises(UnavailableError, match=r"pip install --no-deps nixl==.* nixl-cu13=="):
         WORKERS.check_configuration(benchmark(), PIXELS)
