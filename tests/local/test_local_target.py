@@ -310,7 +310,7 @@ def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         options = LocalOptions(frontend_port=taken.getsockname()[1])
-        with pytest.raises(TargetError, match=r"port \d+ of 127.0.0.1 is in use"):
+        with pytest.raises(TargetError, match=r"port \d+ on 127.0.0.1 is in use"):
             LocalTarget(options).check(BENCHMARK)
         before = scratch_directories()
         with pytest.raises(DeploymentError, match="frontend ended"):
