@@ -93,7 +93,7 @@ def preflight(
     _gpus(cluster, settings, configurations, problems, unknown)
     if problems or operator is None:
         listed = "\n".join(f"- {problem}" for problem in problems)
-        raise TargetError(f"the cluster is not ready for this, nothing was created:\n{listed}")
+        raise TargetError(f"the cluster is not ready; nothing was created:\n{listed}")
     served = [f"{GROUP}/{version}" for version in cluster.versions(GROUP) or ()]
     return Found(operator, served, unknown)
 
