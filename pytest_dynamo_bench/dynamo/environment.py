@@ -156,14 +156,26 @@ def kept_environment(specs: Sequence[str]) -> KeptEnvironment:
     """
     if len(specs) == 1 and _RELEASE.fullmatch(specs[0]):
         return KeptEnvironment.named(f"dynamo-{specs[0]}")
-    digest = hashlib.sha256()
+    files = wheels(specs)
     version = ""
-    for wheel in wheels(specs):
+    for wheel in files:
         name, found, _, _ = parse_wheel_filename(wheel.name)
         version = str(found) if name == "ai-dynamo" else version or str(found)
+    states = tuple((wheel, wheel.stat().st_size, wheel.stat().st_mtime_ns) for wheel in files)
+    return KeptEnvironment.named(f"dynamo-{version}-{_digest(states)[:10]}")
+
+
+@cache
+def _digest(states: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of names and contents of wheels with their sizes and times.
+
+    Every configuration asks several times, and wheels have 75 MB.
+    """
+    digest = hashlib.sha256()
+    for wheel, _, _ in states:
         digest.update(wheel.name.encode())
         digest.update(wheel.read_bytes())
-    return KeptEnvironment.named(f"dynamo-{version}-{digest.hexdigest()[:10]}")
+    return digest.hexdigest()
 
 
 def wheels(specs: Sequence[str]) -> list[Path]:
