@@ -489,23 +489,32 @@ def _cold_cache(
 def _cached_but_never_seen(requests: RequestTable, traffic: Traffic | None) -> tuple[int, int, int]:
     """Cached tokens, prompt tokens and number of requests with a prefix that was never sent.
 
-    Only first turns count: a later one repeats what the session generated, which is cached.
+    Requests with the same prefix that are sent before the first of them is answered may be
+    processed in any order, so that each but one can find what another has computed. The one with
+    the fewest cached tokens stands for them. Only first turns count: a later one repeats what the
+    session generated, which is cached.
     """
     if traffic is None:
         return 0, 0, 0
     first_block = {r.request_id: r.hash_ids[0] for r in traffic.requests if r.hash_ids}
-    sent, due, cached, given, turn = (
+    sent, due, answered, cached, given, turn = (
         requests.numbers(name)
-        for name in ("sent_ms", "scheduled_ms", "cached_tokens", "input_tokens", "turn")
+        for name in (
+            *("sent_ms", "scheduled_ms", "first_token_ms"),
+            *("cached_tokens", "input_tokens", "turn"),
+        )
     )
-    order = np.argsort(np.where(np.isnan(sent), due, sent), kind="stable")
-    first: dict[int, int] = {}
+    went_out = np.where(np.isnan(sent), due, sent)
+    order = np.argsort(went_out, kind="stable")
+    together: dict[int, list[int]] = {}
     for row, name in zip(order.tolist(), requests.texts("request_id")[order], strict=True):
         if name in first_block:
-            first.setdefault(first_block[name], row)
-    rows = np.fromiter(first.values(), np.int64, len(first))
-    rows = rows[(turn[rows] == 0) & ~np.isnan(cached[rows])]
-    return int(cached[rows].sum()), int(given[rows].sum()), len(rows)
+            rows = together.setdefault(first_block[name], [row])
+            if row != rows[0] and went_out[row] < answered[rows[0]] and turn[row] == 0:
+                rows.append(row)
+    known = (rows for rows in together.values() if turn[rows[0]] == 0 and cached[rows[0]] >= 0)
+    chosen = np.array([rows[np.nanargmin(cached[rows])] for rows in known], np.int64)
+    return int(cached[chosen].sum()), int(given[chosen].sum()), len(chosen)
 
 
 def _time_to_first_token(requests: RequestTable) -> tuple[FloatArray, FloatArray]:

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calibration.queues import ORDINARY, STRESS, make_traffic, simulate
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule
@@ -107,6 +109,22 @@ def test_a_reused_prefix_is_no_warm_cache():
     cached = [dataclasses.replace(r, cached_tokens=960 if i else 0) for i, r in enumerate(good())]
     shared = traffic(200, shared_blocks=True)
     assert closed(check_run(run(cached), FixedSchedule(), MEAN, traffic=shared)) == []
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=4))
+def test_requests_sent_together_may_find_what_another_of_them_has_computed(found):
+    """Each of the first four, sent within 3 ms, finds the shared prefix or computes it."""
+    together = [
+        dataclasses.replace(r, scheduled_ms=float(i), sent_ms=float(i))
+        for i, r in enumerate(good())
+    ]
+    cached = [
+        dataclasses.replace(r, cached_tokens=960 if i >= 4 or found[i] else 0)
+        for i, r in enumerate(together)
+    ]
+    shared = traffic(200, shared_blocks=True)
+    names = closed(check_run(run(cached), Concurrency(8), MEAN, traffic=shared))
+    assert names == (["caches cold at the start"] if all(found) else [])
 
 
 def test_lateness_within_the_noise_of_long_waits_is_allowed():
