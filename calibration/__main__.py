@@ -31,6 +31,7 @@ from calibration.local_aa import (
     judge_local,
     measure_local,
 )
+from calibration.noise import NoiseScenario, noise_scenarios, run_noise_scenario
 from calibration.page import render
 from calibration.replay_aa import (
     ReplayResult,
@@ -52,7 +53,7 @@ from pytest_dynamo_bench.targets.replay.runner import Runner, SimulationCache
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
-_Computed = Scenario | AttributionScenario | ReplayScenario
+_Computed = Scenario | NoiseScenario | AttributionScenario | ReplayScenario
 
 _LOCAL = ("local", "local-all")
 _ONLY_BY_NAME = ("local",)
@@ -111,7 +112,10 @@ def main() -> int:
 
 
 def _known(scale: float) -> dict[str, _Computed]:
-    return {**scenarios(scale), **attribution_scenarios(scale), **replay_scenarios(scale)}
+    return {
+        **scenarios(scale), **noise_scenarios(scale), **attribution_scenarios(scale),
+        **replay_scenarios(scale),
+    }  # fmt: skip
 
 
 def _parser(parts: list[str]) -> argparse.ArgumentParser:
@@ -203,6 +207,8 @@ def _results(
     with _OnTerminal(part) as shown:
         if isinstance(scenario, Scenario):
             return {part: run_scenario(scenario, tell=shown.comparisons, **how)}
+        if isinstance(scenario, NoiseScenario):
+            return {part: run_noise_scenario(scenario, tell=shown.comparisons, **how)}
         if isinstance(scenario, AttributionScenario):
             return {part: run_attribution_scenario(scenario, tell=shown.comparisons, **how)}
         if isinstance(scenario, ReplayScenario):

@@ -17,6 +17,7 @@ from calibration.attribution_aa import (
     run_attribution_scenario,
 )
 from calibration.kept import KeptRuns
+from calibration.noise import noise_scenarios, run_noise_scenario
 from calibration.queues import ORDINARY, make_traffic, samples, simulate
 from calibration.replay_aa import (
     BENCHMARK,
@@ -207,6 +208,22 @@ def test_an_attribution_is_covered_where_nothing_is_to_be_found():
         "less_delay on average",
     ]  # fmt: skip
     assert all(row.true_change == 0 and row.covered.value > 0.7 for row in result.metrics)
+
+
+@pytest.mark.parametrize("part", ["noise-drift-150", "noise-bursts-400-3", "noise-sessions-1000"])
+def test_noise_is_the_same_for_the_same_seed_and_all_metrics_are_claimed(part):
+    scenario = dataclasses.replace(noise_scenarios()[part], comparisons=2)
+    result, again = (run_noise_scenario(scenario, resamples=100, seed=3) for _ in range(2))
+    assert result.metrics == again.metrics
+    assert [metric.metric for metric in result.metrics] == list(scenario.metrics)
+    assert all(metric.claimed.cases == 2 and metric.true_change == 0 for metric in result.metrics)
+
+
+def test_a_planted_factor_is_covered_by_three_quiet_runs():
+    scenario = dataclasses.replace(noise_scenarios()["noise-planted-quiet-3"], comparisons=30)
+    mean, *_ = run_noise_scenario(scenario, resamples=100, seed=3).metrics
+    assert mean.true_change == pytest.approx(0.1)
+    assert mean.covered.count >= 25 and mean.claimed.count >= 20
 
 
 @pytest.mark.slow
