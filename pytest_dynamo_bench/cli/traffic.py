@@ -44,7 +44,7 @@ from pytest_dynamo_bench.traffic import (
     write_mooncake,
 )
 from pytest_dynamo_bench.traffic.images import media_type
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
+from pytest_dynamo_bench.traffic.model import BLOCK_TOKENS
 
 _WINDOW_SECONDS = 10.0
 _PERCENTILES = (50, 90, 99)

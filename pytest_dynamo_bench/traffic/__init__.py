@@ -10,12 +10,7 @@ from pytest_dynamo_bench.traffic.beginning import (
     tried,
 )
 from pytest_dynamo_bench.traffic.cut import cut, first_turns
-from pytest_dynamo_bench.traffic.figures import (
-    TrafficFigures,
-    describe,
-    ideal_cached_tokens,
-    in_words,
-)
+from pytest_dynamo_bench.traffic.figures import TrafficFigures, describe, ideal_cached_tokens
 from pytest_dynamo_bench.traffic.images import ImageFiles, Images, NoiseImages
 from pytest_dynamo_bench.traffic.model import (
     Concurrency,
@@ -60,7 +55,6 @@ __all__ = [
     "describe",
     "first_turns",
     "ideal_cached_tokens",
-    "in_words",
     "read_mooncake",
     "read_traffic",
     "spread_within_resolution",

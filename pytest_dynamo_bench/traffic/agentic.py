@@ -28,12 +28,11 @@ from statistics import NormalDist
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.fields import check_number, check_whole
 from pytest_dynamo_bench.traffic.model import (
+    BLOCK_TOKENS,
     Concurrency,
-    Traffic,
+    GeneratedTraffic,
     TrafficRequest,
-    TrafficSource,
 )
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
 
 # Ranges of block ids: as many groups, blocks of a group, and blocks of a session as AIPerf
 # leaves room for.
@@ -83,7 +82,7 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class AgenticCoding(TrafficSource):
+class AgenticCoding(GeneratedTraffic):
     """Coding-agent sessions, as a benchmark's traffic; the defaults are the published manifest.
 
     Attributes:
@@ -133,11 +132,7 @@ class AgenticCoding(TrafficSource):
     def __post_init__(self) -> None:
         owner = type(self).__name__
         check_whole(owner, "sessions", self.sessions, 1)
-        if not isinstance(self.schedule, Concurrency):
-            raise BenchmarkError(
-                f"{owner}: schedule: must be a Concurrency, got {self.schedule!r}; sessions have "
-                "no arrival times"
-            )
+        self.check_closed_loop("sessions")
         check_whole(owner, "seed", self.seed, 0)
         for name in ("global_tokens", "group_tokens", "groups"):
             check_whole(owner, name, getattr(self, name), 1)
@@ -164,15 +159,8 @@ class AgenticCoding(TrafficSource):
         check_number(owner, "reset_scaling", self.reset_scaling, least=0)
 
     @property
-    def description(self) -> str:
-        return f"{self._source}, {self.schedule.description}"
-
-    @property
-    def _source(self) -> str:
+    def content(self) -> str:
         return f"{self.sessions:,} coding-agent sessions and restarts of them, seed {self.seed}"
-
-    def load(self) -> Traffic:
-        return _load(self)
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one, sessions in their order, all turns of one together."""
@@ -241,11 +229,6 @@ class AgenticSession:
     group: int
     ending: str
     restart: bool = False
-
-
-@functools.lru_cache(maxsize=2)
-def _load(source: AgenticCoding) -> Traffic:
-    return Traffic(tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,))
 
 
 @functools.lru_cache(maxsize=4)

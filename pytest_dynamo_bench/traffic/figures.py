@@ -96,20 +96,3 @@ def ideal_cached_tokens(traffic: Traffic) -> list[int]:
         cached.append(min(known * traffic.block_tokens, request.input_tokens))
         seen.update(request.hash_ids)
     return cached
-
-
-def in_words(traffic: Traffic) -> str:
-    """Where traffic comes from, how much of it there is, and how it is sent; for reports."""
-    figures = describe(traffic)
-    text = (
-        f"{'; '.join(traffic.history)}. {figures.requests:,} requests in "
-        f"{figures.duration_seconds:,.0f} s, {traffic.schedule.description}; mean ISL "
-        f"{figures.mean_isl:,.0f}, mean OSL {figures.mean_osl:,.0f} tokens"
-    )
-    if figures.images:
-        text += (
-            f"; {figures.images:,} images, {figures.repeated_images_share:.1%} of them seen before"
-        )
-    elif math.isfinite(figures.reusable_share):
-        text += f"; {figures.reusable_share:.1%} of the prompt blocks are reusable"
-    return text

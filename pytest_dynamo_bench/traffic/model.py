@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import abc
+import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.images import Images
+
+# Of a prefix block, as in Mooncake's traces.
+BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +112,41 @@ class TrafficSource(abc.ABC):
     @abc.abstractmethod
     def description(self) -> str:
         """A phrase for reports, such as ``Mooncake conversation trace``."""
+
+
+class GeneratedTraffic(TrafficSource):
+    """Traffic that follows from the fields of its source alone."""
+
+    schedule: Schedule
+
+    images: Images | None = None
+
+    @property
+    @abc.abstractmethod
+    def content(self) -> str:
+        """What is sent, without its schedule; a phrase for reports."""
+
+    @abc.abstractmethod
+    def generate(self) -> Iterator[TrafficRequest]:
+        """The requests one by one."""
+
+    @property
+    def description(self) -> str:
+        return f"{self.content}, {self.schedule.description}"
+
+    def load(self) -> Traffic:
+        return _generated(self)
+
+    def check_closed_loop(self, what: str = "these requests") -> None:
+        """BenchmarkError unless requests without arrival times are sent in a closed loop."""
+        if not isinstance(self.schedule, Concurrency):
+            raise BenchmarkError(
+                f"{type(self).__name__}: schedule: must be a Concurrency, got {self.schedule!r}; "
+                f"{what} have no arrival times"
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def _generated(source: GeneratedTraffic) -> Traffic:
+    requests = tuple(source.generate())
+    return Traffic(requests, source.schedule, BLOCK_TOKENS, (source.content,), source.images)

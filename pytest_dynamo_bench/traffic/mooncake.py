@@ -24,6 +24,7 @@ from pytest_dynamo_bench.outside import MOST, MOST_TOKENS, shown
 from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
 from pytest_dynamo_bench.traffic.fields import json_of, problem_of_name, problem_of_number
 from pytest_dynamo_bench.traffic.model import (
+    BLOCK_TOKENS,
     FixedSchedule,
     Schedule,
     Traffic,
@@ -31,7 +32,6 @@ from pytest_dynamo_bench.traffic.model import (
     TrafficSource,
 )
 
-BLOCK_TOKENS = 512
 _IDS = 2**64
 SHIPPED = {"conversation": "mooncake_conversation_trace.jsonl.xz"}
 

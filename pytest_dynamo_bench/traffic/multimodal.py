@@ -18,12 +18,47 @@ from dataclasses import dataclass
 from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.fields import check_whole
 from pytest_dynamo_bench.traffic.images import NoiseImages
-from pytest_dynamo_bench.traffic.model import Concurrency, Traffic, TrafficRequest, TrafficSource
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
+from pytest_dynamo_bench.traffic.model import (
+    BLOCK_TOKENS,
+    Concurrency,
+    GeneratedTraffic,
+    TrafficRequest,
+)
+
+
+class _OfImages(GeneratedTraffic):
+    """What both have: noise images of one size, and texts that share nothing."""
+
+    schedule: Concurrency
+    text_tokens: int
+    osl: int
+    image_width: int
+    image_height: int
+    seed: int
+
+    @property
+    def images(self) -> NoiseImages:  # type: ignore[override]
+        return NoiseImages(self.image_width, self.image_height, self.seed)
+
+    def _check(self, *names: str) -> None:
+        owner = type(self).__name__
+        for name in (*names, "text_tokens", "osl", "image_width", "image_height"):
+            check_whole(owner, name, getattr(self, name), 1)
+        check_whole(owner, "seed", self.seed, 0)
+        self.check_closed_loop()
+
+    def _request(
+        self, name: str, session: str, turn: int, index: int, images: tuple[int, ...]
+    ) -> TrafficRequest:
+        blocks = -(-self.text_tokens // BLOCK_TOKENS)
+        ids = tuple(range(index * blocks, (index + 1) * blocks))
+        return TrafficRequest(
+            name, session, turn, 0.0, 0.0, self.text_tokens, self.osl, ids, images
+        )
 
 
 @dataclass(frozen=True)
-class SlidingWindowImages(TrafficSource):
+class SlidingWindowImages(_OfImages):
     """Dialogues about a window of images that moves by one image per turn.
 
     Turn ``t`` of a user has images ``t`` … ``t + window - 1`` of the user's
@@ -58,7 +93,7 @@ class SlidingWindowImages(TrafficSource):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, "users", "turns", "window")
+        self._check("users", "turns", "window")
 
     @property
     def images_per_user(self) -> int:
@@ -66,33 +101,26 @@ class SlidingWindowImages(TrafficSource):
         return self.window + self.turns - 1
 
     @property
-    def description(self) -> str:
-        return f"{self._source}, {self.schedule.description}"
-
-    @property
-    def _source(self) -> str:
+    def content(self) -> str:
         return (
             f"{self.users} users x {self.turns} turns, a window of {self.window} of "
             f"{self.images_per_user} images each, {self.image_width} x {self.image_height}; "
             f"{self.text_tokens:,} text tokens in, {self.osl:,} out; seed {self.seed}"
         )
 
-    def load(self) -> Traffic:
-        return _traffic(self)
-
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one, turn after turn of all users."""
         for turn in range(self.turns):
             for user in range(self.users):
                 first = user * self.images_per_user + turn
-                yield _request(
-                    self, f"{user:05d}.{turn:02d}", f"user_{user}", turn,
+                yield self._request(
+                    f"{user:05d}.{turn:02d}", f"user_{user}", turn,
                     turn * self.users + user, tuple(range(first, first + self.window)),
                 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class PooledImages(TrafficSource):
+class PooledImages(_OfImages):
     """Single requests with images from a shared pool.
 
     Each image of the pool is in at least one request: the shuffled pool is distributed over the
@@ -125,7 +153,7 @@ class PooledImages(TrafficSource):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, "requests", "images_per_request", "pool")
+        self._check("requests", "images_per_request", "pool")
         slots = self.requests * self.images_per_request
         if not self.images_per_request <= self.pool <= slots:
             raise BenchmarkError(
@@ -134,19 +162,12 @@ class PooledImages(TrafficSource):
             )
 
     @property
-    def description(self) -> str:
-        return f"{self._source}, {self.schedule.description}"
-
-    @property
-    def _source(self) -> str:
+    def content(self) -> str:
         return (
             f"{self.requests:,} requests with {self.images_per_request} of {self.pool} images, "
             f"{self.image_width} x {self.image_height}; {self.text_tokens:,} text tokens in, "
             f"{self.osl:,} out; seed {self.seed}"
         )
-
-    def load(self) -> Traffic:
-        return _traffic(self)
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one."""
@@ -161,7 +182,7 @@ class PooledImages(TrafficSource):
                     images.append(drawn)
             _shuffle(images, chance)
             name = f"{index:06d}"
-            yield _request(self, name, name, 0, index, tuple(images))
+            yield self._request(name, name, 0, index, tuple(images))
 
 
 def _shuffle(items: list[int], chance: random.Random) -> None:
@@ -169,44 +190,3 @@ def _shuffle(items: list[int], chance: random.Random) -> None:
     for last in range(len(items) - 1, 0, -1):
         other = int(chance.random() * (last + 1))
         items[last], items[other] = items[other], items[last]
-
-
-def _request(
-    source: SlidingWindowImages | PooledImages,
-    name: str,
-    session: str,
-    turn: int,
-    index: int,
-    images: tuple[int, ...],
-) -> TrafficRequest:
-    blocks = -(-source.text_tokens // BLOCK_TOKENS)
-    return TrafficRequest(
-        request_id=name,
-        session_id=session,
-        turn=turn,
-        timestamp_ms=0.0,
-        delay_ms=0.0,
-        input_tokens=source.text_tokens,
-        output_tokens=source.osl,
-        hash_ids=tuple(range(index * blocks, (index + 1) * blocks)),
-        images=images,
-    )
-
-
-def _traffic(source: SlidingWindowImages | PooledImages) -> Traffic:
-    images = NoiseImages(source.image_width, source.image_height, source.seed)
-    return Traffic(
-        tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,), images
-    )
-
-
-def _check(source: SlidingWindowImages | PooledImages, *names: str) -> None:
-    owner = type(source).__name__
-    for name in (*names, "text_tokens", "osl", "image_width", "image_height"):
-        check_whole(owner, name, getattr(source, name), 1)
-    check_whole(owner, "seed", source.seed, 0)
-    if not isinstance(source.schedule, Concurrency):
-        raise BenchmarkError(
-            f"{owner}: schedule: must be a Concurrency, got {source.schedule!r}; these requests "
-            "have no arrival times"
-        )

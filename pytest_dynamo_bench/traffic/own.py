@@ -37,6 +37,7 @@ from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_res
 from pytest_dynamo_bench.traffic.fields import json_of, problem_of_name, problem_of_number
 from pytest_dynamo_bench.traffic.images import ImageFiles
 from pytest_dynamo_bench.traffic.model import (
+    BLOCK_TOKENS,
     Concurrency,
     FixedSchedule,
     Schedule,
@@ -44,7 +45,7 @@ from pytest_dynamo_bench.traffic.model import (
     TrafficRequest,
     TrafficSource,
 )
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS, read_mooncake
+from pytest_dynamo_bench.traffic.mooncake import read_mooncake
 
 Format = Literal["mooncake", "dynamo", "aiperf-inputs", "aiperf-jsonl"]
 FORMATS: Mapping[Format, str] = {

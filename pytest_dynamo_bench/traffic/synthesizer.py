@@ -18,7 +18,6 @@ independently.
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import random
 from collections import Counter
@@ -29,20 +28,20 @@ from math import ceil
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
 from pytest_dynamo_bench.traffic.fields import check_number, check_whole
 from pytest_dynamo_bench.traffic.model import (
+    BLOCK_TOKENS,
     FixedSchedule,
+    GeneratedTraffic,
     Schedule,
-    Traffic,
     TrafficRequest,
-    TrafficSource,
 )
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS, MooncakeTrace
+from pytest_dynamo_bench.traffic.mooncake import MooncakeTrace
 
 _MOST_DISCARDED_IN_A_ROW = 100_000
 _TO_SUFFIX, _END = -1, -2
 
 
 @dataclass(frozen=True)
-class SynthesizedMooncake(TrafficSource):
+class SynthesizedMooncake(GeneratedTraffic):
     """Requests synthesized from a Mooncake trace; options as of ``datagen synthesize``.
 
     Against the published data set of DeepSeek-V3.2 (prefix x16, prompt x10, at most 110,000
@@ -103,20 +102,13 @@ class SynthesizedMooncake(TrafficSource):
                 raise BenchmarkError(f"{owner}: {low}: {least} is greater than {high}: {most}")
 
     @property
-    def description(self) -> str:
-        return f"{self._source}, {self.schedule.description}"
-
-    @property
-    def _source(self) -> str:
+    def content(self) -> str:
         limit = f", at most {self.max_isl:,} tokens" if self.max_isl is not None else ""
         return (
             f"{self.requests:,} requests synthesized from the Mooncake {self.trace} trace "
             f"(prefix x{self.prefix_len_multiplier:g}, prompt x{self.prompt_len_multiplier:g}"
             f"{limit}, seed {self.seed})"
         )
-
-    def load(self) -> Traffic:
-        return _load(self)
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one; only the tree is held in memory.
@@ -125,11 +117,6 @@ class SynthesizedMooncake(TrafficSource):
             TrafficError: the trace cannot be read, or hardly any request is within the limits.
         """
         return synthesize(MooncakeTrace(self.trace).load().requests, self)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(source: SynthesizedMooncake) -> Traffic:
-    return Traffic(tuple(source.generate()), source.schedule, BLOCK_TOKENS, (source._source,))
 
 
 def synthesize(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pytest_dynamo_bench.errors import BenchmarkError
 from pytest_dynamo_bench.traffic.fields import check_whole
-from pytest_dynamo_bench.traffic.model import Concurrency, Traffic, TrafficRequest, TrafficSource
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
+from pytest_dynamo_bench.traffic.model import (
+    BLOCK_TOKENS,
+    Concurrency,
+    GeneratedTraffic,
+    TrafficRequest,
+)
 
 
 @dataclass(frozen=True)
-class SyntheticTraffic(TrafficSource):
+class SyntheticTraffic(GeneratedTraffic):
     """Requests of fixed lengths, each prompt distinct from its first block on.
 
     The same as AIPerf's ``--synthetic-input-tokens-mean`` and ``--output-tokens-mean`` with a
@@ -37,24 +40,13 @@ class SyntheticTraffic(TrafficSource):
         owner = type(self).__name__
         for name in ("isl", "osl", "requests"):
             check_whole(owner, name, getattr(self, name), 1)
-        if not isinstance(self.schedule, Concurrency):
-            raise BenchmarkError(
-                f"{owner}: schedule: must be a Concurrency, got {self.schedule!r}; these requests "
-                "have no arrival times"
-            )
+        self.check_closed_loop()
 
     @property
-    def description(self) -> str:
-        return f"{self._source}, {self.schedule.description}"
-
-    @property
-    def _source(self) -> str:
+    def content(self) -> str:
         return (
             f"{self.requests:,} synthetic requests, {self.isl} tokens in, {self.osl} out, no reuse"
         )
-
-    def load(self) -> Traffic:
-        return Traffic(tuple(self.generate()), self.schedule, BLOCK_TOKENS, (self._source,))
 
     def generate(self) -> Iterator[TrafficRequest]:
         """The requests one by one."""

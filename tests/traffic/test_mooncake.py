@@ -22,7 +22,7 @@ from pytest_dynamo_bench.traffic import (
     read_mooncake,
     write_mooncake,
 )
-from pytest_dynamo_bench.traffic.mooncake import BLOCK_TOKENS
+from pytest_dynamo_bench.traffic.model import BLOCK_TOKENS
 
 
 def row(**changes):
