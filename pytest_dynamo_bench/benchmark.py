@@ -620,10 +620,15 @@ class Claim:
         return found
 
     @property
+    def _claimed(self) -> tuple[str, float | Mapping[str, float]]:
+        """The field of its bound, with the threshold or those of the targets."""
+        given = ((name, getattr(self, name)) for name in _BOUND_FIELDS)
+        return next((name, value) for name, value in given if value is not None)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """The targets that it lists, as written in claims; empty for one number for all."""
-        found = (getattr(self, name) for name in _BOUND_FIELDS)
-        thresholds = next(value for value in found if value is not None)
+        _, thresholds = self._claimed
         return tuple(thresholds) if isinstance(thresholds, Mapping) else ()
 
     def _check_threshold(self, bound: str, value: object) -> None:
@@ -739,17 +744,14 @@ class Claim:
             targets: the target's name, then those of targets that it is like; the first one that
                 the claim lists is used.
         """
-        for name, (direction, sign) in _BOUND_FIELDS.items():
-            thresholds = getattr(self, name)
-            if thresholds is None:
-                continue
-            if isinstance(thresholds, Mapping):
-                named = [name for name in map(claimed_as, targets) if name in thresholds]
-                if not named:
-                    return None
-                thresholds = thresholds[named[0]]
-            return Bound(direction, sign * float(thresholds))
-        raise AssertionError("a claim without a bound cannot be constructed")
+        field_name, thresholds = self._claimed
+        direction, sign = _BOUND_FIELDS[field_name]
+        if isinstance(thresholds, Mapping):
+            named = [name for name in map(claimed_as, targets) if name in thresholds]
+            if not named:
+                return None
+            thresholds = thresholds[named[0]]
+        return Bound(direction, sign * float(thresholds))
 
     def statement(self, *targets: str) -> str:
         """The claim in words, for example ``time_to_first_token.mean lower by at least 20 %``.
@@ -769,8 +771,8 @@ class Claim:
             "not_lower_by": (f"at most {size:g} {unit} lower", "not lower"),
             "within": (f"at most {size:g} {unit} higher or lower", "unchanged"),
         }
-        given = next(name for name in _BOUND_FIELDS if getattr(self, name) is not None)
-        return f"{self.metric} {words[given][size == 0]}"
+        field_name, _ = self._claimed
+        return f"{self.metric} {words[field_name][size == 0]}"
 
 
 @dataclass(frozen=True)
@@ -788,6 +790,11 @@ class PublishedResults:
     hardware: str
     values: Mapping[str, Mapping[str, float]]
     note: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """Every metric that a configuration has a value of."""
+        return list(dict.fromkeys(what for row in self.values.values() for what in row))
 
     def __post_init__(self) -> None:
         for configuration, measured in self.values.items():

@@ -426,10 +426,6 @@ def _experts(seen: Observation) -> str:
     return f"experts over {', '.join(spread)} GPUs"
 
 
-def _kernels(seen: Observation) -> str:
-    return "in the profile's step times only, not its kernels"
-
-
 def _wideep_on_stand_ins(simulation: Simulation) -> Iterator[str]:
     for worker in simulation.configuration.workers:
         if worker.wideep:
@@ -664,7 +660,9 @@ FEATURES: tuple[Feature, ...] = (
         off=False,
         shown_by="decode",
         seen=_experts,
-        modelled={"stand-in": _kernels, "simulated": _kernels},
+        modelled=dict.fromkeys(
+            ("stand-in", "simulated"), _always("in the profile's step times only, not its kernels")
+        ),
         limits={"stand-in": _wideep_on_stand_ins, "simulated": _wideep_simulated},
     ),
     Feature(

@@ -44,8 +44,7 @@ class Secrets:
 
         Who wrote the text may have cut a secret, so that only its beginning is there.
         """
-        for value in sorted(self.values, key=len, reverse=True):
-            text = text.replace(value, HIDDEN)
+        text = self._whole(text)
         for value in sorted(self.values, key=len, reverse=True):
             while len(value) > _PART and (at := text.find(value[:_PART])) >= 0:
                 end = at + _PART

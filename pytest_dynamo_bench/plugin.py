@@ -336,7 +336,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _measures(item: pytest.Item) -> bool:
-    return isinstance(item, RegressionItem | AttributionItem) or (
+    return isinstance(item, _BenchmarkItem) or (
         "comparison" in getattr(item, "fixturenames", ())
         and _benchmark_of(getattr(item, "module", None)) is not None
     )
@@ -455,15 +455,24 @@ def _attribution_items(config: pytest.Config, items: list[pytest.Item]) -> list[
     return found
 
 
-class AttributionItem(pytest.Item):
-    """What each feature brings of the difference between two configurations."""
+class _BenchmarkItem(pytest.Item):
+    """A test of a benchmark that no function stands for."""
 
-    def __init__(
-        self, *, benchmark: Benchmark, baseline: str, treatment: str, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, benchmark: Benchmark, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.module = getattr(self.parent, "obj", None)
         self._benchmark = benchmark
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where the test is: the module of its benchmark, since pytest needs a line to skip."""
+        return self.path, 0, self.name
+
+
+class AttributionItem(_BenchmarkItem):
+    """What each feature brings of the difference between two configurations."""
+
+    def __init__(self, *, baseline: str, treatment: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._pair = baseline, treatment
 
     def runtest(self) -> None:
@@ -493,20 +502,12 @@ class AttributionItem(pytest.Item):
         dynamo.store.save_attribution(study)
         _record(self, junit.attribution_properties(study))
 
-    def reportinfo(self) -> tuple[Path, int, str]:
-        """Where the test is: the module of its benchmark, since pytest needs a line to skip."""
-        return self.path, 0, self.name
 
-
-class RegressionItem(pytest.Item):
+class RegressionItem(_BenchmarkItem):
     """A configuration's metric against a stored measurement of it."""
 
-    def __init__(
-        self, *, benchmark: Benchmark, configuration: str, tolerance: Tolerance, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, configuration: str, tolerance: Tolerance, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.module = getattr(self.parent, "obj", None)
-        self._benchmark = benchmark
         self._configuration = configuration
         self._tolerance = tolerance
 
@@ -569,10 +570,6 @@ class RegressionItem(pytest.Item):
         if found.outcome == "inconclusive":
             # A gate must decide, also at scale smoke.
             _end_inconclusive(self.config, message, soften=False)
-
-    def reportinfo(self) -> tuple[Path, int, str]:
-        """Where the test is: the module of its benchmark, since pytest needs a line to skip."""
-        return self.path, 0, self.name
 
 
 def _record(item: pytest.Item, properties: junit.Properties) -> None:

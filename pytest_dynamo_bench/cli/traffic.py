@@ -6,14 +6,13 @@ Also writes them, as a Mooncake trace or as an AIPerf dataset, and draws them.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -30,7 +29,7 @@ from pytest_dynamo_bench.benchmark import (
 from pytest_dynamo_bench.cli import common
 from pytest_dynamo_bench.engines import kv_capacity_tokens
 from pytest_dynamo_bench.errors import DynamoBenchError, TrafficError
-from pytest_dynamo_bench.files import write_whole
+from pytest_dynamo_bench.files import whole_file, write_whole
 from pytest_dynamo_bench.reports.figures import TrafficLines, write_traffic
 from pytest_dynamo_bench.traffic import (
     Arrivals,
@@ -185,18 +184,6 @@ def _short(
     return label, None, f"no cut: {whole.schedule.description} has no timestamps to compress"
 
 
-@contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
-    """A file that is there when the block has ended well, and else not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _write_mooncake(traffic: Traffic, path: Path) -> list[Path]:
     """Write a Mooncake trace in one step."""
     if traffic.block_tokens != BLOCK_TOKENS:
@@ -206,8 +193,8 @@ def _write_mooncake(traffic: Traffic, path: Path) -> list[Path]:
         )
     if traffic.images is not None:
         raise TrafficError(f"{path.name}: a Mooncake trace cannot have images; use --write-aiperf")
-    with _whole_file(path) as file:
-        write_mooncake(traffic.requests, file)
+    with whole_file(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        write_mooncake(traffic.requests, text)
     return [path]
 
 
@@ -228,9 +215,9 @@ def _write_aiperf(traffic: Traffic, path: Path) -> list[Path]:
             places[image] = f"{directory.name}/{name}"
             write_whole(directory / name, content)
         written.append(directory)
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         for row in aiperf_rows(traffic, places.__getitem__):
-            file.write(json.dumps(row) + "\n")
+            file.write(f"{json.dumps(row)}\n".encode())
     return written
 
 

@@ -161,7 +161,7 @@ def compile_source(spec: ProfileSpec) -> Source:
     except ImportError:
         raise TargetError(
             "making profiles needs aiconfigurator-core: install it in a separate environment (pip "
-            "install aiconfigurator-core=={TESTED_VERSION}) and run this command there"
+            f"install aiconfigurator-core=={TESTED_VERSION}) and run this command there"
         ) from None
     if spec.gpu not in SYSTEMS:
         raise TargetError(f"unknown GPU {spec.gpu!r}; known: {', '.join(sorted(SYSTEMS))}")

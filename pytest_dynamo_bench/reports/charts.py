@@ -17,7 +17,11 @@ from pytest_dynamo_bench.arrays import FloatArray
 from pytest_dynamo_bench.metric import Metric
 from pytest_dynamo_bench.metric_definitions import METRICS, find_metric
 from pytest_dynamo_bench.metrics import Metrics
-from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS, ComparisonReport
+from pytest_dynamo_bench.reports.model import (
+    ATTRIBUTION_VIEWS,
+    ComparisonReport,
+    ConfigurationReport,
+)
 from pytest_dynamo_bench.reports.stored_types import number
 
 _COLORS = (
@@ -65,19 +69,26 @@ def charts(report: ComparisonReport) -> list[Chart]:
     return [chart for chart in found if chart is not None]
 
 
-def _style(index: int) -> dict[str, Any]:
+def _curve(
+    index: int, item: ConfigurationReport, x: Iterable[float], y: Iterable[float], hover: str
+) -> dict[str, Any]:
+    """A line of a configuration, in its color and dashes."""
+    style = {"color": _COLORS[index % len(_COLORS)], "dash": _DASHES[index % len(_DASHES)]}
     return {
-        "line": {
-            "color": _COLORS[index % len(_COLORS)], "dash": _DASHES[index % len(_DASHES)],
-            "width": 2,
-        },
+        "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
+        "x": _numbers(x), "y": _numbers(y), "hovertemplate": hover, "line": style | {"width": 2},
     }  # fmt: skip
 
 
-def _marker(index: int, size: int) -> dict[str, Any]:
+def _marks(
+    index: int, item: ConfigurationReport, x: Iterable[float], y: Iterable[float], hover: str,
+    **marker: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Marks of a configuration, in its color and shape."""
+    style = {"color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)]}
     return {
-        "color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)],
-        "size": size,
+        "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
+        "x": _numbers(x), "y": _numbers(y), "hovertemplate": hover, "marker": style | marker,
     }  # fmt: skip
 
 
@@ -110,10 +121,6 @@ def _positive(data: Sequence[Mapping[str, Any]], axis: str) -> list[float]:
     return [value for trace in data for value in trace[axis] if value is not None and value > 0]
 
 
-def _values(metrics: Metrics, name: str) -> FloatArray:
-    return metrics.sample(f"{name}.mean").values
-
-
 # -- distributions ------------------------------------------------------------------------
 
 
@@ -121,7 +128,7 @@ def _distribution(report: ComparisonReport, metric: Metric) -> Chart | None:
     name, short = metric.name, metric.label
     data = []
     for index, item in enumerate(report.measured):
-        values = np.concatenate([_values(run, name) for run in item.runs])
+        values = np.concatenate([run.sample(f"{name}.mean").values for run in item.runs])
         values = values[values > 0]
         if len(values) == 0:
             continue
@@ -129,14 +136,8 @@ def _distribution(report: ComparisonReport, metric: Metric) -> Chart | None:
         count = min(_QUANTILES, 2 * len(values)) // 2
         ranks = np.concatenate([np.linspace(0, 0.9, count), 1 - np.geomspace(0.1, 1e-4, count)])
         ranks = np.unique(np.clip(np.append(ranks, 1.0), 0, 1))
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
-                "x": _numbers(np.quantile(values, ranks)), "y": _numbers(100 * ranks),
-                "hovertemplate": "%{y:.2f} % of requests within %{x:,.4g} " + metric.unit,
-                **_style(index),
-            }
-        )  # fmt: skip
+        hover = "%{y:.2f} % of requests within %{x:,.4g} " + metric.unit
+        data.append(_curve(index, item, np.quantile(values, ranks), 100 * ranks, hover))
     if not data:
         return None
     limit = report.goodput.limits.get(name) if report.goodput else None
@@ -180,34 +181,17 @@ def _over_time(report: ComparisonReport, metric: Metric) -> Chart | None:
             continue
         seconds = sample.time_ms / 1000
         if len(seconds) <= _MOST_POINTS:
-            data.append(
-                {
-                    "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
-                    "x": _numbers(seconds), "y": _numbers(sample.values),
-                    "marker": _marker(index, 6) | {"opacity": 0.75},
-                    "hovertemplate": f"due at %{{x:,.1f}} s: {short} %{{y:,.4g}} {unit}",
-                }
-            )  # fmt: skip
+            hover = f"due at %{{x:,.1f}} s: {short} %{{y:,.4g}} {unit}"
+            data.append(_marks(index, item, seconds, sample.values, hover, size=6, opacity=0.75))
             continue
         binned = True
         middles, groups = _bins(seconds, sample.values)
         for quantile, width, label in ((0.5, 2, "median"), (0.95, 1, "p95")):
-            style = _style(index)
-            style["line"] |= {"width": width, "dash": "solid" if quantile == 0.5 else "dot"}
-            data.append(
-                {
-                    "type": "scatter", "mode": "lines",
-                    "name": f"{plain_label(item.name, 60, 1)} {label}",
-                    "legendgroup": item.name, "showlegend": quantile == 0.5,
-                    "x": _numbers(middles),
-                    "y": _numbers(
-                        float(np.quantile(group, quantile)) if len(group) else math.nan
-                        for group in groups
-                    ),
-                    "hovertemplate": f"{label} %{{y:,.4g}} {unit}",
-                    **style,
-                }
-            )  # fmt: skip
+            values = [np.quantile(g, quantile) if len(g) else math.nan for g in groups]
+            curve = _curve(index, item, middles, values, f"{label} %{{y:,.4g}} {unit}")
+            curve["name"] += f" {label}"
+            curve["line"] |= {"width": width, "dash": "solid" if quantile == 0.5 else "dot"}
+            data.append(curve | {"legendgroup": item.name, "showlegend": quantile == 0.5})
     if not data:
         return None
     caption = (
@@ -263,14 +247,7 @@ def _hit_rate(report: ComparisonReport) -> Chart | None:
         prompt, _ = np.histogram(seconds, bins=edges, weights=sample.weights)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = 100 * cached / prompt
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
-                "x": _numbers((edges[:-1] + edges[1:]) / 2), "y": _numbers(share),
-                "hovertemplate": "%{y:.1f} %",
-                **_style(index),
-            }
-        )  # fmt: skip
+        data.append(_curve(index, item, (edges[:-1] + edges[1:]) / 2, share, "%{y:.1f} %"))
     if not data:
         return None
     return Chart(
@@ -298,14 +275,8 @@ def _pareto(report: ComparisonReport) -> Chart | None:
         per_gpu = item.value("output_token_throughput_per_gpu")
         if not (math.isfinite(per_user) and math.isfinite(per_gpu)):
             continue
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "name": plain_label(item.name, 60, 1),
-                "x": _numbers([per_user]), "y": _numbers([per_gpu]),
-                "marker": _marker(index, 14),
-                "hovertemplate": "%{x:,.4g} tok/s/user, %{y:,.4g} tok/s/GPU",
-            }
-        )  # fmt: skip
+        hover = "%{x:,.4g} tok/s/user, %{y:,.4g} tok/s/GPU"
+        data.append(_marks(index, item, [per_user], [per_gpu], hover, size=14))
     if len(data) < 2:
         return None
     return Chart(
@@ -341,14 +312,8 @@ def _goodput_curve(report: ComparisonReport) -> Chart | None:
         if len(needed) == 0 or not metrics.duration_seconds > 0:
             continue
         met = np.searchsorted(np.sort(needed), _SLO_FACTORS, side="right")
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": plain_label(item.name, 60, 1),
-                "x": _numbers(_SLO_FACTORS), "y": _numbers(met / metrics.duration_seconds),
-                "hovertemplate": "%{y:.3g} requests/s",
-                **_style(index),
-            }
-        )  # fmt: skip
+        rate = met / metrics.duration_seconds
+        data.append(_curve(index, item, _SLO_FACTORS, rate, "%{y:.3g} requests/s"))
     if not data:
         return None
     objectives = ", ".join(f"{METRICS[name].words} {limit:g} ms" for name, limit in limits.items())

@@ -4,7 +4,8 @@ They are for documents and slides. What a session measured is drawn in its HTML 
 (:mod:`~pytest_dynamo_bench.reports.charts`), which can be zoomed and needs no Matplotlib; no
 session has figures of both kinds.
 
-Plain data in, SVG or PNG out; by the file's ending. Each figure is a card with a light
+Plain data in, SVG or PNG out, in one step and by the file's ending; ReportError where Matplotlib is
+missing, the ending is unknown, or there is nothing to show. Each figure is a card with a light
 background, so that it can be read on light and dark pages alike, and says in its title
 what is shown. Colours are those of Okabe & Ito (2008), which colour-blind people can tell apart;
 markers differ as well. Text stays text in SVG: it can be searched, and costs no font data.
@@ -20,8 +21,9 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +96,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     notes: Sequence[str] = ()
-    marked: Sequence[bool] = field(default=())
+    marked: Sequence[bool] = ()
 
 
 def write_attribution(
@@ -108,15 +110,11 @@ def write_attribution(
     """What each feature brings alone, on top of the others, and averaged over orders.
 
     Args:
-        path: an ``.svg`` or ``.png`` file, written in one step.
         rows: as :meth:`Attribution.as_rows <pytest_dynamo_bench.attribution.Attribution.as_rows>`
             gives them, as shares of the baseline's value (0.05 is 5 %); a row's interval is drawn
             where it has one.
         title: what is shown; a sentence.
         metric: full name of the metric that is divided.
-
-    Raises:
-        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no rows.
     """
     features = [row for row in rows if row.get("feature") != "total"]
     if not features:
@@ -152,7 +150,8 @@ def write_attribution(
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.16)
         axes.set_xlabel(f"change of {in_words(metric)}, % of the baseline's")
-        handles = [_patch(colour, words) for _, _, colour, words in entries if words]
+        patch = importlib.import_module("matplotlib.patches").Patch
+        handles = [patch(color=c, alpha=0.8, label=words) for _, _, c, words in entries if words]
         _legend_below(figure, axes, handles)
 
 
@@ -173,13 +172,9 @@ def write_curves(
     says from which to which.
 
     Args:
-        path: an ``.svg`` or ``.png`` file, written in one step.
         x_label: name and unit of the horizontal axis.
         crossovers: where the best configuration changes.
         x_ticks: positions and texts, if the axis is not numeric.
-
-    Raises:
-        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
     """
     if not any(line.x for line in lines):
         raise ReportError("figure of a sweep: there are no points to show")
@@ -255,12 +250,6 @@ def write_traffic(
 
     Lengths are cumulative shares of requests over tokens; the schedule is starts over time, or
     the turns of sessions for a closed loop.
-
-    Args:
-        path: an ``.svg`` or ``.png`` file, written in one step.
-
-    Raises:
-        ReportError: Matplotlib is missing, the file's ending is unknown, or there is nothing.
     """
     if not traffics or not all(one.input_tokens for one in traffics):
         raise ReportError("figure of a traffic: there are no requests to show")
@@ -269,16 +258,15 @@ def write_traffic(
         for index, one in enumerate(traffics):
             colour = _style_of(index)[0]
             count = len(one.input_tokens)
-            shares = [100 * (place + 1) / count for place in range(count)]
+            places = [100 * (place + 1) / count for place in range(count)]
             for tokens, style, word in (
                 (one.input_tokens, "-", "input"),
                 (one.output_tokens, "--", "output"),
             ):
                 lengths.step(
-                    sorted(tokens), shares, style, where="post", color=colour,
+                    sorted(tokens), places, style, where="post", color=colour,
                     label=f"{word}, {one.name}",
                 )  # fmt: skip
-            places = [100 * (place + 1) / count for place in range(count)]
             reuse.plot(places, [100 * share for share in one.reuse], color=colour, label=one.name)
             if one.starts_seconds:
                 schedule.hist(one.starts_seconds, bins=60, histtype="step", color=colour)
@@ -314,11 +302,7 @@ def write_pareto(
     Points on the front (that no other beats on both) are filled and joined by a gray line.
 
     Args:
-        path: an ``.svg`` or ``.png`` file, written in one step.
         lines: ``x`` is tokens/s/user, ``y`` tokens/s/GPU, ``notes`` the load of each point.
-
-    Raises:
-        ReportError: Matplotlib is missing, the file's ending is unknown, or there are no points.
     """
     if not any(line.x for line in lines):
         raise ReportError("figure of a Pareto front: there are no points to show")
@@ -426,11 +410,6 @@ def _apart(noted: Sequence[tuple[float, float]], x: float, y: float) -> bool:
     return all(abs(x - left) > 0.06 or abs(y - low) > 0.045 for left, low in noted)
 
 
-def _patch(colour: str, words: str) -> Any:
-    patches = importlib.import_module("matplotlib.patches")
-    return patches.Patch(color=colour, alpha=0.8, label=words)
-
-
 def _legend_below(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:
     legend = figure.legend(
         handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9,
@@ -462,77 +441,55 @@ def _shortened(text: str, longest: int = _LONGEST_NAME) -> str:
     return clean if len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
 
 
-class _figure:  # noqa: N801
-    """A figure that is written when the block ends without an error.
+@contextmanager
+def _figure(
+    path: Path,
+    width: float,
+    height: float,
+    title: str,
+    subtitle: str,
+    *,
+    simulated: bool = True,
+    columns: int = 1,
+) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with its first pair of axes, written when the block ends without an error.
 
-    It has ``columns`` pairs of axes side by side; the first is what the block gets.
+    Args:
+        columns: pairs of axes side by side.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        width: float,
-        height: float,
-        title: str,
-        subtitle: str,
-        *,
-        simulated: bool = True,
-        columns: int = 1,
-    ) -> None:
-        if path.suffix.lower() not in FORMATS:
-            raise ReportError(
-                f"{path.name}: figures are written as {' or '.join(FORMATS)}, not as "
-                f"{path.suffix or 'a file without an ending'}"
-            )
-        self._matplotlib = _matplotlib()
-        self._path, self._size, self._columns = path, (width, height), columns
-        self._title = (
-            "\n".join(textwrap.wrap(_shortened(title, 240), 72, break_on_hyphens=False)) or " "
+    ending = path.suffix.lower()
+    if ending not in FORMATS:
+        raise ReportError(
+            f"{path.name}: figures are written as {' or '.join(FORMATS)}, not as "
+            f"{path.suffix or 'a file without an ending'}"
         )
-        parts = [_shortened(subtitle, 160)] if subtitle else []
-        if simulated:
-            parts.append("Simulated by Dynamo's replay, not measured on GPUs.")
-        self._subtitle = "\n".join(
-            line for part in parts for line in textwrap.wrap(part, 100, break_on_hyphens=False)
-        )
-
-    def __enter__(self) -> tuple[Figure, Axes]:
-        self._context = self._matplotlib.rc_context(_STYLE)
-        self._context.__enter__()
+    title = "\n".join(textwrap.wrap(_shortened(title, 240), 72, break_on_hyphens=False)) or " "
+    parts = [_shortened(subtitle, 160)] if subtitle else []
+    parts += ["Simulated by Dynamo's replay, not measured on GPUs."] if simulated else []
+    below = [line for part in parts for line in textwrap.wrap(part, 100, break_on_hyphens=False)]
+    lines = title.count("\n") + 1
+    head = 0.12 + 0.21 * lines + 0.17 * len(below) + 0.08
+    total = height + head
+    with _matplotlib().rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is still text in the SVG.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         module = importlib.import_module("matplotlib.figure")
-        lines = self._title.count("\n") + 1
-        below = self._subtitle.count("\n") + 1 if self._subtitle else 0
-        head = 0.12 + 0.21 * lines + 0.17 * below + 0.08
-        width, height = self._size
-        self._figure: Figure = module.Figure(figsize=(width, height + head), layout="constrained")
-        total = height + head
-        engine = self._figure.get_layout_engine()
-        assert engine is not None
+        figure: Figure = module.Figure(figsize=(width, total), layout="constrained")
+        engine: Any = figure.get_layout_engine()
         engine.set(rect=(0.01, 0.0, 0.98, 1 - head / total))
-        self._figure.text(
-            0.02, 1 - 0.1 / total, self._title, fontsize=12, fontweight="bold", va="top",
+        figure.text(
+            0.02, 1 - 0.1 / total, title, fontsize=12, fontweight="bold", va="top",
             linespacing=1.2, in_layout=False,
         )  # fmt: skip
-        self._figure.text(
-            0.02, 1 - (0.12 + 0.21 * lines) / total, self._subtitle, fontsize=9, color=_FAINT,
+        figure.text(
+            0.02, 1 - (0.12 + 0.21 * lines) / total, "\n".join(below), fontsize=9, color=_FAINT,
             va="top", linespacing=1.25, in_layout=False,
         )  # fmt: skip
-        axes = self._figure.subplots(1, self._columns, squeeze=False)
-        return self._figure, axes[0][0]
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                ending = self._path.suffix.lower().removeprefix(".")
-                buffer = io.BytesIO()
-                metadata = {"Date": None} if ending == "svg" else {}
-                with warnings.catch_warnings():
-                    # A name in a script that the font lacks is still text in the SVG.
-                    warnings.filterwarnings("ignore", message="Glyph .* missing from")
-                    self._figure.savefig(buffer, format=ending, dpi=160, metadata=metadata)
-                write_whole(self._path, buffer.getvalue())
-        finally:
-            self._context.__exit__(None, None, None)
+        yield figure, figure.subplots(1, columns, squeeze=False)[0][0]
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if ending == ".svg" else {}
+        figure.savefig(buffer, format=ending.removeprefix("."), dpi=160, metadata=metadata)
+    write_whole(path, buffer.getvalue())
 
 
 def _matplotlib() -> Any:

@@ -53,7 +53,6 @@ def render_html(session: SessionReport) -> str:
         objectives=_objectives,
         change_text=change_text,
         direction=_direction,
-        published_columns=_published_columns,
         as_deployed=_as_deployed,
         machine=_machine,
         versions=_versions,
@@ -138,11 +137,6 @@ def _direction(effect: Effect, column: Column) -> str:
         return "same"
     lower = effect.high < 0
     return "better" if lower == (column.definition.better == "lower") else "worse"
-
-
-def _published_columns(report: ComparisonReport) -> list[str]:
-    values = report.entry.published.values if report.entry.published else {}
-    return list(dict.fromkeys(what for row in values.values() for what in row))
 
 
 def _as_deployed(session: SessionReport, item: ConfigurationReport) -> str:

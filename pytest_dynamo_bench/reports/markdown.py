@@ -144,14 +144,13 @@ def _published(report: ComparisonReport) -> str:
     published = report.entry.published
     if not published:
         return ""
-    values = published.values
-    columns = list(dict.fromkeys(what for row in values.values() for what in row))
+    columns = published.columns
     rows = [
         [
             _escaped(name, _LONGEST_NAME),
             *(f"{row[what]:,g}" if what in row else "-" for what in columns),
         ]
-        for name, row in values.items()
+        for name, row in published.values.items()
     ]
     caption = (
         f"Published by others, not measured here: {_escaped(published.source)}; on "

@@ -170,8 +170,7 @@ def _change(effect: Effect | None, column: Column) -> Text:
 
 def _published(published: PublishedResults) -> Group:
     """What somebody else measured, under its source and hardware."""
-    values = published.values
-    columns = list(dict.fromkeys(what for row in values.values() for what in row))
+    columns = published.columns
     text = f"published, not measured here: {published.source}; on {published.hardware}"
     if published.note:
         text += f"; {published.note}"
@@ -182,7 +181,7 @@ def _published(published: PublishedResults) -> Group:
         table.add_column("configuration", overflow="fold")
         for what in shown:
             table.add_column(Text(printable(what)), justify="right")
-        for name, row in values.items():
+        for name, row in published.values.items():
             cells = [f"{row[what]:,g}" if what in row else "-" for what in shown]
             table.add_row(printable(name), *cells)
         tables.append(table)

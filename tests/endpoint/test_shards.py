@@ -35,8 +35,8 @@ from pytest_dynamo_bench.targets.service.shards import (
     pack_order,
     pack_result,
     split,
-    unpack_brief,
     unpack_order,
+    unpack_record,
     unpack_result,
 )
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest
@@ -166,9 +166,9 @@ def test_orders_and_results_survive_the_way(ids, closed):
 
 def test_what_another_version_shows_is_an_error_that_says_so():
     packed = pack_brief(record(traffic(1).requests[0]))
-    assert unpack_brief(packed).request_id == traffic(1).requests[0].request_id
+    assert unpack_record(packed).request_id == traffic(1).requests[0].request_id
     with pytest.raises(TargetError, match="another version of pytest-dynamo-bench"):
-        unpack_brief(packed[:-1])
+        unpack_record(packed[:-1])
 
 
 def test_images_that_are_made_go_along_and_those_of_files_do_not():

@@ -6,6 +6,7 @@ Everything is plain data here: the JSON that the API speaks. The official client
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -49,7 +50,8 @@ class Status:
     code: int
     reason: str
     message: str
-    is_status: bool
+    is_status: bool = False
+    retry_after_seconds: float = 0.0
 
 
 class ApiError(DeploymentError):
@@ -139,12 +141,7 @@ class Cluster:
         Raises:
             ApiError: for everything but a missing object.
         """
-        try:
-            return self.get(resource, name)
-        except ApiError as error:
-            if error.code == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        return _unless_missing(lambda: self.get(resource, name))
 
     def all(self, resource: str, selector: str = "", **query: Any) -> list[Object]:
         """All objects with some labels.
@@ -183,11 +180,7 @@ class Cluster:
         options = {
             "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"
         }  # fmt: skip
-        try:
-            self._json("delete", resource, name, body=options)
-        except ApiError as error:
-            if error.code != HTTPStatus.NOT_FOUND:
-                raise
+        _unless_missing(lambda: self._json("delete", resource, name, body=options))
 
     def may(self, verb: str, group: str, resource: str, subresource: str = "") -> bool | None:
         """Whether we may do that; None when the cluster does not say.
@@ -229,13 +222,10 @@ class Cluster:
 
     def versions(self, group: str) -> list[str] | None:
         """The versions of an API group that are served; None when there is no such group."""
-        try:
-            data = self._raw("get", f"/apis/{group}", f"API group {group}", {})
-        except ApiError as error:
-            # Where nothing of the group is installed the answer is plain text, not a Status.
-            if error.code == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        # Where nothing of the group is installed the answer is plain text, not a Status.
+        data = _unless_missing(lambda: self._raw("get", f"/apis/{group}", f"API group {group}", {}))
+        if data is None:
+            return None
         return [item.version for item in _answered(data, _Group, f"API group {group}").versions]
 
     def schema(self, group: str, version: str, kind: str) -> Object:
@@ -397,7 +387,7 @@ class Cluster:
                     # A token may have run out: read the kubeconfig again, run its plugin again.
                     renewed, self._client = True, None
                     continue
-                pause = getattr(error, "retry_after", None) or wait
+                pause = status.retry_after_seconds or wait
                 again = status.code in _TRY_AGAIN or status.code == 0
                 if status.code == HTTPStatus.FORBIDDEN and right in self._allowed:
                     forbidden_at = forbidden_at or time.monotonic()
@@ -446,8 +436,18 @@ class Cluster:
                 raise _from_response(found.status, data, found.headers, self.secrets)
         except _connection_errors() as error:
             text = _in_short(error, self.secrets)
-            raise ApiError(text, Status(0, "Unreachable", text, False)) from None
+            raise ApiError(text, Status(0, "Unreachable", text)) from None
         return found
+
+
+def _unless_missing(ask: Callable[[], T]) -> T | None:
+    """What is asked for; None where it is not there."""
+    try:
+        return ask()
+    except ApiError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+        return None
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
@@ -521,7 +521,7 @@ def _answered(data: bytes, kind: type[T], what: str) -> T:
             f"the response to {what} is not from an API server ({error}): {shown(data)}; is there "
             "a proxy or login page in front of it?"
         )
-        raise ApiError(text, Status(HTTPStatus.OK, "NoAnswer", text, False)) from None
+        raise ApiError(text, Status(HTTPStatus.OK, "NoAnswer", text)) from None
 
 
 def _kind(said: Any) -> str:
@@ -537,19 +537,15 @@ def _from_response(
     code: int, body: bytes, headers: Mapping[str, str], secrets: Secrets
 ) -> ApiError:
     text = secrets.redact(body.decode("utf-8", "replace"))
-    try:
+    content: Any = None
+    with contextlib.suppress(ValueError):
         content = plain(text)
-        is_status = isinstance(content, dict) and content.get("kind") == "Status"
-    except ValueError:
-        content, is_status = {}, False
-    if not is_status:
-        content = {}
-    message = one_line(str(content.get("message") or text))
-    error = ApiError(message, Status(code, str(content.get("reason", "")), message, is_status))
-    after = headers.get("Retry-After") if headers else None
-    if after and after.isdecimal():
-        error.retry_after = min(float(after), _LONGEST_WAIT_SECONDS)  # type: ignore[attr-defined]
-    return error
+    is_status = isinstance(content, dict) and content.get("kind") == "Status"
+    said = content if is_status else {}
+    message = one_line(str(said.get("message") or text))
+    after = (headers or {}).get("Retry-After", "")
+    pause = min(float(after), _LONGEST_WAIT_SECONDS) if after.isdecimal() else 0.0
+    return ApiError(message, Status(code, str(said.get("reason", "")), message, is_status, pause))
 
 
 def _explained(status: Status, verb: str, what: str, namespace: str) -> ApiError:

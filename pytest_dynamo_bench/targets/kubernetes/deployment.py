@@ -92,7 +92,9 @@ class Deployment:
             yield self
         except BaseException as error:
             self._progress.stage("stopping")
-            self._keep_evidence(error)
+            # It must not hide the failure.
+            with contextlib.suppress(DeploymentError, OSError):
+                self.save_evidence(f"{type(error).__name__}: {error}")
             try:
                 self.delete()
             except DeploymentError as left:
@@ -276,11 +278,6 @@ class Deployment:
         """More values that must not be written anywhere."""
         self._secrets = Secrets(self._secrets.values | secrets.values)
 
-    def _keep_evidence(self, error: BaseException) -> None:
-        """Write down what can be known of a failure; that must not hide the failure."""
-        with contextlib.suppress(DeploymentError, OSError):
-            self.save_evidence(f"{type(error).__name__}: {error}")
-
     def save_evidence(self, why: str = "") -> None:
         """Write states, events and all logs of the deployment.
 
@@ -310,13 +307,11 @@ class Deployment:
         self._write("events.txt", "\n".join(lines) + "\n")
         for pod in pods:
             for item in pod.get("spec", {}).get("containers") or ({"name": "main"},):
-                self._save_log(str(pod["metadata"]["name"]), str(item["name"]))
-
-    def _save_log(self, pod: str, container: str) -> None:
-        for previous, ending in ((False, ""), (True, ".previous")):
-            log = self.cluster.log(pod, container, previous=previous)
-            if log:
-                self._write(f"logs/{pod}-{container}{ending}.log", log)
+                name, container = str(pod["metadata"]["name"]), str(item["name"])
+                for previous, ending in ((False, ""), (True, ".previous")):
+                    log = self.cluster.log(name, container, previous=previous)
+                    if log:
+                        self._write(f"logs/{name}-{container}{ending}.log", log)
 
     def _write(self, name: str, text: str) -> None:
         path = self._evidence / name

@@ -26,49 +26,52 @@ _CONFIG_REASONS = frozenset(
 )
 
 
-class _Said(msgspec.Struct, omit_defaults=True, rename="camel"):
+class _Said(msgspec.Struct, frozen=True, rename="camel"):
     """What is read of the API's JSON; what is of another type is as if it were not there."""
 
 
-class _Waiting(_Said):
+class _Waiting(_Said, frozen=True):
     reason: str = ""
     message: str = ""
 
 
-class _Terminated(_Said):
+class _Terminated(_Said, frozen=True):
     reason: str = ""
     exit_code: int | None = None
     message: str = ""
 
 
-class _State(_Said):
+_NOT_ENDED = _Terminated()
+
+
+class _State(_Said, frozen=True):
     running: dict[str, Any] | None = None
-    waiting: _Waiting | None = None
-    terminated: _Terminated | None = None
+    waiting: _Waiting = _Waiting()
+    terminated: _Terminated = _NOT_ENDED
 
 
-class _Container(_Said):
+class _Container(_Said, frozen=True):
     name: str = ""
     image: str = ""
     restart_count: int = 0
-    state: _State | None = None
-    last_state: _State | None = None
+    state: _State = _State()
+    last_state: _State = _State()
 
 
-class _Condition(_Said):
+class _Condition(_Said, frozen=True):
     type: str = ""
     status: str = ""
     reason: str = ""
     message: str = ""
 
 
-class _Metadata(_Said):
+class _Metadata(_Said, frozen=True):
     name: str = ""
     labels: dict[str, str] = {}
     generation: int = 0
 
 
-class _PodStatus(_Said):
+class _PodStatus(_Said, frozen=True):
     phase: str = ""
     reason: str = ""
     message: str = ""
@@ -77,24 +80,24 @@ class _PodStatus(_Said):
     container_statuses: list[_Container] = []
 
 
-class _Pod(_Said):
-    metadata: _Metadata | None = None
-    status: _PodStatus | None = None
+class _Pod(_Said, frozen=True):
+    metadata: _Metadata = _Metadata()
+    status: _PodStatus = _PodStatus()
 
 
-class _Involved(_Said):
+class _Involved(_Said, frozen=True):
     name: str = ""
 
 
-class _Event(_Said):
+class _Event(_Said, frozen=True):
     reason: str = ""
     message: str = ""
     last_timestamp: str = ""
     event_time: str = ""
-    involved_object: _Involved | None = None
+    involved_object: _Involved = _Involved()
 
 
-class _GraphStatus(_Said):
+class _GraphStatus(_Said, frozen=True):
     state: str = ""
     observed_generation: int | None = None
     conditions: list[_Condition] = []
@@ -102,14 +105,9 @@ class _GraphStatus(_Said):
     components: dict[str, Any] = {}
 
 
-class _Graph(_Said):
-    metadata: _Metadata | None = None
-    status: _GraphStatus | None = None
-
-
-def _typed(kind: type[_Said], said: object) -> Object:
-    found: Object = msgspec.to_builtins(admitted(kind, said, {}))
-    return found
+class _Graph(_Said, frozen=True):
+    metadata: _Metadata = _Metadata()
+    status: _GraphStatus = _GraphStatus()
 
 
 @dataclass(frozen=True)
@@ -137,99 +135,80 @@ class PodState:
 
 def pod_state(pod: Object, events: Iterable[Object], limits: Limits) -> PodState:
     """A pod, with what events say where its own status says too little."""
-    pod, events = _typed(_Pod, pod), [_typed(_Event, event) for event in events]
-    metadata, status = pod.get("metadata", {}), pod.get("status", {})
-    name = str(metadata.get("name", "?"))
-    service = str(metadata.get("labels", {}).get(COMPONENT_LABEL, name))
-    own = [event for event in events if event.get("involvedObject", {}).get("name") == name]
-    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
-    statuses = [
-        *(status.get("initContainerStatuses") or ()),
-        *(status.get("containerStatuses") or ()),
-    ]
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False":
-        why = scheduled.get("message") or scheduled.get("reason") or "no node yet"
+    said = admitted(_Pod, pod, {})
+    status, name = said.status, said.metadata.name or "?"
+    service = said.metadata.labels.get(COMPONENT_LABEL, name)
+    all_events = [admitted(_Event, event, {}) for event in events]
+    own = [event for event in all_events if event.involved_object.name == name]
+    conditions = {item.type: item for item in status.conditions}
+    statuses = [*status.init_container_statuses, *status.container_statuses]
+    scheduled = conditions.get("PodScheduled", _Condition())
+    if scheduled.status == "False":
+        why = scheduled.message or scheduled.reason or "no node yet"
         return PodState(name, service, "scheduling", f"unschedulable: {why}")
-    if status.get("phase") == "Failed":
-        why = status.get("message") or status.get("reason") or _ended(statuses) or "it failed"
-        return PodState(name, service, "ended", str(why), unrecoverable=True)
+    if status.phase == "Failed":
+        ended = (item.state.terminated for item in statuses)
+        how = next((_how(item) for item in ended if item != _NOT_ENDED), "it failed")
+        why = status.message or status.reason or how
+        return PodState(name, service, "ended", why, unrecoverable=True)
     for item in statuses:
         found = _container(item, own, limits)
         if found is not None:
             reason, phase, unrecoverable, suspicious = found
-            return PodState(
-                name, service, phase, reason, unrecoverable, suspicious, str(item.get("name", ""))
-            )
+            return PodState(name, service, phase, reason, unrecoverable, suspicious, item.name)
+    running = any(item.state.running is not None for item in statuses)
     mount = _event(own, "FailedMount", "FailedAttachVolume")
-    if mount and not statuses_running(statuses):
+    if mount and not running:
         return PodState(name, service, "starting", f"volume not mounted: {mount}")
-    if conditions.get("Ready", {}).get("status") == "True":
+    if conditions.get("Ready", _Condition()).status == "True":
         return PodState(name, service, "ready")
-    if status.get("phase") == "Succeeded":
+    if status.phase == "Succeeded":
         return PodState(name, service, "ended")
-    if statuses_running(statuses):
+    if running:
         unhealthy = _event(own, "Unhealthy")
         return PodState(name, service, "starting", f"not ready: {unhealthy}" if unhealthy else "")
-    if status.get("phase") == "Pending" and not scheduled:
+    if status.phase == "Pending" and "PodScheduled" not in conditions:
         return PodState(name, service, "scheduling")
     return PodState(name, service, "pulling")
 
 
-def statuses_running(statuses: Sequence[Object]) -> bool:
-    """Whether any container runs."""
-    return any("running" in (item.get("state") or {}) for item in statuses)
-
-
 def _container(
-    item: Object, events: Sequence[Object], limits: Limits
+    item: _Container, events: Sequence[_Event], limits: Limits
 ) -> tuple[str, Phase, bool, bool] | None:
     """Reason, phase, whether that is unrecoverable, whether that is suspicious."""
-    state, last = item.get("state") or {}, item.get("lastState") or {}
-    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
-    reason, restarts = str(waiting.get("reason", "")), int(item.get("restartCount") or 0)
+    waiting, ended, restarts = item.state.waiting, item.state.terminated, item.restart_count
+    reason, before = waiting.reason, item.last_state.terminated
     if reason in _PULL_REASONS:
-        why = waiting.get("message") or _event(events, "Failed", "BackOff") or item.get("image", "")
+        why = waiting.message or _event(events, "Failed", "BackOff") or item.image
         return f"{reason}: {why}", "pulling", reason == "InvalidImageName", True
     if reason in _CONFIG_REASONS:
-        return f"{reason}: {waiting.get('message', '')}", "starting", False, True
-    before = last.get("terminated") or ended
-    if restarts >= limits.restarts or (ended and ended.get("exitCode") and restarts >= 1):
-        how = _how(before)
+        return f"{reason}: {waiting.message}", "starting", False, True
+    how = _how(ended if before == _NOT_ENDED else before)
+    if restarts >= limits.restarts or (ended.exit_code and restarts >= 1):
         unrecoverable = restarts >= limits.restarts
         return f"crash loop: {restarts} restarts, {how}", "starting", unrecoverable, False
     if restarts and reason == "CrashLoopBackOff":
-        return f"restarted {restarts} times, {_how(before)}", "starting", False, False
+        return f"restarted {restarts} times, {how}", "starting", False, False
     return None
 
 
-def _how(ended: Object) -> str:
-    if not ended:
+def _how(ended: _Terminated) -> str:
+    if ended == _NOT_ENDED:
         return "unknown reason"
-    reason = str(ended.get("reason", "Error"))
+    reason = ended.reason or "Error"
     text = f"last ended with {reason}"
-    if ended.get("exitCode") is not None:
-        text += f", exit status {ended['exitCode']}"
+    if ended.exit_code is not None:
+        text += f", exit status {ended.exit_code}"
     if reason == "OOMKilled":
         text += " (out of memory: raise the limit, or use a smaller batch)"
-    return text + (f": {ended['message']}" if ended.get("message") else "")
+    return text + (f": {ended.message}" if ended.message else "")
 
 
-def _ended(statuses: Sequence[Object]) -> str:
-    for item in statuses:
-        ended = (item.get("state") or {}).get("terminated")
-        if ended:
-            return _how(ended)
-    return ""
-
-
-def _event(events: Sequence[Object], *reasons: str) -> str:
+def _event(events: Sequence[_Event], *reasons: str) -> str:
     """The newest message of a kind of event."""
-    found = [event for event in events if event.get("reason") in reasons]
-    if not found:
-        return ""
-    newest = max(found, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
-    return " ".join(str(newest.get("message", "")).split())[:400]
+    found = [event for event in events if event.reason in reasons]
+    newest = max(found, key=lambda e: e.last_timestamp or e.event_time, default=_Event())
+    return " ".join(newest.message.split())[:400]
 
 
 @dataclass(frozen=True)
@@ -253,21 +232,20 @@ class GraphState:
 
 def graph_state(graph: Object) -> GraphState:
     """Read a deployment's status; an older operator leaves some of it out."""
-    graph = _typed(_Graph, graph)
-    status, metadata = graph.get("status") or {}, graph.get("metadata", {})
-    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
-    ready = conditions.get("Ready", {})
-    observed = status.get("observedGeneration")
-    current = observed is None or int(observed) >= int(metadata.get("generation") or 0)
-    state = str(status.get("state") or "pending")
-    unmet = (c for c in conditions.values() if c.get("status") == "False" and c.get("message"))
-    bad: Object = next(unmet, {})
+    said = admitted(_Graph, graph, {})
+    status = said.status
+    conditions = {item.type: item for item in status.conditions}
+    observed = status.observed_generation
+    current = observed is None or observed >= said.metadata.generation
+    ready = conditions.get("Ready", _Condition()).status == "True"
+    unmet = (c for c in conditions.values() if c.status == "False" and c.message)
+    state = status.state or "pending"
     return GraphState(
         state=state,
-        ready=state == "successful" and ready.get("status") == "True" and current,
-        message=" ".join(str(bad.get("message", "")).split())[:400],
-        invalid="ValidationFailed" in {c.get("reason") for c in conditions.values()},
-        services=frozenset([*(status.get("services") or ()), *(status.get("components") or ())]),
+        ready=state == "successful" and ready and current,
+        message=" ".join(next(unmet, _Condition()).message.split())[:400],
+        invalid="ValidationFailed" in {c.reason for c in conditions.values()},
+        services=frozenset([*status.services, *status.components]),
     )
 
 

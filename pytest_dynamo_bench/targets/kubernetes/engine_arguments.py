@@ -56,10 +56,12 @@ def _unsupported(engine: str, feature: str, remedy: str) -> TargetError:
     return TargetError(f"{engine} has no {feature}: {remedy}")
 
 
-def _images(benchmark: Benchmark, worker: Worker) -> bool:
-    """Whether requests have images, which workers need an option for."""
+def _image_flags(benchmark: Benchmark, worker: Worker) -> dict[str, str | None]:
+    """What workers need for requests with images."""
     used = worker.frontend_decoding or worker.embedding_cache_gib is not None
-    return used or isinstance(benchmark.traffic, PooledImages | SlidingWindowImages)
+    images = used or isinstance(benchmark.traffic, PooledImages | SlidingWindowImages)
+    flags = {"--enable-multimodal": images, "--frontend-decoding": worker.frontend_decoding}
+    return {flag: None for flag, wanted in flags.items() if wanted}
 
 
 def _number(value: float) -> str:
@@ -130,10 +132,7 @@ def _vllm(benchmark: Benchmark, configuration: Configuration, worker: Worker) ->
         args["--speculative-config"] = _compact(speculative)
     if _routes_by_events(configuration, worker):
         args["--kv-events-config"] = _events()
-    if _images(benchmark, worker):
-        args["--enable-multimodal"] = None
-    if worker.frontend_decoding:
-        args["--frontend-decoding"] = None
+    args |= _image_flags(benchmark, worker)
     env = {}
     if worker.embedding_cache_gib is not None:
         args["--multimodal-embedding-cache-capacity-gb"] = _number(worker.embedding_cache_gib)
@@ -191,10 +190,7 @@ def _trtllm(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
             **({"speculative_model_dir": draft.draft_model} if draft.draft_model else {}),
             **({"allow_advanced_sampling": True} if draft.method.startswith("Eagle") else {}),
         }
-    if _images(benchmark, worker):
-        args["--enable-multimodal"] = None
-    if worker.frontend_decoding:
-        args["--frontend-decoding"] = None
+    args |= _image_flags(benchmark, worker)
     if worker.embedding_cache_gib is not None:
         raise _unsupported(
             "TensorRT-LLM",
@@ -254,10 +250,7 @@ def _sglang(benchmark: Benchmark, configuration: Configuration, worker: Worker) 
         raise _unsupported(
             "SGLang", "embedding cache", "use engine='vllm', or leave embedding_cache_gib out"
         )
-    if _images(benchmark, worker):
-        args["--enable-multimodal"] = None
-    if worker.frontend_decoding:
-        args["--frontend-decoding"] = None
+    args |= _image_flags(benchmark, worker)
     return EngineCommand(("python3", "-m", "dynamo.sglang"), args)
 
 

@@ -98,7 +98,7 @@ class Graph:
 def _v1beta1(graph: Graph) -> dict[str, Any]:
     return {
         "backendFramework": graph.framework,
-        **_given(env=list(graph.env)),
+        **given(env=list(graph.env)),
         "components": [_v1beta1_component(component) for component in graph.components],
     }
 
@@ -111,18 +111,18 @@ def _v1beta1_component(component: Component) -> dict[str, Any]:
         container["volumeMounts"] = [mount, *container.get("volumeMounts", ())]
         volume = {"name": cache.claim, "persistentVolumeClaim": {"claimName": cache.claim}}
         pod["volumes"] = [volume, *pod.get("volumes", ())]
-    resources = _given(
+    resources = given(
         requests=dict(component.requests),
         limits=dict(component.limits),
         claims=[{"name": name} for name in component.claims],
     )
     secret = [{"secretRef": {"name": component.secret}}] if component.secret else []
-    main = {"name": _MAIN, **container, **_given(envFrom=secret, resources=resources)}
+    main = {"name": _MAIN, **container, **given(envFrom=secret, resources=resources)}
     return {
         "name": component.name,
         "type": "worker" if component.role == "aggregated" else component.role,
         "replicas": component.replicas,
-        **_given(
+        **given(
             multinode=_multinode(component),
             runtimeVersionOverride=component.runtime_version,
             sharedMemorySize=component.shared_memory,
@@ -141,7 +141,7 @@ def _v1alpha1(graph: Graph) -> dict[str, Any]:
     }
     return {
         "backendFramework": graph.framework,
-        **_given(
+        **given(
             envs=list(graph.env),
             # Never created here: a claim that the deployment owns is deleted along with it.
             pvcs=[{"create": False, "name": claim} for claim in volumes],
@@ -159,16 +159,16 @@ def _v1alpha1_service(component: Component) -> dict[str, Any]:
         mounts.append(
             {"name": compiled.claim, "mountPoint": compiled.path, "useAsCompilationCache": True}
         )
-    resources = _given(
+    resources = given(
         requests=_v1alpha1_amounts(component.requests),
         limits=_v1alpha1_amounts(component.limits),
         claims=[{"name": name} for name in component.claims],
     )
     return {
         "componentType": "frontend" if role == "frontend" else "worker",
-        **_given(subComponentType=role if role in ("prefill", "decode") else ""),
+        **given(subComponentType=role if role in ("prefill", "decode") else ""),
         "replicas": component.replicas,
-        **_given(
+        **given(
             multinode=_multinode(component),
             runtimeVersionOverride=component.runtime_version,
             resources=resources,
@@ -183,15 +183,27 @@ def _v1alpha1_service(component: Component) -> dict[str, Any]:
 def _v1alpha1_amounts(amounts: Mapping[str, str]) -> dict[str, Any]:
     own = {GPU: "gpu", "cpu": "cpu", "memory": "memory"}
     found: dict[str, Any] = {own[name]: v for name, v in amounts.items() if name in own}
-    return found | _given(custom={name: v for name, v in amounts.items() if name not in own})
+    return found | given(custom={name: v for name, v in amounts.items() if name not in own})
 
 
 def _multinode(component: Component) -> dict[str, int]:
     return {"nodeCount": component.nodes} if component.nodes > 1 else {}
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields that are not empty."""
     return {name: value for name, value in fields.items() if value}
+
+
+def placement(
+    node_selector: Mapping[str, str], tolerations: Sequence[Mapping[str, Any]], pull_secret: str
+) -> dict[str, Any]:
+    """What a pod's specification says of where it may run, and what its images are pulled with."""
+    return given(
+        nodeSelector=dict(node_selector),
+        tolerations=[dict(item) for item in tolerations],
+        imagePullSecrets=[{"name": pull_secret}] if pull_secret else [],
+    )
 
 
 # The newest first: an operator that has a choice is told in the first that it stores.

@@ -15,7 +15,7 @@ from pytest_dynamo_bench.targets.base import Progress
 from pytest_dynamo_bench.targets.kubernetes.api import Cluster
 from pytest_dynamo_bench.targets.kubernetes.deployment import Deployment
 from pytest_dynamo_bench.targets.kubernetes.diagnosis import PodState, pod_state
-from pytest_dynamo_bench.targets.kubernetes.graph import GRAPH_LABEL
+from pytest_dynamo_bench.targets.kubernetes.graph import GRAPH_LABEL, placement
 from pytest_dynamo_bench.targets.kubernetes.settings import ClusterSettings
 from pytest_dynamo_bench.targets.service.coordinate import run_shards
 from pytest_dynamo_bench.targets.service.probe import Service
@@ -44,19 +44,9 @@ class PodConnection:
         self._cluster, self._pod, self._token = cluster, pod, token
 
     def get(self, path: str) -> bytes:
-        """The body of the answer.
-
-        Raises:
-            OSError: there was none.
-        """
         return self._cluster.proxy(self._pod, PORT, f"{self._token}/{path}")
 
     def post(self, path: str, body: bytes) -> bytes:
-        """The body of the answer.
-
-        Raises:
-            OSError: there was none.
-        """
         content = json.loads(body) if body else {}
         return self._cluster.proxy(self._pod, PORT, f"{self._token}/{path}", content)
 
@@ -143,15 +133,18 @@ class _Watch:
         for pod in pods:
             state = pod_state(pod, (), self._deployment.limits)
             if state.reason:
-                raise _load_failed(self._deployment, state)
+                text = f"load generator pod {state.name}: {state.reason}"
+                raise _with_log(self._deployment, text, state)
         self._next = time.monotonic() + _CHECK_SECONDS
 
 
-def _load_failed(deployment: Deployment, state: PodState) -> DeploymentError:
-    container = state.container or "load"
-    log = deployment.cluster.log(state.name, container, lines=_LOG_LINES)
-    text = f"load generator pod {state.name}: {state.reason}"
-    return DeploymentError(deployment.redact(f"{text}\n{log}".rstrip()))
+def _with_log(deployment: Deployment, text: str, state: PodState | None) -> DeploymentError:
+    """An error with the end of the log of a pod of the load, if it is about one."""
+    if state is not None:
+        container = state.container or "load"
+        log = deployment.cluster.log(state.name, container, lines=_LOG_LINES)
+        text = f"{text}\n{log}".rstrip()
+    return DeploymentError(deployment.redact(text))
 
 
 def _wait_for_pods(
@@ -183,17 +176,8 @@ def _wait_for_pods(
         if bad is None and waited > limits.grace:
             bad = next((s for s in states if s.suspicious), None)
         if bad is not None or waited > limits.schedule + limits.pull:
-            log = (
-                deployment.cluster.log(bad.name, bad.container or "load", lines=_LOG_LINES)
-                if bad
-                else ""
-            )
-            raise DeploymentError(
-                deployment.redact(
-                    f"the load generator did not start in {waited:.0f} s: {why or 'no pod started'}"
-                    + (f"\n{log}" if log else "")
-                )
-            )
+            text = f"the load generator did not start in {waited:.0f} s: {why or 'no pod started'}"
+            raise _with_log(deployment, text, bad)
         time.sleep(min(_POLL_SECONDS, limits.schedule / 20))
 
 
@@ -288,14 +272,7 @@ def job_manifest(
         ]  # fmt: skip
         container["volumeMounts"].append(mount)
         container["env"] = [{"name": "PYTHONPATH", "value": _PACKAGES_PATH}]
-    for key, value in (
-        ("nodeSelector", dict(load.node_selector)),
-        ("tolerations", [dict(item) for item in load.tolerations]),
-    ):
-        if value:
-            pod[key] = value
-    if settings.image_pull_secret:
-        pod["imagePullSecrets"] = [{"name": settings.image_pull_secret}]
+    pod |= placement(load.node_selector, load.tolerations, settings.image_pull_secret)
     pod |= {"containers": [container], "volumes": volumes}
     return {
         "apiVersion": "batch/v1",

@@ -29,7 +29,9 @@ from pytest_dynamo_bench.targets.kubernetes.graph import (
     Component,
     Graph,
     Operator,
+    given,
     operator_of_release,
+    placement,
     tag_of,
     version_of,
 )
@@ -246,12 +248,12 @@ def _frontend(
         "args": _with_options(args, configuration.frontend_args),
         "env": _env(env),
     }
-    amounts = _without_empty({"cpu": settings.frontend.cpu, "memory": settings.frontend.memory})
+    amounts = given(cpu=settings.frontend.cpu, memory=settings.frontend.memory)
     return Component(
         FRONTEND,
         "frontend",
         1,
-        _without_empty(container),
+        given(**container),
         _pod(settings),
         requests=amounts,
         limits=amounts,
@@ -311,7 +313,7 @@ def _worker(
         SERVICE_NAMES[worker.mode],
         worker.mode,
         worker.replicas,
-        _without_empty(container),
+        given(**container),
         pod,
         nodes=worker.nodes,
         requests=gpus,
@@ -337,14 +339,7 @@ def _engine_file(engine: EngineCommand, own: EngineSettings, worker: Worker) -> 
 
 
 def _pod(settings: ClusterSettings) -> dict[str, Any]:
-    pod: dict[str, Any] = {}
-    if settings.node_selector:
-        pod["nodeSelector"] = dict(settings.node_selector)
-    if settings.tolerations:
-        pod["tolerations"] = [dict(item) for item in settings.tolerations]
-    if settings.image_pull_secret:
-        pod["imagePullSecrets"] = [{"name": settings.image_pull_secret}]
-    return pod
+    return placement(settings.node_selector, settings.tolerations, settings.image_pull_secret)
 
 
 def _affinity(configuration: Configuration, name: str) -> dict[str, Any]:
@@ -397,10 +392,6 @@ def _own_env(variables: Mapping[str, str], configuration: Configuration) -> Mapp
 
 def _env(variables: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": str(value)} for name, value in variables.items()]
-
-
-def _without_empty(container: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in container.items() if value or value == 0}
 
 
 def claims(settings: ClusterSettings) -> list[dict[str, Any]]:

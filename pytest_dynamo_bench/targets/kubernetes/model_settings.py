@@ -66,11 +66,7 @@ def model_settings(model: str, engine: str) -> ModelSettings:
     text = (resources.files(__package__) / "models.json").read_text(encoding="utf-8")
     entry = json.loads(text).get(model, {}).get(engine, {})
     return ModelSettings(
-        frontend=_settings(entry.get("frontend", {})),
+        frontend=EngineSettings(**entry.get("frontend", {})),
         graph_env=entry.get("graph_env", {}),
-        roles={role: _settings(entry[role]) for role in _ROLES if role in entry},
+        roles={role: EngineSettings(**entry[role]) for role in _ROLES if role in entry},
     )
-
-
-def _settings(entry: Mapping[str, Any]) -> EngineSettings:
-    return EngineSettings(**entry)

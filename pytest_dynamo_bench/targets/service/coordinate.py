@@ -18,7 +18,7 @@ from pytest_dynamo_bench.targets.service.shards import (
     Clock,
     Merged,
     merge,
-    unpack_brief,
+    unpack_record,
     unpack_result,
 )
 from pytest_dynamo_bench.traffic import Traffic
@@ -175,7 +175,7 @@ def _until_done(
                 if (error := _failure(status)) is not None:
                     failed[index] = error
         progress.requests(sum(s.done for s in found), sum(s.failed for s in found), total)
-        latest = [unpack_brief(packed) for status in found for packed in status.recent]
+        latest = [unpack_record(packed) for status in found for packed in status.recent]
         latest.sort(key=lambda record: record.end_ms or 0.0)
         show_latency(progress, latest[-RECENT:])
         if all(status.stage in ("done", "failed") for status in found):

@@ -37,28 +37,13 @@ _SALT_BITS = 24
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What came of sending a traffic.
-
-    Attributes:
-        records: of the requests that ended.
-        started_at: wall-clock start, ISO 8601, UTC.
-        health: how the load generator itself did.
-    """
-
-    records: list[RequestRecord]
-    started_at: str
-    health: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Measured:
-    """What came of measuring a service.
+    """What came of sending a traffic to a service.
 
     Attributes:
         records: of the requests that ended.
         started_at: wall-clock start, ISO 8601, UTC.
-        observed: what the load generator and the service say.
+        observed: what the load generator, and the service where it was asked, say of themselves.
     """
 
     records: list[RequestRecord]
@@ -150,12 +135,11 @@ async def measure_service(
     progress.stage("measuring")
     traffic = salted(planned.traffic, salt)
     sent = await send(service, traffic, progress, processes=processes, after=after)
-    observed: dict[str, Any] = {"load_generator": sent.health}
     with after.step("asking the server what it saw"):
         seen, notes = await observe(service, planned.directory / "logs")
         after.note(notes)
-        observed |= seen
-    return Measured(sent.records, sent.started_at, observed)
+        sent.observed.update(seen)
+    return sent
 
 
 def as_run(
@@ -221,7 +205,7 @@ async def send(
     prepared: Callable[[], Awaitable[None]] | None = None,
     processes: int = 1,
     after: Aftermath | None = None,
-) -> Sent:
+) -> Measured:
     """Send a traffic to a service, and wait until everything has ended.
 
     Args:
@@ -248,7 +232,8 @@ async def send(
     else:
         with after.sending(generator):
             await sending
-    return Sent(generator.records(), generator.started_at, generator.health())
+    observed = {"load_generator": generator.health()}
+    return Measured(generator.records(), generator.started_at, observed)
 
 
 def warm_tokens(records: Sequence[RequestRecord], traffic: Traffic) -> int | None:

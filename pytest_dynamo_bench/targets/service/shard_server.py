@@ -177,15 +177,14 @@ async def _send(shard: _Shard, directory: Path) -> None:
             raise TimeoutError("the plugin stopped polling")
     sent = sending.result()
     started = datetime.fromisoformat(sent.started_at).timestamp()
-    observed: dict[str, Any] = {"load_generator": sent.health}
     files = directory / "files"
     with after.step("asking the frontend what it saw"):
         seen, notes = await measure.observe(shard.service, files)
         after.note(notes)
-        observed |= seen
+        sent.observed.update(seen)
     texts = {path.name: path.read_text(encoding="utf-8") for path in files.glob("*")}
     shard.results = pack_result(
-        sent.records, started, observed, texts, problems=after.problems, notes=after.notes
+        sent.records, started, sent.observed, texts, problems=after.problems, notes=after.notes
     )
     shard.stage = "done"
 

@@ -278,15 +278,6 @@ def pack_brief(record: RequestRecord) -> Row:
     return _row(brief)
 
 
-def unpack_brief(packed: Row) -> RequestRecord:
-    """What :func:`pack_brief` packed.
-
-    Raises:
-        TargetError: the shard runs another version of this package.
-    """
-    return _of_row(packed)
-
-
 def pack_result(
     records: Sequence[RequestRecord],
     started_unix: float,
@@ -315,7 +306,12 @@ def _row(record: RequestRecord) -> Row:
     return [list(value) if isinstance(value, tuple | array) else value for value in values]
 
 
-def _of_row(row: Row) -> RequestRecord:
+def unpack_record(row: Row) -> RequestRecord:
+    """A record of a shard, or as much of it as :func:`pack_brief` packed.
+
+    Raises:
+        TargetError: the shard runs another version of this package.
+    """
     if len(row) != len(_RECORD_FIELDS):
         raise TargetError(_OTHER_VERSION)
     try:
@@ -347,7 +343,7 @@ def unpack_result(data: bytes, index: int, clock: Clock) -> ShardResult:
         raise TargetError(f"{_OTHER_VERSION} (its results: {error})") from None
     if content.fields != _RECORD_FIELDS:
         raise TargetError(_OTHER_VERSION)
-    records = [_of_row(row) for row in content.rows]
+    records = [unpack_record(row) for row in content.rows]
     return ShardResult(
         index, records, content.started_unix, clock, content.observed, content.files,
         content.problems, content.notes,

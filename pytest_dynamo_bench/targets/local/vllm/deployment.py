@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_dynamo_bench.benchmark import Benchmark, Configuration, Worker
 from pytest_dynamo_bench.dynamo.environment import DynamoEnvironment
 from pytest_dynamo_bench.dynamo_options import option_arguments
 from pytest_dynamo_bench.errors import TargetError, UnavailableError
-from pytest_dynamo_bench.records import RequestRecord
-from pytest_dynamo_bench.targets.local.image_engine import ImageServing, Measures
+from pytest_dynamo_bench.targets.local.image_engine import ImageServing
 from pytest_dynamo_bench.targets.local.vision.deployment import (
     MOST_BODY_MEGABYTES,
     limits_of_this_machine,
@@ -150,19 +148,9 @@ class VllmWorkers:
         variables = variables_of(environment, configuration, directory)
         return ImageServing({"vllm": command}, str(environment.python), variables)
 
-    def measures(self, directory: Path) -> Measures:
-        """See :func:`~..measures.read_observations`."""
-        return observed.read_observations(directory)
-
-    def with_measures(
-        self, records: Sequence[RequestRecord], measures: Measures
-    ) -> list[RequestRecord]:
-        """See :func:`~..measures.with_observations`."""
-        return observed.with_observations(records, measures)
-
-    def summary(self, measures: Measures, records: Sequence[RequestRecord]) -> dict[str, Any]:
-        """See :func:`~..measures.summary`."""
-        return observed.summary(measures, records)
+    measures = staticmethod(observed.read_observations)
+    with_measures = staticmethod(observed.with_observations)
+    summary = staticmethod(observed.summary)
 
 
 def cache_plan(benchmark: Benchmark, traffic: Traffic) -> CachePlan:
