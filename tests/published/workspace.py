@@ -76,6 +76,8 @@ class Workspace:
             if not re.match(r"PYTEST_|GITHUB_|KUBE|DYNAMO_|DYN_|VIRTUAL_ENV$", name)
         }
         variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+        # The commands that remove an environment are real, and so are the user's environments.
+        variables["XDG_CACHE_HOME"] = str(self.directory / "caches")
         return subprocess.run(
             ["bash", "-c", text], cwd=self.directory, env={**variables, **environment},
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LONGEST_SECONDS,
