@@ -57,6 +57,7 @@ from pytest_dynamo_bench.verdicts.verdict import repeats_are_futile
 _ANY_METRIC = "time_to_first_token.mean"
 _FIRST_LOOK = 2
 _MOST_REPEATS = 100
+_SINGLE_RUNS = "run-to-run variation was not measured; --dynamo-repeats=3 measures it"
 
 
 class ShowProgress(Protocol):
@@ -440,6 +441,7 @@ class Comparison:
             gates,
             [str(item) for item in differences],
             self._like,
+            _not_measured(treatment, baseline),
         )
 
     def _look_until_decided(
@@ -513,6 +515,17 @@ class Comparison:
     def _seconds_of_a_round(self, wanted: Sequence[str]) -> float:
         """How long one run of each configuration takes, as far as runs have been made."""
         return len(wanted) * sum(self._seconds) / max(len(self._seconds), 1)
+
+
+def _not_measured(treatment: Sequence[Metrics], baseline: Sequence[Metrics]) -> str:
+    """Why no claim about two configurations can do more than hold provisionally, or empty.
+
+    Two real runs of the same differ by more than a single run of each can show. Simulated runs have
+    no machine that could be busy.
+    """
+    single = min(len(treatment), len(baseline)) < 2
+    real = not all(metrics.run.simulated for metrics in (*treatment, *baseline))
+    return _SINGLE_RUNS if single and real else ""
 
 
 def _label(name: str, repeat: int) -> str:

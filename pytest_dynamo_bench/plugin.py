@@ -679,7 +679,7 @@ class MeasuredComparison:
         """Judge a claim and set the outcome of the test.
 
         Returns:
-            The verdict, if the claim holds.
+            The verdict, if the claim holds, provisionally or not.
         """
         __tracebackhide__ = True
         if self._comparison.bound(claim) is None:
@@ -694,7 +694,7 @@ class MeasuredComparison:
             self._checked.append(claim)
             found = junit.verdict_properties(self._comparison, verdict, results, len(self._checked))
             _record(self._request.node, found)
-        if verdict.outcome == "holds":
+        if verdict.outcome in ("holds", "provisional"):
             return verdict
         message = junit.explain(verdict, results)
         self._request.node.stash[_EXPLAINED] = True

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pytest_dynamo_bench import Claim
 from pytest_dynamo_bench.comparison import Comparison, MeasuringPlan
 from pytest_dynamo_bench.errors import DynamoBenchError, InvalidRunError, TrafficError
+from pytest_dynamo_bench.reports.markdown import render_markdown
 from pytest_dynamo_bench.reports.model import load_session
+from pytest_dynamo_bench.reports.state import tally_in_words
 from pytest_dynamo_bench.reports.store import ResultStore, StoredResults
 from pytest_dynamo_bench.targets.base import Unwatched
 from tests.fake_target import FakeTarget
@@ -117,6 +119,31 @@ def test_a_claim_has_the_verdict_that_it_has_by_itself_or_with_its_family(judgin
     assert (f"{alone} claim" in how and "judged individually at 95 %" in how) == (
         alone > 0 and len(distinct) > 1
     )
+
+
+@pytest.mark.parametrize(
+    ("simulated", "repeats", "outcome"),
+    [(False, 1, "provisional"), (False, 2, "holds"), (True, 1, "holds")],
+)
+def test_what_holds_in_a_single_real_run_of_each_is_provisional(
+    tmp_path, simulated, repeats, outcome
+):
+    class Simulating(FakeTarget):
+        def measure(self, planned, progress):
+            return dataclasses.replace(super().measure(planned, progress), simulated=simulated)
+
+    claim = Claim("c", "time_to_first_token.mean", "kv", "agg", lower_by=0.2)
+    store = ResultStore(tmp_path / "results", "local", ["pytest"])
+    plan = MeasuringPlan(repeats=repeats)
+    target = Simulating(factors={"kv": 0.5})
+    comparison = Comparison(example(), target, store, Display(), claims=[claim], plan=plan)
+    verdict = comparison.verdict(claim)
+    assert verdict.outcome == outcome
+    assert ("--dynamo-repeats=3 measures it" in verdict.sentence) == (outcome == "provisional")
+    (report,) = load_session(StoredResults(store.directory)).comparisons
+    assert [item.outcome for item in report.verdicts] == [outcome]
+    assert tally_in_words(report) == f"passed: 1 {outcome}"
+    assert f"**{outcome}**" in render_markdown(load_session(StoredResults(store.directory)))
 
 
 def test_a_claim_that_is_asked_late_measures_nothing_again_with_a_budget(tmp_path):

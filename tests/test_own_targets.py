@@ -85,7 +85,7 @@ def test_claims_are_made_that_name_it_or_that_it_is_like(pytester, registered):
     )
     result.assert_outcomes(passed=2, failed=1, deselected=1)
     result.stdout.fnmatch_lines(
-        ["fails: Much faster", "example on my-cluster: *", "holds  Only elsewhere"]
+        ["fails: Much faster", "example on my-cluster: *", "provisional  Only elsewhere"]
     )
 
 

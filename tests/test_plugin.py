@@ -93,8 +93,8 @@ def test_a_claim_that_holds_passes_one_that_fails_fails_and_others_are_skipped(p
             "*dynamo benchmarks*",
             "example on local: Is it faster?*",
             "kv *16 *",
-            "holds  KV routing is faster",
-            "fails  Split is faster!",
+            "provisional  KV routing is faster",
+            "*fails  Split is faster!",
             "results: reports*",
         ]
     )
@@ -162,7 +162,8 @@ def test_junit_carries_the_verdict_and_the_metrics(project):
         item.get("name"): item.get("value")
         for item in cases["test_claim[kv-routing-is-faster]"].iter("property")
     }
-    assert found["dynamo.verdict"] == "holds"
+    assert found["dynamo.verdict"] == "provisional"
+    assert found["dynamo.provisional"].startswith("run-to-run variation was not measured")
     assert found["dynamo.target"] == "local"
     assert found["dynamo.metric"] == "time_to_first_token.mean"
     assert found["dynamo.statement"] == "time_to_first_token.mean lower by at least 20 %"
@@ -188,7 +189,8 @@ def test_results_are_written(project):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["version"] == 1
     assert (
-        summary["benchmarks"]["example"]["verdicts"]["KV routing is faster"]["outcome"] == "holds"
+        summary["benchmarks"]["example"]["verdicts"]["KV routing is faster"]["outcome"]
+        == "provisional"
     )
     assert set(summary["benchmarks"]["example"]["runs"]) == {"agg", "kv", "split"}
     environment = json.loads((directory / "environment.json").read_text())
@@ -250,7 +252,10 @@ def test_held_and_slow(comparison):
     result = pytester.runpytest("-k", "kv-routing or test_fast or slow")
     result.assert_outcomes(passed=2, failed=2, deselected=2)
     result.stdout.fnmatch_lines(
-        ["failed: 1 holds, 2 tests failed, 1 test passed", "failed test_example.py::test_fast: *"]
+        [
+            "failed: 1 provisional, 2 tests failed, 1 test passed",
+            "failed test_example.py::test_fast: *",
+        ]
     )
     found = ended(pytester)
     assert found.pop("test_fast")[:2] == ("failed", False)
@@ -264,7 +269,7 @@ def test_held_and_slow(comparison):
     assert "test\\_fast: AssertionError: &lt;b&gt;too slow" in text
     assert '<li class="state failed">' in page and "&lt;b&gt;too slow" in page
     result = pytester.run(sys.executable, "-m", "pytest_dynamo_bench", "report", str(directory))
-    result.stdout.fnmatch_lines(["failed: 1 holds, 2 tests failed, 1 test passed"])
+    result.stdout.fnmatch_lines(["failed: 1 provisional, 2 tests failed, 1 test passed"])
 
 
 def test_a_report_says_which_tests_follow_from_what_it_shows(project):
@@ -275,7 +280,7 @@ def test_a_report_says_which_tests_follow_from_what_it_shows(project):
     assert found["test_claim[split-is-faster]"][:2] == ("error", True)
     assert found["test_claim[only-elsewhere]"] == ("skipped", False, "not claimed on local")
     text = (report_directory(pytester) / "report.md").read_text()
-    assert "example: failed: 1 holds, 1 configuration: invalid" in text
+    assert "example: failed: 1 provisional, 1 configuration: invalid" in text
 
 
 def test_what_was_not_run_is_not_green(project):
@@ -292,7 +297,7 @@ def test_after(comparison):
     pytester.runpytest("-k", "kv-routing or stop or after")
     text = (report_directory(pytester) / "report.md").read_text()
     assert "Dynamo benchmarks on local: incomplete" in text
-    assert "example: incomplete: 1 holds, 2 tests not run" in text
+    assert "example: incomplete: 1 provisional, 2 tests not run" in text
 
 
 def test_a_typo_in_a_configuration_name_suggests_the_right_one(project):

@@ -27,7 +27,7 @@ def test_a_claim_is_judged_on_what_aiperf_measured(project):
     result.stdout.fnmatch_lines(
         [
             "example on endpoint: Is it faster?*",
-            "holds  KV routing is faster",
+            "provisional  KV routing is faster",
             "*requests were sent and timed by AIPerf, not by this plugin*",
             "*split: there are no AIPerf results for it; give --dynamo-aiperf-results split=DIR",
         ]

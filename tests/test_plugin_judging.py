@@ -87,10 +87,10 @@ def test_claims_of_one_name_are_judged_and_reported_each_for_itself(project):  #
     result.assert_outcomes(passed=1, failed=2, deselected=2)
     result.stdout.fnmatch_lines(
         [
-            "*holds  KV routing is faster (time_to_first_token.mean lower by at least 20 %)",
-            "*holds  KV routing is faster (time_to_first_token.mean lower by at least 10 %)",
-            "*fails  KV routing is faster (time_to_first_token.mean lower by at least 90 %)",
-            "*fails  KV routing is faster (inter_token_latency.mean lower by at least 10 %)",
+            "*provisional  KV routing is faster (time_to_first_token.mean lower by at least*",
+            "*provisional  KV routing is faster (time_to_first_token.mean lower by at least*",
+            "*fails  KV routing is faster (time_to_first_token.mean lower by at least*",
+            "*fails  KV routing is faster (inter_token_latency.mean lower by at least*",
             "4 claims judged individually at 95 % each, not corrected for multiple claims",
         ]
     )
@@ -98,7 +98,7 @@ def test_claims_of_one_name_are_judged_and_reported_each_for_itself(project):  #
     found = {
         item.get("name"): item.get("value") for item in cases["test_stricter"].iter("property")
     }
-    assert (found["dynamo.threshold"], found["dynamo.verdict"]) == ("-0.1", "holds")
+    assert (found["dynamo.threshold"], found["dynamo.verdict"]) == ("-0.1", "provisional")
     assert (found["dynamo.2.threshold"], found["dynamo.2.verdict"]) == ("-0.9", "fails")
     assert (
         found["dynamo.2.kv.time_to_first_token.mean"] == found["dynamo.kv.time_to_first_token.mean"]

@@ -34,7 +34,7 @@ def test_tables_and_reports_are_there(project, arguments):  # noqa: F811
         r"kv +16 +50\.\d\* ",
         r"change from agg, with 95 % intervals",
         r"kv +-5\d\.\d \[-5\d\.\d, -4\d\.\d\]",
-        r"holds  KV routing is faster",
+        r"provisional  KV routing is faster",
         r"report: reports.*report\.html",
         r"report: reports.*report\.md",
     ):
@@ -79,7 +79,9 @@ def test_a_step_summary_that_cannot_be_written_costs_nothing_else(project, monke
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "nowhere" / "step.md"))
     result = pytester.runpytest()
     result.assert_outcomes(passed=1, failed=1, skipped=1)
-    result.stdout.fnmatch_lines(["holds  KV routing*", "ERROR: reports: GITHUB_STEP_SUMMARY: *"])
+    result.stdout.fnmatch_lines(
+        ["provisional  KV routing*", "ERROR: reports: GITHUB_STEP_SUMMARY: *"]
+    )
     assert written(pytester)[1] == list(WRITTEN)
 
 

@@ -30,7 +30,8 @@ _COLORS = (
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 OUTCOME_COLORS = {
-    "holds": "#2a9d6f", "fails": "#d1495b", "inconclusive": "#c29a0a", "invalid": "#8d8f98",
+    "holds": "#2a9d6f", "provisional": "#3fa7c4", "fails": "#d1495b", "inconclusive": "#c29a0a",
+    "invalid": "#8d8f98",
 }  # fmt: skip
 _GREY = "#8d8f98"
 _QUANTILES = 240

@@ -52,6 +52,11 @@ def verdict_properties(
         ("dynamo.treatment", claim.treatment),
         ("dynamo.baseline", claim.baseline),
         ("dynamo.verdict", verdict.outcome),
+        *(
+            [("dynamo.provisional", verdict.not_measured)]
+            if verdict.outcome == "provisional"
+            else []
+        ),
         ("dynamo.report", report),
         ("dynamo.confounds", "; ".join(map(str, verdict.confounds))),
     ]

@@ -22,7 +22,9 @@ LONGEST = 65_000
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~^$&])")
 _STATE_MARKS = {"failed": "❌", "incomplete": "⚠️", "undecided": "❔", "passed": "✅"}
-_MARKS = {"holds": "✅", "fails": "❌", "inconclusive": "❔", "invalid": "⚠️"}
+_MARKS = {
+    "holds": "✅", "provisional": "☑️", "fails": "❌", "inconclusive": "❔", "invalid": "⚠️",
+}  # fmt: skip
 _GATE_MARKS = {"regression": "❌", "improvement": "✅", "unchanged": "✅", "inconclusive": "❔"}
 _LONGEST_NAME, _LONGEST_SENTENCE, _LONGEST_ERROR = 120, 700, 400
 _NOTICE = "\n\n_Cut here; the whole report is among the files of the run._\n"

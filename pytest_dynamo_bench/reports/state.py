@@ -22,7 +22,8 @@ State = Literal["failed", "incomplete", "undecided", "passed", "nothing judged"]
 # From the worst on: the first that something is counted under is the state of all.
 STATES: tuple[State, ...] = ("failed", "incomplete", "undecided", "passed", "nothing judged")
 _VERDICTS: dict[Outcome, State] = {
-    "holds": "passed", "fails": "failed", "inconclusive": "undecided", "invalid": "incomplete",
+    "holds": "passed", "provisional": "passed", "fails": "failed", "inconclusive": "undecided",
+    "invalid": "incomplete",
 }  # fmt: skip
 _REGRESSIONS: dict[Change, State] = {
     "regression": "failed", "inconclusive": "undecided",

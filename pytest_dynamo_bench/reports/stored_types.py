@@ -216,6 +216,7 @@ class Verdict(Stored, frozen=True):
         more_repeats: likewise.
         gates: every validity gate, passed or not.
         confounds: what else differs between the configurations.
+        not_measured: which uncertainty the interval lacks, so that what holds is provisional.
     """
 
     claim: Claim
@@ -229,6 +230,7 @@ class Verdict(Stored, frozen=True):
     more_repeats: Count | None = None
     gates: Sequence[GateResult] = ()
     confounds: Sequence[str] = ()
+    not_measured: str = ""
 
     @property
     def is_share(self) -> bool:

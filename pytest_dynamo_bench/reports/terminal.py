@@ -32,7 +32,10 @@ _STATE_MARKS = {
     "failed": "bold red", "incomplete": "bold magenta", "undecided": "bold yellow",
     "passed": "bold green",
 }  # fmt: skip
-_MARKS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "invalid": "magenta"}
+_MARKS = {
+    "holds": "green", "provisional": "cyan", "fails": "red", "inconclusive": "yellow",
+    "invalid": "magenta",
+}  # fmt: skip
 
 
 def render_comparison(report: ComparisonReport, width: int, color: bool) -> str:

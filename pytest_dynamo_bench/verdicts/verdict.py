@@ -2,7 +2,7 @@
 
 A claim holds when it is true of every change in the interval, fails when it is true of none,
 and is inconclusive otherwise. It is invalid when a validity gate says that a run cannot carry any
-verdict.
+verdict. It is provisional instead of holding where a part of the uncertainty was not measured.
 
 For a claim that a change is within a margin either way this is the test of equivalence by two
 one-sided tests (D. J. Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987): both limits are
@@ -24,7 +24,7 @@ from pytest_dynamo_bench.metric_definitions import metric_of
 from pytest_dynamo_bench.verdicts.effect import Effect
 from pytest_dynamo_bench.verdicts.gates import GateResult
 
-Outcome = Literal["holds", "fails", "inconclusive", "invalid"]
+Outcome = Literal["holds", "provisional", "fails", "inconclusive", "invalid"]
 
 _MOST_REPEATS = 200
 _MOST_TIMES_THE_REQUESTS = 1000
@@ -37,7 +37,7 @@ class Verdict:
     Attributes:
         claim: what was claimed.
         target: where it was measured.
-        outcome: ``holds``, ``fails``, ``inconclusive`` or ``invalid``.
+        outcome: ``holds``, ``provisional``, ``fails``, ``inconclusive`` or ``invalid``.
         effect: the change with its interval; None when no run could be evaluated.
         bound: the limit of the change.
         statement: the claim in words, with the target's threshold.
@@ -47,6 +47,8 @@ class Verdict:
         more_repeats: likewise, how many more runs of each configuration.
         gates: every validity gate, passed or not.
         confounds: what else differs between the configurations, in words.
+        not_measured: which uncertainty the interval lacks, and what measures it, so that a claim
+            that would hold is provisional; empty where it lacks none.
     """
 
     claim: Claim
@@ -60,6 +62,7 @@ class Verdict:
     more_repeats: int | None = None
     gates: tuple[GateResult, ...] = ()
     confounds: tuple[str, ...] = ()
+    not_measured: str = ""
 
 
 def judge(
@@ -69,6 +72,7 @@ def judge(
     gates: Sequence[GateResult] = (),
     confounds: Sequence[str] = (),
     like: Sequence[str] = (),
+    not_measured: str = "",
 ) -> Verdict:
     """Decide a claim.
 
@@ -79,6 +83,7 @@ def judge(
         gates: results of all validity gates; one that did not pass makes the verdict invalid.
         confounds: what differs between the configurations beside the feature.
         like: the targets that ``target`` is like, whose claims are made on it too.
+        not_measured: which uncertainty the effect lacks, and what measures it; or empty.
 
     Raises:
         ValueError: the claim is not made on this target, or the effect is of another metric.
@@ -90,7 +95,9 @@ def judge(
         raise ValueError(f"claim {claim.name!r} is about {claim.metric}, not {effect.metric}")
     statement = claim.statement(target, *like)
     verdict = Verdict(claim, target, "invalid", None, bound, statement, "")
-    verdict = dataclasses.replace(verdict, gates=tuple(gates), confounds=tuple(confounds))
+    verdict = dataclasses.replace(
+        verdict, gates=tuple(gates), confounds=tuple(confounds), not_measured=not_measured
+    )
     return _judged_by(effect, verdict)
 
 
@@ -100,6 +107,8 @@ def _judged_by(effect: Effect | None, verdict: Verdict) -> Verdict:
     more_requests = more_repeats = None
     if effect is not None and all(gate.passed for gate in verdict.gates):
         outcome = decide(verdict.bound, effect.low, effect.high)
+        if outcome == "holds" and verdict.not_measured:
+            outcome = "provisional"
         if outcome == "inconclusive":
             more_requests, more_repeats = _more_needed(effect, verdict.bound)
     verdict = dataclasses.replace(
@@ -322,6 +331,8 @@ def _sentence(verdict: Verdict) -> str:
     match verdict.outcome:
         case "holds":
             return f"{text} holds{_other_side(verdict)}."
+        case "provisional":
+            return f"{text} holds{_other_side(verdict)}. Provisional: {verdict.not_measured}."
         case "fails":
             return f"{text} fails."
     return f"{text} is inconclusive{_advice(verdict)}."

@@ -33,7 +33,9 @@ def stored(tmp_path_factory):
 def test_a_report_is_made_again(stored, tmp_path, capsys):
     assert main(["report", str(stored / "day-0"), "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "example on local: Is it faster?" in shown and "holds  KV routing is faster" in shown
+    assert (
+        "example on local: Is it faster?" in shown and "provisional  KV routing is faster" in shown
+    )
     assert (tmp_path / "out" / "report.html").is_file()
     assert (tmp_path / "out" / "report.md").is_file()
 

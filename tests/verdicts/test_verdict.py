@@ -42,6 +42,25 @@ def claim(name="KV routing lowers TTFT", metric=METRIC, **bound) -> Claim:
     return Claim(name, metric, treatment="kv", baseline="rr", **(bound or {"lower_by": 0.2}))
 
 
+class TestProvisional:
+    why = "run-to-run variation was not measured; --dynamo-repeats=3 measures it"
+
+    @given(change=st.floats(-0.6, 0.6), error=st.floats(0.001, 0.2))
+    def test_only_what_would_hold_is_provisional(self, change, error):
+        found = judge(claim(), "local", effect(change, error))
+        lacking = judge(claim(), "local", effect(change, error), not_measured=self.why)
+        expected = "provisional" if found.outcome == "holds" else found.outcome
+        assert lacking.outcome == expected
+        assert (self.why in lacking.sentence) == (expected == "provisional")
+        (together,) = control_false_discoveries([lacking])
+        assert together.outcome == expected and together.not_measured == self.why
+
+    def test_an_invalid_measurement_is_not_provisional(self):
+        gates = [GateResult("process alive", False, "died", "none")]
+        found = judge(claim(), "local", effect(), gates, not_measured=self.why)
+        assert found.outcome == "invalid"
+
+
 class TestOutcome:
     @pytest.mark.parametrize(
         ("change", "bound", "outcome"),
