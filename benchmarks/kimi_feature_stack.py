@@ -77,38 +77,44 @@ benchmark = Benchmark(
     configurations=[AGG, EAGLE_RR, EAGLE_KV, STACK, AGG_32, EAGLE_RR_32, EAGLE_KV_32, OFFLOAD_32,
                     NO_OFFLOAD],
     # Thresholds: local from runs of 63 requests on 2 cores (docs/claims.md), "at least" in every
-    # run; replay from one run of 1,201 sessions, router seed 0. "At least" is the interval's end.
+    # run, and one run each with the other releases; replay from one run of 1,201 sessions with each
+    # release, router seed 0. "At least" is the interval's end.
     # Of a published change, one run each and rounded, half is claimed.
     claims=[
         Claim.higher("The full stack raises throughput per GPU", PER_GPU, STACK, AGG,
-            replay=(1.5, "3.48 times (20.5 to 71.1), at least 3.32, at 4 times the concurrency"),
+            replay=(1.5, "1.4.2: 248 %, 1.5.1: 252, 1.6.1: 245; at least 230"),
             kubernetes=(1.0, "published about 3.2 times, input included, one run each: half")),
         Claim.higher("The full stack raises the speed of each user", PER_USER, STACK, AGG,
             kubernetes=(0.1, "published about 105 to 130 tok/s/user, one run each: half")),
         Claim.higher("The full stack raises the speed of each user at equal load", PER_USER,
-            STACK, AGG_32, local=(0.1, "52 %, at least 27.2; held in 10 of 10 runs")),
+            STACK, AGG_32, local=(0.1, "52 %, at least 27.2; held in 10 of 10 runs; "
+                "1.5.1: 78 %, 1.6.1: 77")),
         Claim.higher("Speculative decoding raises the speed of each user at equal load", PER_USER,
-            EAGLE_RR_32, AGG_32, local=(0.4, "106 %, at least 78.0; held in 10 of 10 runs"),
-            replay=(0.25, "45.2 % (65.0 to 94.3 tokens/s), at least 42.8")),
+            EAGLE_RR_32, AGG_32, local=(0.4, "106 %, at least 78.0; held in 10 of 10 runs; "
+                "1.5.1: 91 %, 1.6.1: 92"),
+            replay=(0.25, "1.4.2: 45.2 %, 1.5.1: 38.4, 1.6.1: 40.3; at least 35.9")),
         Claim.higher("Drafts yield more than one token a step", "tokens_per_step",
             STACK, AGG_32, kind="mechanism",
-            local=(1.0, "199 %, at least 196.5; held in 10 of 10 runs")),
+            local=(1.0, "199 %, at least 196.5; held in 10 of 10 runs; "
+                "1.5.1: 199 %, 1.6.1: 199")),
         Claim.lower("KV routing lowers TTFT", TTFT, EAGLE_KV, EAGLE_RR,
-            replay=(0.1, "18.4 % (1,121 to 915 ms), at least 16.1")),
+            replay=(0.1, "1.4.2: 18.4 %, 1.5.1: 19.9, 1.6.1: 19.5; at least 16.1")),
         Claim.higher("KV routing raises throughput per GPU", PER_GPU, EAGLE_KV, EAGLE_RR,
             kubernetes=(0.05, "published about 4,000 to 4,400, one run each: half")),
         Claim.higher("KV routing finds more of a prompt in the cache", "kv_hit_rate",
             EAGLE_KV, EAGLE_RR, kind="mechanism",
-            replay=(0.02, "4.1 points (80.5 to 84.6 %), at least 3.6")),
+            replay=(0.02, "1.4.2: 4.1 points, 1.5.1: 4.1, 1.6.1: 4.4; at least 3.6")),
         Claim.lower("The split lowers ITL at equal load", ITL, STACK, EAGLE_KV_32,
-            replay=(0.15, "27.3 % (15.3 to 11.1 ms), at least 25.2")),
+            replay=(0.15, "1.4.2: 27.3 %, 1.5.1: 37.1, 1.6.1: 38.9; at least 25.2")),
         Claim.higher("The split processes prompts elsewhere", "split_share", STACK, AGG_32,
-            kind="mechanism", local=(0.5, "100 points, at least 100.0; held in 10 of 10 runs")),
+            kind="mechanism", local=(0.5, "100 points, at least 100.0; held in 10 of 10 runs; "
+                "1.5.1: 100 points, 1.6.1: 100")),
         Claim.higher("The split raises goodput at equal load", "goodput", STACK, EAGLE_KV_32,
-            replay=(0.2, "54 % (0.616 to 0.951 requests/s), at least 40")),
+            replay=(0.2, "1.4.2: 54.4 %, 1.5.1: 498, 1.6.1: 553; at least 40.0")),
         Claim.unchanged("KV offload changes nothing while all fits on the GPUs", TTFT,
             STACK, NO_OFFLOAD,
-            local=(0.4, "-0.4 %, within 24.0; held in 10 of 10 runs")),
+            local=(0.4, "-0.4 %, within 24.0; held in 10 of 10 runs; "
+                "1.5.1: -2.0 %, 1.6.1: -0.1")),
     ],
     published=PublishedResults(
         source="Dynamo documentation, Kimi-K2.5 feature stack",

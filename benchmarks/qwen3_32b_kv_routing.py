@@ -50,39 +50,45 @@ benchmark = Benchmark(
     recipe="recipes/qwen3-32b/vllm/disagg-kv-router",
     configurations=[AGG, AGG_KV, DISAGG, DISAGG_KV],
     # Thresholds: local from runs of 214 requests on 2 cores (docs/claims.md), "at least" in every
-    # run; replay from 12,031 requests with router seeds 0 and 1. "At least" is the end of the
-    # interval.
+    # run, and one run each with the other releases; replay from one run of 12,031 requests with
+    # each release, router seed 0. "At least" is the end of the interval.
     claims=[
         Claim.lower("KV routing lowers TTFT", TTFT, AGG_KV, AGG,
-            local=(0.05, "32 %, at least 13.4; held in 10 of 10 runs"),
-            replay=(0.10, "17.1, 17.3 %, at least 14.7")),
+            local=(0.05, "32 %, at least 13.4; held in 10 of 10 runs; "
+                "1.5.1: 29 %, 1.6.1: 30"),
+            replay=(0.10, "1.4.2: 17.1 %, 1.5.1: 16.9, 1.6.1: 17.1; at least 14.5")),
         Claim.lower("KV routing lowers request latency", LATENCY, AGG_KV, AGG,
-            replay=(0.05, "11.2, 11.0 %, at least 9.4")),
+            replay=(0.05, "1.4.2: 11.2 %, 1.5.1: 10.7, 1.6.1: 10.9; at least 9.0")),
         Claim.higher("KV routing finds more of a prompt in the cache", HITS, AGG_KV, AGG,
-            kind="mechanism", local=(0.04, "21 points, at least 7.8; held in 10 of 10 runs"),
-            replay=(0.04, "7.7, 7.8 points, at least 6.7")),
+            kind="mechanism", local=(0.04, "21 points, at least 7.8; held in 10 of 10 runs; "
+                "1.5.1: 16 points, 1.6.1: 18"),
+            replay=(0.04, "1.4.2: 7.7 points, 1.5.1: 7.7, 1.6.1: 7.9; at least 6.7")),
         Claim.lower("The promoted configuration lowers request latency", LATENCY, DISAGG_KV, AGG,
-            replay=(0.15, "26.6, 26.6 %, at least 24.6")),
+            replay=(0.15, "1.4.2: 26.6 %, 1.5.1: 25.0, 1.6.1: 25.0; at least 22.9")),
         Claim.lower("The promoted configuration lowers ITL", ITL, DISAGG_KV, AGG,
-            replay=(0.35, "50.8, 50.7 %, at least 47.3")),
+            replay=(0.35, "1.4.2: 50.8 %, 1.5.1: 51.1, 1.6.1: 51.1; at least 45.7")),
         Claim.lower("The promoted configuration lowers TTFT", TTFT, DISAGG_KV, AGG,
-            local=(0, "23 %, at least 8.1; held in 9 of 9 runs"),
-            replay=(0.15, "27.0, 27.1 %, at least 24.9")),
+            local=(0, "23 %, at least 8.1; held in 9 of 9 runs; "
+                "1.5.1: 22 %, 1.6.1: 22"),
+            replay=(0.08, "1.4.2: 27.0 %, 1.5.1: 15.4, 1.6.1: 15.2; at least 12.6")),
         Claim.higher("The promoted configuration raises goodput", "goodput", DISAGG_KV, AGG,
-            replay=(0.15, "26.0, 26.0 %, at least 23.6")),
+            replay=(0.15, "1.4.2: 26.0 %, 1.5.1: 24.4, 1.6.1: 23.7; at least 21.3")),
         Claim.higher("The split processes prompts elsewhere", "split_share", DISAGG_KV, AGG,
-            kind="mechanism", local=(0.5, "100 points, at least 100.0; held in 10 of 10 runs")),
+            kind="mechanism", local=(0.5, "100 points, at least 100.0; held in 10 of 10 runs; "
+                "1.5.1: 100 points, 1.6.1: 100")),
         Claim.lower("KV routing lowers TTFT of split workers", TTFT, DISAGG_KV, DISAGG,
-            replay=(0.25, "40.6, 40.7 %, at least 36.9")),
+            replay=(0.25, "1.4.2: 40.6 %, 1.5.1: 36.9, 1.6.1: 36.8; at least 32.7")),
         Claim.lower("The split alone lowers ITL", ITL, DISAGG, AGG,
-            replay=(0.30, "48.7 %, at least 45.2")),
+            replay=(0.30, "1.4.2: 48.7 %, 1.5.1: 49.4, 1.6.1: 49.4; at least 43.7")),
     ],
     notes=[
         "Published: no numbers, only the direction. 12,031 requests, fixed schedule.",
         "The published arms change routing and the split at once; agg-kv-router and "
         "disagg-round-robin are ours, to tell them apart.",
-        "On replay the split alone raises mean TTFT by 23 % (1,536 to 1,889 ms) and leaves goodput "
-        "as it is (+1.8 %); with KV routing on top of it TTFT falls to 1,121 ms.",
+        "On replay of 1.4.2 the split alone raises mean TTFT by 23 % (1,536 to 1,889 ms) and "
+        "leaves goodput as it is (+1.8 %); with KV routing on top of it TTFT falls to 1,121 ms. "
+        "There a prefill worker takes one prompt at a time; in later releases several share a "
+        "step, and it is 2,055 and 1,297 ms (1.5.1), 2,055 and 1,298 ms (1.6.1).",
         "Claims on replay are about the trace as recorded, ten requests at once every 3 s. With "
         "arrivals spread within these (spread_arrivals=True) mean TTFT is 1,326 ms with round "
         "robin, 899 and 901 ms with the KV router (router seeds 0 and 1) and 905 ms with split and "

@@ -563,7 +563,8 @@ class Claim:
     ``kv_hit_rate`` they are differences (0.1 is 10 points).
 
     ``kind`` is ``effect``, ``mechanism`` (the cause of an effect) or ``control`` (no effect).
-    ``evidence`` says where the threshold comes from.
+    ``evidence`` says where the threshold comes from. ``assumes`` is the id of a simplification (see
+    :meth:`assuming`).
 
     Two claims are equal only if all fields are equal; the name is only for readers.
     """
@@ -579,6 +580,7 @@ class Claim:
     within: float | Mapping[str, float] | None = None
     kind: ClaimKind = "effect"
     evidence: str = ""
+    assumes: str = ""
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -736,6 +738,18 @@ class Claim:
         return cls(
             name, metric, treatment.name, baseline.name, kind=kind, evidence=evidence, **limits
         )
+
+    def assuming(self, simplification: str) -> Claim:
+        """This claim, made by simulation only where that has a simplification.
+
+        What one release of Dynamo simulates another may have to simplify, and a claim can depend on
+        that. Targets that simulate nothing make the claim as before.
+
+        Args:
+            simplification: its id, such as ``ranks-as-workers``; ``run.json`` of a simulated run
+                lists those that apply, as ``caveats``.
+        """
+        return dataclasses.replace(self, assumes=simplification)
 
     def bound(self, *targets: str) -> Bound | None:
         """The limit on a target, or None if the claim is not made there.

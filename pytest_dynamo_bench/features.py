@@ -47,6 +47,7 @@ class Simulation:
         host_tiers: the workers with KV offload whose host tier is Dynamo's own, by mode.
         ranks_as_workers: ranks of attention data parallelism are simulated as workers.
         one_prefill_at_a_time: prefill workers of a split process one prompt at a time.
+        shared_blocks_once: a prefix of several running requests is read once in a decode step.
     """
 
     benchmark: Benchmark
@@ -54,6 +55,7 @@ class Simulation:
     ranks_as_workers: bool = False
     one_prefill_at_a_time: bool = False
     host_tiers: Collection[str] = ()
+    shared_blocks_once: bool = True
 
     @property
     def without_host_tier(self) -> str:
@@ -314,7 +316,7 @@ def _split_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
 def _reuse_caveats(simulation: Simulation) -> tuple[Caveat, ...]:
     workers = simulation.configuration.workers
     decoding = any(w.prefix_caching and w.mode != "prefill" for w in workers)
-    return (_SHARED_BLOCKS_ONCE,) if decoding else ()
+    return (_SHARED_BLOCKS_ONCE,) if decoding and simulation.shared_blocks_once else ()
 
 
 def _speculation(seen: Observation) -> str:

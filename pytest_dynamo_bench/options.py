@@ -40,7 +40,8 @@ def _named_directory(text: str) -> tuple[str, Path]:
     return name, Path(directory)
 
 
-def _named_dynamo(text: str) -> tuple[str, str]:
+def named_dynamo(text: str) -> tuple[str, str]:
+    """``1.6.1`` or ``CONFIGURATION=1.6.1`` as the configuration's name, or "", and a Dynamo."""
     name, separator, dynamo = text.partition("=")
     if not separator or "/" in name:
         name, dynamo = "", text
@@ -86,7 +87,7 @@ _RUNS = OptionGroup("runs", (
         + " (default: the ini option dynamo_target, else 'local')",
     ),
     option(
-        "--dynamo-version", metavar="[CONFIGURATION=]DYNAMO", type=_named_dynamo,
+        "--dynamo-version", metavar="[CONFIGURATION=]DYNAMO", type=named_dynamo,
         action="append", default=[],
         help="the Dynamo that runs where a configuration names none, for all of them or for one: "
         "a release or wheels that install-dynamo has installed, or the Python of an environment "

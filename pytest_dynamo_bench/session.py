@@ -133,6 +133,11 @@ class BenchSession:
             why = getattr(self.target, "why_not_claimed", None)
             reason = why(benchmark) if why is not None else ""
             return f"not claimed on {self.target.name}" + (f": {reason}" if reason else "")
+        assumed = getattr(self.target, "why_not_assumed", None)
+        if claim.assumes and assumed is not None:
+            reason = assumed(self.as_asked(benchmark), claim)
+            if reason:
+                return f"not claimed on {self.target.name}: {reason}"
         from pytest_dynamo_bench.targets.base import ScalingTarget
 
         if not isinstance(self.target, ScalingTarget):

@@ -283,6 +283,20 @@ def test_a_report_says_which_tests_follow_from_what_it_shows(project):
     assert "example: failed: 1 provisional, 1 configuration: invalid" in text
 
 
+@pytest.mark.parametrize("why", ["", "it has no magic"])
+def test_a_claim_is_not_made_where_what_it_assumes_is_not_so(project, why):
+    first = 'Claim("KV routing is faster", TTFT, "kv", "agg", lower_by=0.2)'
+    pytester = project(BENCHMARK.replace(first, f"{first}.assuming('magic')"))
+    conftest = (pytester.path / "conftest.py").read_text()
+    told = f"target.why_not_assumed = lambda benchmark, claim: {why!r}"
+    pytester.makeconftest(f"{conftest}\n{told}\n")
+    pytester.runpytest()
+    outcome, _, message = ended(pytester)["test_claim[kv-routing-is-faster]"]
+    assert (outcome, message) == (
+        ("skipped", f"not claimed on local: {why}") if why else ("passed", "")
+    )
+
+
 def test_what_was_not_run_is_not_green(project):
     stopped = """
 import pytest

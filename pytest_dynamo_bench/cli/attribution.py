@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
             :func:`~pytest_dynamo_bench.attribution_runs.run_attribution`.
     """
     began = time.monotonic()
-    benchmark = common.load_benchmark(options.module)
+    benchmark = common.load_benchmark(options.module, options.dynamo_version)
     metric = common.check_metric(options.metric)
     baseline = _configuration(benchmark, options.baseline, "baseline")
     treatment = _configuration(benchmark, options.treatment, "promoted")

@@ -33,6 +33,7 @@ from pytest_dynamo_bench.metric_definitions import (
     full_name,
     register_metric,
 )
+from pytest_dynamo_bench.options import named_dynamo
 from pytest_dynamo_bench.plain_text import did_you_mean, printable
 from pytest_dynamo_bench.reports.model import SessionReport, load_session
 from pytest_dynamo_bench.reports.store import StoredResults, write_json
@@ -87,12 +88,27 @@ def check_metric(text: str) -> str:
         raise BenchmarkError(f"--metric: {error}") from None
 
 
-def load_benchmark(path: Path) -> Benchmark:
+def add_dynamo_version(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that runs a Dynamo, or shows what it would be given."""
+    parser.add_argument(
+        "--dynamo-version", metavar="[CONFIGURATION=]DYNAMO", type=named_dynamo, action="append",
+        default=[],
+        help="the Dynamo where a configuration names none, for all of them or for one: a release "
+        "or wheels that install-dynamo has installed, or the Python of an environment (default: "
+        "that of this environment)",
+    )  # fmt: skip
+
+
+def load_benchmark(path: Path, dynamos: Sequence[tuple[str, str]] = ()) -> Benchmark:
     """The ``benchmark`` of a module, given as a file.
+
+    Args:
+        dynamos: as ``--dynamo-version`` gives them, for configurations that name none.
 
     Raises:
         BenchmarkError: it cannot be imported or has none, with file and line; or one of its
-            claims names a target that is not registered.
+            claims names a target that is not registered; or a Dynamo is given for a
+            configuration that it does not have.
     """
     module = load_module(path)
     found = getattr(module, "benchmark", None)
@@ -103,7 +119,11 @@ def load_benchmark(path: Path) -> Benchmark:
         known_targets([path]).check_claims(found)
     except BenchmarkError as error:
         raise BenchmarkError(f"{path}: {error}") from None
-    return found
+    known = [configuration.name for configuration in found.configurations]
+    for name, _ in dynamos:
+        if name:
+            choose("configuration", name, known)
+    return found.with_dynamo(dynamos)
 
 
 @contextmanager
@@ -201,6 +221,7 @@ def end_incomplete(missing: Sequence[str], options: argparse.Namespace, done: st
 
 def add_running_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that simulates."""
+    add_dynamo_version(parser)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write results and figures"
     )

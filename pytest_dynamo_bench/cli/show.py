@@ -31,6 +31,7 @@ def add_arguments(commands: Any, targets: TargetRegistry) -> None:
         "--configuration", action="append", default=[], metavar="NAME",
         help="only this configuration; can be repeated",
     )  # fmt: skip
+    common.add_dynamo_version(parser)
     added: list[Option] = []
     for target in shown.values():
         for option in target.show_options:
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         DynamoBenchError: the benchmark cannot be loaded, or not be expressed on the target.
     """
-    benchmark = common.load_benchmark(options.module)
+    benchmark = common.load_benchmark(options.module, options.dynamo_version)
     known = [configuration.name for configuration in benchmark.configurations]
     names = [common.choose("configuration", name, known) for name in options.configuration]
     configurations = [benchmark.configuration(name) for name in names or known]

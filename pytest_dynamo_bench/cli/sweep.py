@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
         DynamoBenchError: as :meth:`Sweep.run <pytest_dynamo_bench.sweep.Sweep.run>`.
     """
     began = time.monotonic()
-    benchmark = common.load_benchmark(options.module)
+    benchmark = common.load_benchmark(options.module, options.dynamo_version)
     if options.configuration:
         known = [configuration.name for configuration in benchmark.configurations]
         benchmark = benchmark.only(

@@ -20,6 +20,8 @@ class Abilities(msgspec.Struct, frozen=True):
             that a worker that is never idle hands over nothing: a defect that was mended in 1.5.
         attention_dp_in_a_split: replay has attention data parallelism in a split.
         trtllm_in_a_split: replay has TensorRT-LLM's scheduler in a split.
+        shared_blocks_once: replay prices a decode step by the distinct KV blocks in use, so that a
+            prefix of several running requests is read once; otherwise each of them reads it.
         host_offload: the engines whose mocker and replay have a host tier for KV blocks.
         host_offload_with_drafts: they have it with speculative decoding as well.
         replay_command: replay is a program too, ``python -m dynamo.replay``.
@@ -28,6 +30,7 @@ class Abilities(msgspec.Struct, frozen=True):
     hands_over_at_once: bool
     attention_dp_in_a_split: bool
     trtllm_in_a_split: bool
+    shared_blocks_once: bool
     host_offload: tuple[str, ...]
     host_offload_with_drafts: bool
     replay_command: bool

@@ -156,6 +156,7 @@ class Claim(Stored, frozen=True):
 
     Attributes:
         evidence: where the threshold comes from.
+        assumes: the simplification without which it is not made by simulation.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Claim(Stored, frozen=True):
     within: Threshold = None
     kind: ClaimKind = "effect"
     evidence: str = ""
+    assumes: str = ""
 
     def __post_init__(self) -> None:
         _check_metric(self.metric)

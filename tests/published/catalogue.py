@@ -275,6 +275,7 @@ HOW: dict[str, Runs | CannotRun] = {
     f"{_OWN} install-dynamo --remove 1.6.1": Runs(code=2, says="there is no environment"),
     f"pytest {_QWEN} --dynamo-version=1.6.1": _NO_DYNAMO,
     f"pytest {_QWEN} --dynamo-version=agg-kv-router=1.6.1": _NO_DYNAMO,
+    f"{_OWN} show {_QWEN} --dynamo-version=1.6.1": _NO_DYNAMO,
     "pytest benchmarks --dynamo-version=../dynamo/.venv/bin/python": Runs(
         code=4, says="is neither a release"
     ),

@@ -14,6 +14,7 @@ import pytest
 from replay_bench import AGGREGATED, SPLIT, Silent, make_benchmark, make_traffic
 
 from pytest_dynamo_bench import (
+    Claim,
     Concurrency,
     Configuration,
     KvOffload,
@@ -250,6 +251,22 @@ def test_a_comparison_with_a_split_simulates_ranks_as_workers_everywhere(tmp_pat
         assert {"ranks-as-workers", "wideep-by-table"} <= caveats
         text = "\n".join(target.limitations(benchmark, configuration))
         assert "no prefill/decode split for TensorRT-LLM" in text
+
+
+def test_a_claim_that_assumes_a_simplification_is_made_only_where_a_simulation_has_it():
+    hardware = dataclasses.replace(make_benchmark().hardware, gpu="GB200", count=16)
+    claim = Claim.lower("lower", "ttft.mean", DEP8_SPLIT, DEP8, replay=(0.1, "?"), local=(0.1, "?"))
+    assumed, other = claim.assuming("ranks-as-workers"), claim.assuming("ranks-in-step")
+    benchmark = make_benchmark(DEP8, DEP8_SPLIT, hardware=hardware, claims=(assumed,), **DEEPSEEK)
+    assert assumed != claim and assumed.statement("replay") == claim.statement("replay")
+    assert ReplayTarget().why_not_assumed(benchmark, assumed) == ""
+    why = ReplayTarget().why_not_assumed(benchmark, other)
+    assert "'ranks-in-step'" in why and "Dynamo 1.4.2" in why
+    # What cannot be simulated is told by the check, which names the reason.
+    nowhere = benchmark.with_dynamo([("", "9.9.9")])
+    assert ReplayTarget().why_not_assumed(nowhere, other) == ""
+    with pytest.raises(TargetError, match=r"9\.9\.9"):
+        ReplayTarget().check(nowhere)
 
 
 def test_the_published_build_of_dynamo_has_no_kv_offload():

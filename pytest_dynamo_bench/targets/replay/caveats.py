@@ -50,11 +50,13 @@ def caveats(
     ranks_as_workers: bool,
     one_prefill_at_a_time: bool,
     host_tiers: Collection[str],
+    shared_blocks_once: bool,
 ) -> tuple[Caveat, ...]:
     """Those that apply to a configuration, the most important first."""
     simulation = Simulation(
-        benchmark, configuration, ranks_as_workers, one_prefill_at_a_time, host_tiers
-    )
+        benchmark, configuration, ranks_as_workers, one_prefill_at_a_time, host_tiers,
+        shared_blocks_once,
+    )  # fmt: skip
     return tuple(_applying(simulation, profiles, prefix_priced))
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_dynamo_bench.benchmark import Benchmark, Configuration, traffic_for
-from pytest_dynamo_bench.dynamo.abilities import untried
+from pytest_dynamo_bench.benchmark import Benchmark, Claim, Configuration, traffic_for
+from pytest_dynamo_bench.dynamo.abilities import abilities, untried
 from pytest_dynamo_bench.engines import EngineProfile, with_surcharge
-from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError
+from pytest_dynamo_bench.errors import DeploymentError, DynamoBenchError, TargetError
 from pytest_dynamo_bench.features import Caveat
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import unexpected
@@ -101,11 +101,30 @@ class ReplayTarget:
             ranks_as_workers=ranks_as_workers(benchmark),
             one_prefill_at_a_time=one_prefill_at_a_time(configuration),
             host_tiers=simulated_host_tiers(benchmark, configuration),
+            shared_blocks_once=abilities(simulating_dynamo(configuration)).shared_blocks_once,
         )
 
     def why_not_claimed(self, benchmark: Benchmark) -> str:
         """What of the benchmark is not simulated at all, so that nothing is claimed; or empty."""
         return str(NO_VISION) if benchmark.traffic.load().images is not None else ""
+
+    def why_not_assumed(self, benchmark: Benchmark, claim: Claim) -> str:
+        """Why the simulations do not have the simplification that a claim assumes; or empty.
+
+        Empty too where they cannot be made, which :meth:`check` explains.
+        """
+        try:
+            sides = [benchmark.configuration(name) for name in (claim.treatment, claim.baseline)]
+            made = {caveat.id for side in sides for caveat in self.caveats(benchmark, side)}
+            dynamos = ", ".join(sorted({str(simulating_dynamo(side)) for side in sides}))
+        except TargetError:
+            return ""
+        if claim.assumes in made:
+            return ""
+        return (
+            f"it holds for simulations with the simplification {claim.assumes!r}, which that of "
+            f"{dynamos} does not have"
+        )
 
     def limitations(self, benchmark: Benchmark, configuration: Configuration) -> tuple[str, ...]:
         """What isn't expressed of the configuration, then what is simplified."""
