@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from pytest_dynamo_bench.targets.options import OptionGroup, count, option
+from pytest_dynamo_bench.targets.options import OptionGroup, count, number, option
 from pytest_dynamo_bench.targets.registry import OURS
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
@@ -19,16 +19,6 @@ _GATES = (
     "processor_share, fewest_requests, fewest_beyond_percentile, warm_cache_share, "
     "queue_growth, queue_growth_factor, queue_growth_p_value"
 )
-
-
-def _positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be between 1 and 86400 seconds, got {text!r}")
-    return seconds
 
 
 def _named_directory(text: str) -> tuple[str, Path]:
@@ -52,14 +42,12 @@ def named_dynamo(text: str) -> tuple[str, str]:
     return name, dynamo
 
 
+def _seconds(text: str) -> float:
+    return number(text, lambda value: 1 <= value <= 86_400, "between 1 and 86400 seconds,")
+
+
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, such as 0.05; got {text!r}")
-    return share
+    return number(text, lambda value: 0 < value < 1, "between 0 and 1, such as 0.05;")
 
 
 def _duration_seconds(text: str) -> float:
@@ -115,7 +103,7 @@ _RUNS = OptionGroup("runs", (
         help="where to create the results directory (default: reports)",
     ),
     option(
-        "--dynamo-seconds", metavar="SECONDS", type=_positive_seconds, default=None,
+        "--dynamo-seconds", metavar="SECONDS", type=_seconds, default=None,
         help="how long to send each configuration's traffic, in real time (default: local, as the "
         "scale says; real deployments, all of it); longer runs give narrower intervals",
     ),

@@ -158,15 +158,6 @@ class _Event(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
-def _leniently_decoded(data: bytes) -> _Event:
-    """An event of which only the extras have NaN and the like, which are no JSON.
-
-    Raises:
-        ValueError: it is no JSON for other reasons, or what makes the answer is of another type.
-    """
-    return msgspec.convert(plain(data), _Event)
-
-
 # What a response is whole without: each field on its own is what it should be, or left out.
 
 
@@ -518,7 +509,8 @@ class RecordMaker:
         try:
             event = _decode(data)
         except ValueError:
-            event = _leniently_decoded(data)
+            # The extras may have NaN and the like, which are no JSON.
+            event = msgspec.convert(plain(data), _Event)
         if event.error:
             reading.error = f"the server reported an error in the stream: {event.error}"
             reading.over = True
@@ -540,16 +532,13 @@ class RecordMaker:
                         reading.tokens_so_far.append(event.usage.completion_tokens)
             if choice.finish_reason:
                 reading.finished = True
-        if event.usage is not None:
-            self._take_usage(reading, event.usage)
+        if (usage := event.usage) is not None:
+            reading.prompt_tokens = usage.prompt_tokens
+            reading.completion_tokens = usage.completion_tokens
+            reading.extras["prompt_tokens_details"] = usage.prompt_tokens_details
         if event.nvext and event.nvext != reading.extension:
             reading.extension = event.nvext
             self._take_extension(reading, event.nvext)
-
-    def _take_usage(self, reading: Reading, usage: _Usage) -> None:
-        reading.prompt_tokens = usage.prompt_tokens
-        reading.completion_tokens = usage.completion_tokens
-        reading.extras["prompt_tokens_details"] = usage.prompt_tokens_details
 
     def _take_extension(self, reading: Reading, extension: object) -> None:
         if not isinstance(extension, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import sys
 import time
@@ -97,17 +98,17 @@ class StepResult:
     """
 
     step: Step
-    chunks_per_second: float
-    ttft_error_mean_ms: float
-    ttft_error_p99_ms: float
-    gap_error_p99_ms: float
-    schedule_delay_p50_ms: float
-    schedule_delay_p99_ms: float
-    cpu_share: float
-    coalesced_share: float
-    kernel_timestamp_share: float
-    server_late_p99_ms: float
-    reasons: tuple[str, ...]
+    chunks_per_second: float = math.nan
+    ttft_error_mean_ms: float = math.nan
+    ttft_error_p99_ms: float = math.nan
+    gap_error_p99_ms: float = math.nan
+    schedule_delay_p50_ms: float = math.nan
+    schedule_delay_p99_ms: float = math.nan
+    cpu_share: float = math.nan
+    coalesced_share: float = math.nan
+    kernel_timestamp_share: float = math.nan
+    server_late_p99_ms: float = math.nan
+    reasons: tuple[str, ...] = ()
 
     @property
     def trusted(self) -> bool:
@@ -222,9 +223,7 @@ def _judge(
         reason = f"{failed} of {step.requests} requests failed" + (
             f": {errors[0]}" if errors else ""
         )
-        nan = float("nan")
-        return StepResult(step, nan, nan, nan, nan, nan, nan, health.cpu_share, nan, nan, nan,
-                          (reason,))  # fmt: skip
+        return StepResult(step, cpu_share=health.cpu_share, reasons=(reason,))
     ttft_error, gap_error = errors_against(records, log)
     due = [entry[1] / 1e6 % _ITL_MS for entry in log]
     delays = [r.sent_ms - r.scheduled_ms for r in records if r.sent_ms is not None]

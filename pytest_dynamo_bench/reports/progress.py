@@ -77,7 +77,22 @@ class _Latencies:
         self.text = ", ".join(parts)
 
 
-class LineProgress:
+class _Counting:
+    """What both displays say of requests."""
+
+    def __init__(self) -> None:
+        self._latencies = _Latencies()
+
+    def latency(self, records: Sequence[RequestRecord]) -> None:
+        self._latencies.update(records)
+
+    def _parts(self, done: int, failed: int, total: int, noun: str = "") -> list[str]:
+        parts = [f"{done:,} of {total:,} {noun}".rstrip()]
+        parts += [f"{failed:,} failed"] if failed else []
+        return parts + ([self._latencies.text] if self._latencies.text else [])
+
+
+class LineProgress(_Counting):
     """Progress as plain lines, a line per stage and at most one every ten seconds between."""
 
     def __init__(self, label: str, write: Callable[[str], None], noun: str = "requests") -> None:
@@ -86,7 +101,7 @@ class LineProgress:
         self._write = write
         self._last = time.monotonic()
         self._began = self._last
-        self._latencies = _Latencies()
+        super().__init__()
 
     def stage(self, name: str) -> None:
         self._last = self._began = time.monotonic()
@@ -96,28 +111,21 @@ class LineProgress:
         now = time.monotonic()
         if now - self._last >= _QUIET_SECONDS or done == total:
             self._last = now
-            parts = [f"{done:,} of {total:,} {self._noun}"]
-            if failed:
-                parts.append(f"{failed:,} failed")
-            if self._latencies.text:
-                parts.append(self._latencies.text)
+            parts = self._parts(done, failed, total, self._noun)
             if 0 < done < total:
                 left = (now - self._began) / done * (total - done)
                 parts.append(f"about {_duration(left)} left")
             self._write(f"{self._label}: {', '.join(parts)}")
 
-    def latency(self, records: Sequence[RequestRecord]) -> None:
-        self._latencies.update(records)
 
-
-class LiveProgress:
+class LiveProgress(_Counting):
     """Progress as one live line, for a person at a terminal."""
 
     def __init__(self, label: str, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task(escape(label), total=None, stage="", latency="")
         self._stage = ""
-        self._latencies = _Latencies()
+        super().__init__()
         self.done, self.failed, self.total = 0, 0, 0
 
     def stage(self, name: str) -> None:
@@ -139,20 +147,12 @@ class LiveProgress:
             latency=self._latencies.text,
         )
 
-    def latency(self, records: Sequence[RequestRecord]) -> None:
-        self._latencies.update(records)
-
     @property
     def summary(self) -> str:
         """What is left of the line when it has gone."""
         if not self.total:
             return ""
-        parts = [f"{self.done:,} of {self.total:,}"]
-        if self.failed:
-            parts.append(f"{self.failed:,} failed")
-        if self._latencies.text:
-            parts.append(self._latencies.text)
-        return ", ".join(parts)
+        return ", ".join(self._parts(self.done, self.failed, self.total))
 
 
 def _duration(seconds: float) -> str:

@@ -498,17 +498,14 @@ def write_json(path: Path, content: stored_types.Stored) -> None:
     Raises:
         ResultsError: it cannot be written.
     """
-    _write(path, msgspec.json.format(msgspec.json.encode(_plain(content)), indent=2))
+    text = msgspec.json.format(msgspec.json.encode(_plain(content)), indent=2)
+    with _as_results_error(path):
+        write_whole(path, text)
 
 
 def _make(directory: Path) -> None:
     with _as_results_error(directory):
         directory.mkdir(parents=True, exist_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _as_results_error(path):
-        write_whole(path, content)
 
 
 @contextlib.contextmanager

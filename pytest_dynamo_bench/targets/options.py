@@ -7,6 +7,7 @@ every pytest session.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,15 +79,25 @@ def count(text: str) -> int:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    """A number of seconds, at most a day, for argparse."""
+def number(text: str, possible: Callable[[float], bool], what: str) -> float:
+    """A number for argparse.
+
+    Args:
+        possible: whether a number can be it; none can that is not finite.
+        what: it must be, with the mark that follows in the error.
+    """
     try:
         found = float(text)
     except ValueError:
-        found = 0.0
-    if not 0 < found <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 86400 seconds, got {text!r}")
+        found = math.nan
+    if not math.isfinite(found) or not possible(found):
+        raise argparse.ArgumentTypeError(f"must be {what} got {text!r}")
     return found
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, at most a day, for argparse."""
+    return number(text, lambda value: 0 < value <= 86_400, "between 0 and 86400 seconds,")
 
 
 def executor(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytest_dynamo_bench.errors import BenchmarkError, TrafficError
@@ -64,6 +65,39 @@ def problem_of_name(value: object) -> str:
     if value is None or isinstance(value, str | int):
         return ""
     return f"must be a text or a whole number, got {shown(value)}"
+
+
+def number_of(
+    row: Mapping[str, Any],
+    name: str,
+    minimum: float,
+    fail: Callable[[str, str], TrafficError],
+    *,
+    most: float = MOST,
+    default: float | None = None,
+) -> float:
+    """A number in a row of a file.
+
+    Args:
+        fail: makes the error of a field's name and what is wrong.
+
+    Raises:
+        TrafficError: it is missing, or none within the limits.
+    """
+    value = row.get(name, default)
+    if value is None:
+        raise fail(name, "is missing")
+    if problem := problem_of_number(value, minimum, most):
+        raise fail(name, problem)
+    return float(value)
+
+
+def object_of(text: str, where: str) -> dict[str, Any]:
+    """A JSON object of a file; otherwise as :func:`json_of`."""
+    found = json_of(text, where)
+    if not isinstance(found, dict):
+        raise TrafficError(f"{where}: must be a JSON object, got {type(found).__name__}")
+    return found
 
 
 def json_of(text: str, where: str) -> Any:

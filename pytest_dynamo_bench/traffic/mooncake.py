@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pytest_dynamo_bench.errors import TrafficError
-from pytest_dynamo_bench.outside import MOST, MOST_TOKENS, shown
+from pytest_dynamo_bench.outside import MOST_TOKENS, shown
 from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
-from pytest_dynamo_bench.traffic.fields import json_of, problem_of_name, problem_of_number
+from pytest_dynamo_bench.traffic.fields import number_of, object_of, problem_of_name
 from pytest_dynamo_bench.traffic.model import (
     BLOCK_TOKENS,
     FixedSchedule,
@@ -128,17 +128,12 @@ def read_mooncake(lines: Iterable[str], name: str) -> tuple[TrafficRequest, ...]
 
 def _parse_line(line: str, name: str, number: int) -> dict[str, Any]:
     try:
-        row = json_of(line, f"{name}, line {number}")
+        return object_of(line, f"{name}, line {number}")
     except TrafficError as error:
         raise TrafficError(
             f'{error}: {shown(line.strip())}; a line is {{"timestamp": 0, "input_length": 700, '
             '"output_length": 20, "hash_ids": [1, 2]}'
         ) from None
-    if not isinstance(row, dict):
-        raise TrafficError(
-            f"{name}, line {number}: must be a JSON object, got {type(row).__name__}"
-        )
-    return row
 
 
 def _to_request(
@@ -147,18 +142,8 @@ def _to_request(
     def fail(field_name: str, problem: str) -> TrafficError:
         return TrafficError(f"{name}, line {number}, field {field_name!r}: {problem}")
 
-    def number_of(
-        field_name: str, minimum: float, default: float | None = None, most: float = MOST
-    ) -> float:
-        value = row.get(field_name, default)
-        if value is None:
-            raise fail(field_name, "is missing")
-        if problem := problem_of_number(value, minimum, most):
-            raise fail(field_name, problem)
-        return float(value)
-
-    new_tokens = int(number_of("input_length", 1, most=MOST_TOKENS))
-    output_tokens = int(number_of("output_length", 1, most=MOST_TOKENS))
+    new_tokens = int(number_of(row, "input_length", 1, fail, most=MOST_TOKENS))
+    output_tokens = int(number_of(row, "output_length", 1, fail, most=MOST_TOKENS))
     new_ids = row.get("hash_ids")
     if not isinstance(new_ids, list) or not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _IDS
@@ -170,11 +155,11 @@ def _to_request(
     if problem := problem_of_name(row.get("session_id")):
         raise fail("session_id", problem)
     if previous is None:
-        timestamp_ms, delay_ms, turn = number_of("timestamp", 0), 0.0, 0
+        timestamp_ms, delay_ms, turn = number_of(row, "timestamp", 0, fail), 0.0, 0
         input_tokens, hash_ids = new_tokens, tuple(new_ids)
     else:
         timestamp_ms, turn = previous.timestamp_ms, previous.turn + 1
-        delay_ms = number_of("delay", 0, default=0.0)
+        delay_ms = number_of(row, "delay", 0, fail, default=0.0)
         input_tokens = previous.input_tokens + previous.output_tokens + new_tokens
         hash_ids = previous.hash_ids + tuple(new_ids)
     needed = -(-input_tokens // BLOCK_TOKENS)

@@ -26,7 +26,7 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,13 @@ from typing import Any, Literal
 from pytest_dynamo_bench.errors import TrafficError
 from pytest_dynamo_bench.outside import MOST, MOST_TOKENS, plain, shown
 from pytest_dynamo_bench.traffic.arrivals import check_spread, spread_within_resolution
-from pytest_dynamo_bench.traffic.fields import json_of, problem_of_name, problem_of_number
+from pytest_dynamo_bench.traffic.fields import (
+    json_of,
+    number_of,
+    object_of,
+    problem_of_name,
+    problem_of_number,
+)
 from pytest_dynamo_bench.traffic.images import ImageFiles
 from pytest_dynamo_bench.traffic.model import (
     BLOCK_TOKENS,
@@ -190,12 +196,7 @@ def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, An
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = json_of(line, f"{name}, line {number}")
-        if not isinstance(row, dict):
-            raise TrafficError(
-                f"{name}, line {number}: must be a JSON object, got {type(row).__name__}"
-            )
-        yield number, row
+        yield number, object_of(line, f"{name}, line {number}")
 
 
 def _as_additions(lines: list[str], name: str) -> Iterator[str]:
@@ -270,10 +271,10 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
         replay = request.get("replay")
         if not isinstance(replay, dict):
             raise fail("request.replay", "is missing in the trace")
-        received = _number(request, "request_received_ms", 0, fail)
-        output = int(_number(request, "output_tokens", 0, fail, MOST_TOKENS))
-        length = int(_number(replay, "input_length", 1, fail, MOST_TOKENS))
-        size = int(_number(replay, "trace_block_size", 1, fail, MOST_TOKENS))
+        received = number_of(request, "request_received_ms", 0, fail)
+        output = int(number_of(request, "output_tokens", 0, fail, most=MOST_TOKENS))
+        length = int(number_of(replay, "input_length", 1, fail, most=MOST_TOKENS))
+        size = int(number_of(replay, "trace_block_size", 1, fail, most=MOST_TOKENS))
         block_tokens = block_tokens or size
         if size != block_tokens:
             raise fail("trace_block_size", f"{size}, but {block_tokens} on an earlier line")
@@ -326,21 +327,6 @@ def _read_dynamo(lines: list[str], name: str) -> tuple[tuple[TrafficRequest, ...
         requests.append(made)
     requests.sort(key=lambda made: made.timestamp_ms)
     return tuple(requests), block_tokens
-
-
-def _number(
-    row: Mapping[str, Any],
-    key: str,
-    minimum: float,
-    fail: Callable[[str, str], TrafficError],
-    most: float = MOST,
-) -> float:
-    value = row.get(key)
-    if value is None:
-        raise fail(key, "is missing")
-    if problem := problem_of_number(value, minimum, most):
-        raise fail(key, problem)
-    return float(value)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_only_one_aggregated_worker_is_brought_up(installed):
 
 def test_limitations_say_whose_the_parts_are(installed):
     text = " ".join(ENGINE.limitations(benchmark(), CACHED, SOURCE.load()))
-    for part in ("Dynamo's own", "toy", "random weights", "encoder cache", "not shown"):
+    for part in ("Dynamo's own", "toy", "random weights", "encoder cache", "not included"):
         assert part in text
 
 

@@ -12,7 +12,7 @@ from pytest_dynamo_bench.plain_text import did_you_mean
 from pytest_dynamo_bench.records import Run
 from pytest_dynamo_bench.targets.aftermath import Aftermath
 from pytest_dynamo_bench.targets.base import PlannedRun, Progress
-from pytest_dynamo_bench.targets.endpoint.switch import split_command, switch
+from pytest_dynamo_bench.targets.endpoint.switch import switch
 from pytest_dynamo_bench.targets.running import run
 from pytest_dynamo_bench.targets.service import measure
 from pytest_dynamo_bench.targets.service.address import Access, Address, check_url
@@ -118,11 +118,6 @@ class EndpointTarget:
             choose_model(url, listed, benchmark.model, self._options.model)
 
     def traffic(self, benchmark: Benchmark) -> Traffic:
-        """The benchmark's traffic, in full unless a length is asked for.
-
-        Raises:
-            TargetError: a closed loop cannot be cut to a length in seconds.
-        """
         options = self._options
         return measure.whole_or_cut(benchmark.traffic.load(), options.seconds, options.seed)
 
@@ -222,6 +217,3 @@ class EndpointTarget:
             f"no address is given for {', '.join(missing)}{hint}; give --dynamo-endpoint "
             f"{missing[0]}=URL, or exclude its claims with -k"
         )
-
-
-__all__ = ["EndpointOptions", "EndpointTarget", "parse_urls", "split_command"]

@@ -149,11 +149,6 @@ class KubernetesTarget:
             raise TargetError(f"the API server rejects manifests; nothing was created:\n{listed}")
 
     def traffic(self, benchmark: Benchmark) -> Traffic:
-        """The benchmark's traffic, in full unless a length is asked for.
-
-        Raises:
-            TargetError: a closed loop cannot be cut to a length in seconds.
-        """
         options = self._options
         return measure.whole_or_cut(benchmark.traffic.load(), options.seconds, options.seed)
 
