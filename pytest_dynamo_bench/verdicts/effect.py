@@ -32,6 +32,9 @@ the degrees of freedom of t come about, step by step:
    freedom after Satterthwaite (1946), in which V_between always counts in full, so that a
    lucky agreement of two or three runs does not make the interval narrow.
 
+5. *Shares.* The wider of this interval and a score interval, which has a width where all requests
+   are alike, too (see :mod:`~pytest_dynamo_bench.verdicts.shares`).
+
 What the interval is about: the change under traffic *like this*. Requests are regarded as a
 stretch of a longer stream. Where the change is the same for all requests, or there is none,
 this is the same as the change under exactly this traffic, since the traffic itself cancels in
@@ -60,6 +63,7 @@ from pytest_dynamo_bench.verdicts.blocks import (
     uncertainty_of_mean,
 )
 from pytest_dynamo_bench.verdicts.resampling import counted, drawn_blocks
+from pytest_dynamo_bench.verdicts.shares import ShareParts, worth
 from pytest_dynamo_bench.verdicts.statistics import (
     END_DEGREES_OF_FREEDOM,
     Quantile,
@@ -104,6 +108,8 @@ class Effect:
         traffic_error: the part of ``standard_error`` that more repeats of the same traffic would
             not lessen, since the change differs from request to request; 0 where that cannot be
             distinguished from noise (single runs), or where each repeat has different traffic.
+        share_parts: of a difference of shares, what its score interval is made from: the numbers
+            of a :class:`~pytest_dynamo_bench.verdicts.shares.ShareParts`; else empty.
     """
 
     metric: str
@@ -124,6 +130,11 @@ class Effect:
     resamples: int
     paired: bool
     traffic_error: float = 0.0
+    share_parts: tuple[float, float, float, float] | tuple[()] = ()
+
+    @property
+    def _score(self) -> ShareParts | None:
+        return ShareParts(*self.share_parts, paired=self.paired) if self.share_parts else None
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The interval of the change at another confidence, from the same standard error.
@@ -132,9 +143,13 @@ class Effect:
             ValueError: confidence is not between 0 and 1.
         """
         _check_confidence(confidence)
-        return _interval(
+        low, high = _interval(
             self.scale, self.estimate, self.standard_error, self.degrees_of_freedom, confidence
         )
+        if (score := self._score) is None or not math.isfinite(low):
+            return low, high
+        score_low, score_high = score.interval(confidence)
+        return max(min(low, score_low), -1.0), min(max(high, score_high), 1.0)
 
     def of_this_traffic(self) -> Effect:
         """The change under exactly this traffic, not under traffic like it.
@@ -147,16 +162,15 @@ class Effect:
             return self
         error = math.sqrt(max(self.standard_error**2 - self.traffic_error**2, 0.0))
         freedom = min(self.degrees_of_freedom, 2.0 * (self.repeats - 1))
-        low, high = _interval(self.scale, self.estimate, error, freedom, self.confidence)
-        return dataclasses.replace(
+        here = dataclasses.replace(
             self,
-            low=low,
-            high=high,
             standard_error=error,
             degrees_of_freedom=freedom,
             traffic_error=0.0,
             method=f"{self.method}, of exactly this traffic",
         )
+        low, high = here.interval(self.confidence)
+        return dataclasses.replace(here, low=low, high=high)
 
     def on_scale(self, change: float) -> float:
         """A change as a point on the scale of ``estimate``; -inf for -100 % and below."""
@@ -176,8 +190,13 @@ class Effect:
         if math.isnan(distance) or not math.isfinite(self.standard_error):
             return 1.0
         if self.standard_error == 0:
-            return 0.0 if distance >= 0 else 1.0
-        return float(special.stdtr(self.degrees_of_freedom, -distance / self.standard_error))
+            by_error = 0.0 if distance >= 0 else 1.0
+        else:
+            ratio = -distance / self.standard_error
+            by_error = float(special.stdtr(self.degrees_of_freedom, ratio))
+        if (score := self._score) is None:
+            return by_error
+        return max(by_error, score.p_value(direction == "at most", limit))
 
 
 @dataclass(frozen=True)
@@ -259,16 +278,13 @@ def estimate_effect(
         raise ValueError(f"estimate_effect: different metrics: {', '.join(sorted(metrics))}")
     comparison = _Comparison(treatment, baseline)
     found = comparison.uncertainty(resamples, seed)
-    low, high = _interval(
-        comparison.scale, comparison.estimate, found.error, found.freedom, confidence
-    )
-    return Effect(
+    effect = Effect(
         metric=treatment[0].metric,
         treatment_value=comparison.values[0],
         baseline_value=comparison.values[1],
         change=comparison.change,
-        low=low,
-        high=high,
+        low=-math.inf,
+        high=math.inf,
         confidence=confidence,
         method=found.method,
         scale=comparison.scale,
@@ -281,7 +297,10 @@ def estimate_effect(
         resamples=resamples,
         paired=comparison.paired,
         traffic_error=found.traffic_error,
+        share_parts=comparison.share_parts(found.error),
     )
+    low, high = effect.interval(confidence)
+    return dataclasses.replace(effect, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -495,12 +514,53 @@ class _Comparison:
                 variance += found.variance * correction
         return variance
 
+    def share_parts(self, error: float) -> tuple[float, float, float, float] | tuple[()]:
+        """What the score interval of a share is made from; empty for other metrics.
+
+        Several runs with the same requests count as one, since what decides a request is often its
+        traffic.
+
+        Args:
+            error: the standard error by blocks and runs; a larger one than that of independent
+                requests takes requests away (design effect).
+        """
+        first = self.samples[0][0]
+        if self.scale != "difference" or first.statistic != "ratio" or not math.isfinite(error):
+            return ()
+        up = down = 0.0
+        weights: tuple[list[FloatArray], list[FloatArray]] = ([], [])
+        for runs in self.groups:
+            changes: dict[str, float] = {}
+            importance: tuple[dict[str, float], dict[str, float]] = ({}, {})
+            for which, index in runs:
+                sample = self.samples[which][index]
+                assert sample.weights is not None
+                scale = 1 / (float(sample.weights.sum()) * len(self.samples[which]))
+                sign = 1 if which == 0 else -1
+                for key, value, weight in zip(
+                    sample.request_ids, (sample.values * scale).tolist(),
+                    (sample.weights * scale).tolist(), strict=True,
+                ):  # fmt: skip
+                    changes[key] = changes.get(key, 0.0) + sign * value
+                    importance[which][key] = importance[which].get(key, 0.0) + weight
+            up += sum(change for change in changes.values() if change > 0)
+            down -= sum(change for change in changes.values() if change < 0)
+            for which in (0, 1):
+                weights[which].append(np.fromiter(importance[which].values(), np.float64))
+        requests = [worth(np.concatenate(arm)) for arm in weights]
+        if self.paired:
+            requests = [min(requests)] * 2
+        parts = ShareParts(
+            min(max(up, 0.0), 1.0), min(max(down, 0.0), 1.0), requests[0], requests[1], self.paired
+        ).with_design_effect(error**2)
+        return parts.up, parts.down, parts.up_requests, parts.down_requests
+
     def _rare_events_variance(self) -> float:
-        """At least this, where no request changed between good and not good.
+        """At least this, since requests that changed between good and not good are rare.
 
         The rule of three (Hanley & Lippman-Hand, JAMA 1983): no event in n does not exclude a
         share of 3/n at 95 %. Without it two runs with equal goodput would have an interval of
-        no width at all.
+        no width at all. Of two runs, each request that did change adds its own variance.
         """
         if not metric_of(self.samples[0][0].metric).needs_limits:
             return 0.0
@@ -512,7 +572,10 @@ class _Comparison:
             changed = sum(int(np.count_nonzero(o.values != first.values)) for o in others)
         else:
             changed = self._changed_by_id()
-        return 0.0 if changed else (_RULE_OF_THREE / good / special.ndtri(0.975)) ** 2
+        unseen = (_RULE_OF_THREE / special.ndtri(0.975)) ** 2
+        if len(self.samples[0]) + len(self.samples[1]) == 2 and self.paired:
+            return float(unseen + changed) / good**2
+        return 0.0 if changed else float(unseen) / good**2
 
     def _changed_by_id(self) -> int:
         by_run = [

@@ -183,7 +183,7 @@ def two_sided_p_value(effect: Effect, bound: Bound) -> float:
     With one limit that is the two-sided p of the change being exactly the limit. With two, it
     holds when both are excluded from within, and fails when one of them is from without.
     """
-    if effect.standard_error == 0:
+    if effect.standard_error == 0 and not effect.share_parts:
         return 0.0
     holds, fails = 0.0, 1.0
     if math.isfinite(bound.highest):
@@ -204,9 +204,13 @@ def _more_needed(effect: Effect, bound: Bound) -> tuple[int | None, int | None]:
     """
     margin = _margin(effect, bound)
     error, freedom = effect.standard_error, effect.degrees_of_freedom
+    quantile = (1 + effect.confidence) / 2
+    if effect.share_parts and math.isfinite(error):
+        # At an edge the score interval is wider than the standard error makes it.
+        half = max(effect.estimate - effect.low, effect.high - effect.estimate)
+        error = max(error, half / float(special.stdtrit(freedom, quantile)))
     if not (math.isfinite(margin) and math.isfinite(error)) or margin == 0 or error == 0:
         return None, None
-    quantile = (1 + effect.confidence) / 2
     times = _smallest(
         lambda k: float(special.stdtrit(freedom * k, quantile)) * error / math.sqrt(k) <= margin,
         _MOST_TIMES_THE_REQUESTS,
