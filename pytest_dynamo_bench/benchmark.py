@@ -57,6 +57,12 @@ def _check_positive(owner: str, name: str, value: float | None) -> None:
         _fail(owner, f"{name}: must be greater than 0, got {value!r}")
 
 
+def _check_whole(owner: str, name: str, value: float | None) -> None:
+    if value is not None and not isinstance(value, int):
+        _fail(owner, f"{name}: must be a whole number, got {value!r}")
+    _check_positive(owner, name, value)
+
+
 def _check_dynamo(owner: str, value: object) -> None:
     if value is not None and (not isinstance(value, str) or not value.strip()):
         _fail(owner, f"dynamo: must be a release such as '1.6.1', or a path; got {value!r}")
@@ -149,12 +155,10 @@ class Size:
     def __post_init__(self) -> None:
         if self.traffic is not None and not isinstance(self.traffic, TrafficSource):
             _fail("Size", f"traffic: must be a traffic source, got {self.traffic!r}")
-        for name in ("seconds", "sessions", "turns", "fast_forward"):
+        for name in ("seconds", "fast_forward"):
             _check_positive("Size", name, getattr(self, name))
         for name in ("sessions", "turns"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                _fail("Size", f"{name}: must be a whole number, got {value!r}")
+            _check_whole("Size", name, getattr(self, name))
         if not self.ramp_seconds >= 0:
             _fail("Size", f"ramp_seconds: must be 0 or more, got {self.ramp_seconds!r}")
         if self.configurations is not None:
@@ -292,10 +296,7 @@ class Worker:
             "replicas", "tp", "kv_blocks", "max_num_seqs", "max_num_batched_tokens",
             "attention_dp", "moe_ep", "nodes",
         ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                _fail(owner, f"{name}: must be a whole number, got {value!r}")
-            _check_positive(owner, name, value)
+            _check_whole(owner, name, getattr(self, name))
         options = checked_options(owner, "engine_args", self.engine_args, ENGINE_FIELDS)
         object.__setattr__(self, "engine_args", options)
         object.__setattr__(self, "env", checked_variables(owner, self.env))
@@ -392,10 +393,7 @@ class Configuration:
         _check_positive(owner, "block_size", self.block_size)
         _check_positive(owner, "nodes", self.nodes)
         for name in ("concurrency", "requests"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                _fail(owner, f"{name}: must be a whole number, got {value!r}")
-            _check_positive(owner, name, value)
+            _check_whole(owner, name, getattr(self, name))
         object.__setattr__(self, "workers", tuple(self.workers))
         if not self.workers:
             _fail(owner, "workers: give at least one Worker")

@@ -10,7 +10,6 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,10 @@ def run(options: argparse.Namespace) -> None:
         console.print(Text(f"  {step}"), soft_wrap=True)
     shown = {"whole": whole} | ({label: short} if short else {})
     table = common.plain_table("", *shown)
-    for row, values in _figures(list(shown.values()), benchmark):
-        table.add_row(Text(row), *values)
+    timed = not isinstance(whole.schedule, Concurrency) and whole.duration_seconds > 0
+    columns = [_figures(traffic, benchmark, timed=timed) for traffic in shown.values()]
+    for label in {label: None for rows in columns for label in rows}:
+        table.add_row(Text(label), *(rows.get(label, "-") for rows in columns))
     console.print(table)
     if problem:
         console.print(Text(problem), soft_wrap=True)
@@ -243,91 +244,71 @@ def _lines(name: str, traffic: Traffic) -> TrafficLines:
     )
 
 
-def _figures(
-    traffics: Sequence[Traffic], benchmark: Benchmark | None
-) -> list[tuple[str, list[str]]]:
-    """Rows of the table: a label with its unit, and a text per traffic."""
-    rows: list[tuple[str, list[str]]] = []
+def _figures(traffic: Traffic, benchmark: Benchmark | None, *, timed: bool) -> dict[str, str]:
+    """What a table says of a traffic, by labels with units.
 
-    def row(label: str, value: Callable[[Traffic], str]) -> None:
-        rows.append((label, [value(traffic) for traffic in traffics]))
-
-    row("requests", lambda t: f"{len(t.requests):,}")
-    row("sessions", lambda t: f"{describe(t).sessions:,}")
-    row("turns per session, mean / most", _turns)
-    row("schedule", lambda t: t.schedule.description)
-    first = traffics[0]
-    timed = not isinstance(first.schedule, Concurrency) and first.duration_seconds > 0
+    Args:
+        timed: whether its requests, or those that it is cut from, have times.
+    """
+    figures = describe(traffic)
+    turns = Counter(request.session_id for request in traffic.requests)
+    rows = {
+        "requests": f"{figures.requests:,}",
+        "sessions": f"{figures.sessions:,}",
+        "turns per session, mean / most": f"{figures.requests / len(turns):.2f} / "
+        f"{max(turns.values())}",
+        "schedule": traffic.schedule.description,
+    }
     if timed:
-        row("duration, s", lambda t: f"{t.duration_seconds:,.1f}")
-        row("distinct start times", lambda t: _arrivals(t, lambda a: f"{a.instants:,}"))
-        row(
-            "starts at once, mean / most",
-            lambda t: _arrivals(t, lambda a: f"{a.mean_at_once:.1f} / {a.most_at_once:,}"),
-        )
-        row("resolution of start times, ms", lambda t: _arrivals(t, _resolution))
-        row("requests/s, mean", lambda t: _per_second(len(t.requests), t))
-        row(f"requests/s, busiest {_WINDOW_SECONDS:g} s", _peak)
-    for what, attribute in (("input", "input_tokens"), ("output", "output_tokens")):
-        row(
-            f"{what} tokens, mean",
-            lambda t, attribute=attribute: (  # type: ignore[misc]
-                f"{np.mean([getattr(r, attribute) for r in t.requests]):,.0f}"
-            ),
-        )
-        row(
-            f"{what} tokens, p50 / p90 / p99 / most",
-            lambda t, attribute=attribute: _percentiles(  # type: ignore[misc]
-                [getattr(r, attribute) for r in t.requests]
-            ),
+        rows["duration, s"] = f"{traffic.duration_seconds:,.1f}"
+        rows |= _starts(arrivals(traffic))
+        rows["requests/s, mean"] = _per_second(figures.requests, traffic)
+        rows[f"requests/s, busiest {_WINDOW_SECONDS:g} s"] = _peak(traffic)
+    for what in ("input", "output"):
+        tokens = [getattr(request, f"{what}_tokens") for request in traffic.requests]
+        parts = [*np.percentile(tokens, _PERCENTILES), max(tokens)]
+        rows[f"{what} tokens, mean"] = f"{np.mean(tokens):,.0f}"
+        rows[f"{what} tokens, p50 / p90 / p99 / most"] = " / ".join(
+            f"{math.floor(part + 0.5):,}" for part in parts
         )
     if timed:
-        row("input tokens/s", lambda t: _per_second(describe(t).input_tokens, t))
-        row("output tokens/s", lambda t: _per_second(describe(t).output_tokens, t))
-    if any(traffic.images is not None for traffic in traffics):
-        row("images per request, mean", lambda t: f"{describe(t).images / len(t.requests):.2f}")
-        row("images, all / distinct", _image_counts)
-        row("images seen before, %", lambda t: f"{100 * describe(t).repeated_images_share:.1f}")
-        row("size of images, pixels", _image_sizes)
-        row("distinct images, encoded, MB", lambda t: f"{describe(t).image_bytes / 1e6:,.1f}")
-        row("images sent as base64, MB", _sent_megabytes)
-    row("reusable blocks, %", lambda t: f"{100 * describe(t).reusable_share:.1f}")
-    row("working set, tokens", lambda t: f"{describe(t).working_set_tokens:,}")
-    for configuration in benchmark.configurations if benchmark else ():
+        rows["input tokens/s"] = _per_second(figures.input_tokens, traffic)
+        rows["output tokens/s"] = _per_second(figures.output_tokens, traffic)
+    if traffic.images is not None:
+        rows["images per request, mean"] = f"{figures.images / figures.requests:.2f}"
+        rows["images, all / distinct"] = f"{figures.images:,} / {figures.distinct_images:,}"
+        rows["images seen before, %"] = f"{100 * figures.repeated_images_share:.1f}"
+        rows["size of images, pixels"] = _image_sizes(traffic)
+        rows["distinct images, encoded, MB"] = f"{figures.image_bytes / 1e6:,.1f}"
+        rows["images sent as base64, MB"] = _sent_megabytes(traffic)
+    rows["reusable blocks, %"] = f"{100 * figures.reusable_share:.1f}"
+    rows["working set, tokens"] = f"{figures.working_set_tokens:,}"
+    for own in benchmark.configurations if benchmark else ():
         if timed:
-            row(
-                f"{configuration.name}: input tokens/s per prefilling worker",
-                lambda t, c=configuration: _per_second(  # type: ignore[misc]
-                    describe(t).input_tokens / c.prefill_replicas, t
-                ),
+            rows[f"{own.name}: input tokens/s per prefilling worker"] = _per_second(
+                figures.input_tokens / own.prefill_replicas, traffic
             )
-        if configuration.concurrency is not None or configuration.requests is not None:
-            row(
-                f"{configuration.name}: its own schedule and requests",
-                lambda t, c=configuration: _own(t, c),  # type: ignore[misc]
+        if own.concurrency is not None or own.requests is not None:
+            sent = traffic_for(traffic, own)
+            rows[f"{own.name}: its own schedule and requests"] = (
+                f"{sent.schedule.description}, {len(sent.requests):,}"
             )
-        tokens = _kv_tokens(benchmark, configuration) if benchmark else None
-        row(
-            f"{configuration.name}: working set / KV cache of prefilling workers",
-            lambda t, tokens=tokens: (  # type: ignore[misc]
-                f"{describe(t).cache_pressure(tokens):.2f}" if tokens else "not known"
-            ),
+        kv_tokens = _kv_tokens(benchmark, own) if benchmark else None
+        rows[f"{own.name}: working set / KV cache of prefilling workers"] = (
+            f"{figures.cache_pressure(kv_tokens):.2f}" if kv_tokens else "not known"
         )
     return rows
 
 
-def _arrivals(traffic: Traffic, in_words: Callable[[Arrivals], str]) -> str:
-    found = arrivals(traffic)
-    return "-" if found is None else in_words(found)
-
-
-def _resolution(found: Arrivals) -> str:
-    return "not seen" if found.resolution_ms is None else f"{found.resolution_ms:,g}"
-
-
-def _image_counts(traffic: Traffic) -> str:
-    figures = describe(traffic)
-    return f"{figures.images:,} / {figures.distinct_images:,}"
+def _starts(found: Arrivals | None) -> dict[str, str]:
+    """When sessions start; unknown for a closed loop."""
+    labels = ("distinct start times", "starts at once, mean / most",
+              "resolution of start times, ms")  # fmt: skip
+    if found is None:
+        return dict.fromkeys(labels, "-")
+    step = "not seen" if found.resolution_ms is None else f"{found.resolution_ms:,g}"
+    at_once = f"{found.mean_at_once:.1f} / {found.most_at_once:,}"
+    return dict(zip(labels, (f"{found.instants:,}", at_once, step), strict=True))
 
 
 def _image_sizes(traffic: Traffic) -> str:
@@ -372,29 +353,13 @@ def _kv_tokens(benchmark: Benchmark, configuration: Configuration) -> int | None
     return total
 
 
-def _own(traffic: Traffic, configuration: Configuration) -> str:
-    """The traffic of a configuration with its own load."""
-    own = traffic_for(traffic, configuration)
-    return f"{own.schedule.description}, {len(own.requests):,}"
-
-
 def _per_second(count: float, traffic: Traffic) -> str:
     seconds = traffic.duration_seconds
     rate = count / seconds
     return f"{rate:,.2f}" if rate < 100 else f"{rate:,.0f}"
 
 
-def _turns(traffic: Traffic) -> str:
-    counts = Counter(request.session_id for request in traffic.requests)
-    return f"{len(traffic.requests) / len(counts):.2f} / {max(counts.values())}"
-
-
 def _peak(traffic: Traffic) -> str:
     times = np.array([r.timestamp_ms for r in traffic.requests if r.turn == 0]) / 1000
     bins = np.bincount((times / _WINDOW_SECONDS).astype(int))
     return f"{bins.max() / _WINDOW_SECONDS:,.2f}"
-
-
-def _percentiles(values: Sequence[int]) -> str:
-    parts = [*np.percentile(values, _PERCENTILES), max(values)]
-    return " / ".join(f"{math.floor(part + 0.5):,}" for part in parts)
