@@ -261,6 +261,14 @@ def _routing(seen: Observation) -> str:
         given = requests.numbers("input_tokens")[told]
         share = (rate[told] * given).sum() / given.sum()
         saw += f"; the router expected {100 * share:.1f} %"
+    given_up = seen.metrics.value("given_up_reuse")
+    if not math.isfinite(given_up):
+        # For single requests only a simulation has it.
+        counters = seen.metrics.run.observed.get("frontend")
+        counted = counters.get("router_given_up_share") if isinstance(counters, Mapping) else None
+        given_up = counted if isinstance(counted, float) else math.nan
+    if math.isfinite(given_up):
+        saw += f"; it gave up {100 * given_up:.1f} % that another worker had cached"
     return saw
 
 

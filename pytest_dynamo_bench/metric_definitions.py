@@ -174,6 +174,10 @@ _BUILT_IN = (
     Metric("host_hit_rate", "share", "higher", "ratio",
         "prompt tokens found in the host tier of KV offload / prompt tokens",
         lambda c: (c.host_tokens, c.input_tokens), is_share=True),
+    Metric("given_up_reuse", "share", "lower", "ratio",
+        "prompt tokens that another worker had cached beyond those of the worker that the router "
+        "chose / prompt tokens; only on replay of a Dynamo that reports it",
+        lambda c: (c.given_up_tokens, c.input_tokens), is_share=True),
     Metric("split_share", "share", "higher", "ratio",
         "requests prefilled and decoded on different workers / requests",
         _split, is_share=True),

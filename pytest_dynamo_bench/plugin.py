@@ -307,11 +307,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if benchmarks:
         from pytest_dynamo_bench.targets.base import sent_traffic
     known = {item.name for benchmark in benchmarks.values() for item in benchmark.configurations}
-    for name, _ in config.getoption("dynamo_version"):
-        if benchmarks and name and name not in known:
+    known |= {f"{b.name}/{item.name}" for b in benchmarks.values() for item in b.configurations}
+    named = {"--dynamo-version": [name for name, _ in config.getoption("dynamo_version")]}
+    named |= getattr(dynamo.target, "named_configurations", {}) if benchmarks else {}
+    for flag, name in ((flag, name) for flag, names in named.items() for name in names if name):
+        if benchmarks and name not in known:
             raise pytest.UsageError(
-                f"--dynamo-version: there is no configuration {name!r} in the selected benchmarks; "
-                f"there are {', '.join(sorted(known))}"
+                f"{flag}: there is no configuration {name!r} in the selected benchmarks; "
+                f"there are {', '.join(sorted(name for name in known if '/' not in name))}"
             )
     for benchmark in benchmarks.values():
         try:

@@ -54,6 +54,8 @@ class RequestRecord:
         kv_transfer_ms: time that moving the prompt's KV cache between the two took.
         decode_steps: forward passes that the tokens after the first took.
         host_tokens: of ``cached_tokens``, those that a host tier of KV offload held.
+        given_up_tokens: of the prompt, how much more another worker had cached than the one that
+            the router chose.
         status: HTTP status.
         error: why the request does not count, in one line.
         chunk_tokens: tokens of each chunk, where they are known and not one each.
@@ -92,6 +94,7 @@ class RequestRecord:
     kv_transfer_ms: float | None = None
     decode_steps: int | None = None
     host_tokens: int | None = None
+    given_up_tokens: int | None = None
     status: int | None = None
     error: str | None = None
     chunk_tokens: tuple[int, ...] | None = None
@@ -170,6 +173,7 @@ class _Possible(msgspec.Struct):
     completion_tokens: Tokens | None = None
     cached_tokens: Tokens | None = None
     host_tokens: Tokens | None = None
+    given_up_tokens: Tokens | None = None
     router_hit_rate: Share | None = None
     prefill_worker: Name | None = None
     decode_worker: Name | None = None

@@ -140,6 +140,9 @@ LINES = st.one_of(
         st.sampled_from([
             "dynamo_frontend_requests_total", "dynamo_frontend_cached_tokens_sum",
             "dynamo_component_router_kv_hit_rate_sum", "dynamo_component_router_kv_hit_rate_count",
+            "dynamo_component_router_kv_best_eligible_cached_prefix_tokens_total",
+            "dynamo_component_router_kv_selected_cached_prefix_tokens_total",
+            "dynamo_frontend_input_sequence_tokens_sum",
         ]),
         st.sampled_from(["", '{a="b"}', "{", '{a="', '{a="b",}', "_bucket", "\x00", "é"]),
         st.sampled_from([" ", "", "\t", "  "]),

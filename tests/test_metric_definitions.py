@@ -78,6 +78,7 @@ GAPS = {"inter_chunk_latency": gaps, "inter_token_gap": token_gaps}
 RATIOS = {
     "kv_hit_rate": lambda r: share(r.cached_tokens, r.input_tokens),
     "host_hit_rate": lambda r: share(r.host_tokens, r.input_tokens),
+    "given_up_reuse": lambda r: share(r.given_up_tokens, r.input_tokens),
     "embedding_hit_rate": lambda r: share(r.image_cache_hits or 0, r.images or None),
     "worker_decode_share": lambda r: share(r.images_decoded or 0, r.images or None),
     "split_share": lambda r: (
@@ -120,6 +121,7 @@ def a_record(draw, index):
         draw(st.integers(1, 1000)), 5,
         completion_tokens=draw(st.none() | st.just(len(chunks)) | COUNTS),
         chunk_tokens=tokens, cached_tokens=draw(COUNTS), host_tokens=draw(COUNTS),
+        given_up_tokens=draw(COUNTS),
         images=draw(COUNTS), image_cache_hits=draw(COUNTS), images_decoded=draw(COUNTS),
         image_decode_ms=draw(st.none() | TIMES), image_transfer_ms=draw(st.none() | TIMES),
         encoder_ms=draw(st.none() | TIMES), kv_transfer_ms=draw(st.none() | TIMES),

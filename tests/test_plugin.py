@@ -407,6 +407,25 @@ def test_a_dynamo_that_cannot_be_is_a_usage_error(pytester, monkeypatch, given, 
     result.stdout.no_fnmatch_line("*bringing up*")
 
 
+def test_what_a_target_is_given_for_a_configuration_that_is_not_there_is_a_usage_error(project):
+    pytester = project()
+    conftest = (pytester.path / "conftest.py").read_text()
+    for names, code in (
+        (["", "kv", "example/kv"], pytest.ExitCode.TESTS_FAILED),
+        (["", "vk"], pytest.ExitCode.USAGE_ERROR),
+        (["other/kv"], pytest.ExitCode.USAGE_ERROR),
+    ):
+        pytester.makeconftest(f"{conftest}\ntarget.named_configurations = {{'--own': {names}}}\n")
+        result = pytester.runpytest("-k", "not elsewhere", "-p", "no:cacheprovider")
+        assert result.ret == code, names
+        if code == pytest.ExitCode.USAGE_ERROR:
+            result.stderr.fnmatch_lines(
+                [f"*--own: there is no configuration '{names[-1]}' in the selected benchmarks; "
+                 "there are agg, kv, split*"]
+            )  # fmt: skip
+            result.stdout.no_fnmatch_line("*MEASURED*")
+
+
 def test_a_port_that_is_taken_is_a_usage_error(pytester):
     import socket
 

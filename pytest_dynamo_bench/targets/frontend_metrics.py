@@ -27,6 +27,8 @@ _KEPT = (
     "dynamo_frontend_time_to_first_token_seconds_count",
     "dynamo_component_router_kv_hit_rate_sum",
     "dynamo_component_router_kv_hit_rate_count",
+    _BEST := "dynamo_component_router_kv_best_eligible_cached_prefix_tokens_total",
+    _CHOSEN := "dynamo_component_router_kv_selected_cached_prefix_tokens_total",
 )
 _OURS = re.compile(rf"({'|'.join(_KEPT)})(?![A-Za-z0-9_:])").match
 
@@ -84,8 +86,10 @@ def summarize(text: str) -> tuple[dict[str, float], list[str]]:
 
     Returns:
         Counters by name; ``router_kv_hit_rate``, the router's mean expectation per request,
-        is added where the router has one. And notes of lines that could not be read: they are
-        left out.
+        is added where the router has one, and where it says what its workers had cached
+        ``router_given_up_share``: prompt tokens that another worker had cached beyond those of the
+        worker that it chose / prompt tokens. The choice of decode workers is no part of that.
+        And notes of lines that could not be read: they are left out.
     """
     sums: dict[str, float] = defaultdict(float)
     unreadable = []
@@ -93,7 +97,11 @@ def summarize(text: str) -> tuple[dict[str, float], list[str]]:
     for line in filter(_OURS, text.split("\n")):
         try:
             found = [s for f in text_string_to_metric_families(line) for s in f.samples]
-            samples = {sample.name: msgspec.convert(sample.value, Amount) for sample in found}
+            samples = {
+                sample.name: msgspec.convert(sample.value, Amount)
+                for sample in found
+                if sample.name not in (_BEST, _CHOSEN) or sample.labels.get("phase") != "decode"
+            }
         except (ValueError, IndexError, KeyError):
             unreadable.append(line)
         else:
@@ -104,6 +112,11 @@ def summarize(text: str) -> tuple[dict[str, float], list[str]]:
         rate = sums["dynamo_component_router_kv_hit_rate_sum"] / count
         if rate <= 1:
             sums["router_kv_hit_rate"] = rate
+    prompts = sums.get("dynamo_frontend_input_sequence_tokens_sum", 0.0)
+    if prompts and _BEST in sums and _CHOSEN in sums:
+        given_up = (sums[_BEST] - sums[_CHOSEN]) / prompts
+        if 0 <= given_up <= 1:
+            sums["router_given_up_share"] = given_up
     notes = []
     if unreadable:
         notes.append(

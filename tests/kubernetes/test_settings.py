@@ -198,6 +198,10 @@ def test_show_says_what_is_wrong(tmp_path):
     )
     assert done.returncode == 2
     assert "there is no configuration 'disagg-eagle'; did you mean" in done.stderr
+    image = ("--target", "kubernetes", "--dynamo-image", "disagg-eagle=registry/own:1.6.1")
+    done = show("benchmarks/kimi_feature_stack.py", *image)
+    assert done.returncode == 2
+    assert "has no configuration 'disagg-eagle'" in done.stderr
     path = settings_file(tmp_path, "namespace: a\nload: {shards: x}\n")
     done = show(
         "benchmarks/kimi_feature_stack.py", "--target", "kubernetes", "--dynamo-cluster", str(path)

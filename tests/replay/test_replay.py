@@ -499,7 +499,7 @@ def test_ids_beyond_32_bits_are_renumbered(tmp_path):
 
 def test_a_request_without_a_result_is_a_failure():
     traffic = make_traffic(3)
-    records = to_records(traffic, matched(traffic.requests, []), disaggregated=False)
+    records = to_records(traffic, matched(traffic.requests, []), disaggregated=False, block_size=64)
     assert [record.error for record in records] == [
         "in the simulation the request never started"
     ] * 3

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from replay_bench import AGGREGATED, SPLIT, Silent, make_benchmark, make_traffic
 
+from pytest_dynamo_bench import Configuration, Worker
 from pytest_dynamo_bench.attribution_runs import run_attribution
+from pytest_dynamo_bench.dynamo.abilities import abilities
 from pytest_dynamo_bench.errors import DeploymentError, TargetError
 from pytest_dynamo_bench.reports import stored_types
 from pytest_dynamo_bench.sweep import Sweep
 from pytest_dynamo_bench.targets.base import PlannedRun
 from pytest_dynamo_bench.targets.options import executor
+from pytest_dynamo_bench.targets.replay import arguments
 from pytest_dynamo_bench.targets.replay import runner as runners
 from pytest_dynamo_bench.targets.replay.runner import Runner, SimulationCache
 from pytest_dynamo_bench.targets.replay.simulation import versions
@@ -74,6 +77,32 @@ def test_what_is_kept_is_what_was_simulated(tmp_path):
     ((_, made, known),) = runner.simulated({0: job(KV)})
     ((_, kept, known_now),) = runner.simulated({0: job(KV)})
     assert (known, known_now) == (False, True) and kept == made
+
+
+def test_a_simulation_that_cannot_be_kept_is_one_all_the_same(tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runners, "write_whole", full)
+    runner = Runner(processes=1, cache=SimulationCache(directory=tmp_path))
+    with pytest.warns(UserWarning, match=r"cannot be written .*No space left.*--no-cache"):
+        ((_, outcome, known),) = runner.outcomes({"one": job()})
+    assert not known and job().records(outcome)[0].succeeded
+
+
+def test_what_a_dynamo_can_do_is_asked_once_for_all_that_have_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        arguments, "abilities", lambda dynamo: asked.append(dynamo) or abilities(dynamo)
+    )
+    dp = {"attention_dp": 2, "tp": 2}
+    many = [
+        Configuration(
+            f"c{i}", "treatment", [Worker(1, mode="prefill", **dp), Worker(1, mode="decode")]
+        )
+        for i in range(20)
+    ]
+    assert arguments.ranks_as_workers(make_benchmark(*many)) and len(asked) == 1
 
 
 def test_an_attribution_takes_what_the_comparison_has_simulated(tmp_path):

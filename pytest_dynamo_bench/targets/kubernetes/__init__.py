@@ -114,6 +114,8 @@ def _show(
     file = options.dynamo_cluster
     settings = read_settings(file) if file else ClusterSettings("default")
     images = dict(map(_image, options.dynamo_image))
+    for name in filter(None, images):
+        benchmark.configuration(name.removeprefix(f"{benchmark.name}/"))
     operators = {operator.version: operator for operator in (NEW_OPERATOR, OLD_OPERATOR)}
     parts = []
     if options.with_claims:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,6 +108,10 @@ class KubernetesTarget:
         self.run_id = run_id or f"{stamp}-{secrets.token_hex(3)}"
         self._operator: Operator | None = None
         self._unknown: Sequence[str] = ()
+        self.named_configurations: Mapping[str, Collection[str]] = {
+            "--dynamo-manifest": options.manifests.keys(),
+            "--dynamo-image": options.images.keys(),
+        }
 
     def check(self, benchmark: Benchmark) -> None:
         """Look at the cluster; with ``dry_run`` let it check all manifests as well.

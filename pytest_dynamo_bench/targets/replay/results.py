@@ -57,6 +57,18 @@ def write_trace(requests: Sequence[TrafficRequest], path: Path) -> None:
             file.write(json.dumps(marker | {"delay": 0}) + "\n")
 
 
+class Routed(msgspec.Struct):
+    """A choice of the router for a request.
+
+    Attributes:
+        pool: the workers that it had: ``agg``, ``prefill`` or ``decode``.
+        overlap_regret_blocks: how many more blocks another of them had cached.
+    """
+
+    pool: str
+    overlap_regret_blocks: Count | None = None
+
+
 class Row(msgspec.Struct):
     """What Dynamo's replay says of a request."""
 
@@ -75,6 +87,13 @@ class Row(msgspec.Struct):
     prefill_route_overlap_tokens: Tokens | None = None
     prefill_worker_idx: Count | None = None
     decode_worker_idx: Count | None = None
+    routing_history: list[Routed] = []
+
+    @property
+    def given_up_blocks(self) -> int | None:
+        """The regret of the choice of the worker that processed the prompt, where it is known."""
+        chosen = [each for each in self.routing_history if each.pool != "decode"]
+        return chosen[-1].overlap_regret_blocks if chosen else None
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -131,7 +150,12 @@ def finished(row: Row | None) -> TypeGuard[Row]:
 
 
 def to_records(
-    traffic: Traffic, rows: Sequence[Row | None], *, disaggregated: bool, speedup: float = 1.0
+    traffic: Traffic,
+    rows: Sequence[Row | None],
+    *,
+    disaggregated: bool,
+    block_size: int,
+    speedup: float = 1.0,
 ) -> tuple[RequestRecord, ...]:
     """The results of a traffic's requests as records; those without a result have an error.
 
@@ -141,16 +165,21 @@ def to_records(
 
     Args:
         rows: as :func:`matched` gives them.
+        block_size: of the KV cache of the workers that process prompts.
     """
     start_ms = min((request.timestamp_ms for request in traffic.requests), default=0.0) / speedup
     return tuple(
-        _record(request, row, start_ms, disaggregated)
+        _record(request, row, start_ms, disaggregated, block_size)
         for request, row in zip(traffic.requests, rows, strict=True)
     )
 
 
 def _record(
-    request: TrafficRequest, row: Row | None, start_ms: float, disaggregated: bool
+    request: TrafficRequest,
+    row: Row | None,
+    start_ms: float,
+    disaggregated: bool,
+    block_size: int,
 ) -> RequestRecord:
     if not finished(row):
         status = "never started" if row is None else f"ended as {row.terminal_status!r}"
@@ -164,6 +193,7 @@ def _record(
         (row.first_token_ms or 0.0) + start_ms,
         (row.last_token_ms or 0.0) + start_ms,
     )
+    given_up = row.given_up_blocks
     overlap = row.prefill_route_overlap_tokens
     # Dynamo leaves the index out where there is one worker.
     mode = "decode" if disaggregated else "aggregated"
@@ -185,6 +215,7 @@ def _record(
         completion_tokens=row.output_length,
         cached_tokens=row.reused_input_tokens,
         host_tokens=row.first_admission_host_reused_input_tokens,
+        given_up_tokens=None if given_up is None else given_up * block_size,
         router_hit_rate=None if overlap is None else overlap / request.input_tokens,
         prefill_worker=prefill_worker,
         decode_worker=decode_worker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, as_completed
@@ -150,11 +151,23 @@ class Runner:
                 outcome: Simulated | Exception
                 try:
                     outcome = future.result()
-                    self.cache.put(jobs[same[0]], outcome)
                 except Exception as error:
                     outcome = error
+                else:
+                    self._keep(jobs[same[0]], outcome)
                 for key in same:
                     yield key, outcome, False
+
+    def _keep(self, job: Simulation, simulated: Simulated) -> None:
+        """What came out is worth something although it cannot be kept."""
+        try:
+            self.cache.put(job, simulated)
+        except OSError as error:
+            warnings.warn(
+                f"simulations are not kept: {self.cache.directory} cannot be written ({error}); "
+                "give another --cache, or --no-cache",
+                stacklevel=2,
+            )
 
     def simulated(self, jobs: Mapping[Key, Simulation]) -> Iterator[tuple[Key, Simulated, bool]]:
         """As :meth:`outcomes`, but ended by the first that fails.

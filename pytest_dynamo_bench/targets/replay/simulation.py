@@ -114,6 +114,7 @@ class Simulation:
             self.traffic,
             simulated.rows,
             disaggregated="prefill_engine_args" in self.arguments,
+            block_size=self.arguments[self.prefilling]["block_size"],
             speedup=self.arguments["arrival_speedup_ratio"],
         )
 
