@@ -45,7 +45,7 @@ def test_what_a_release_does_not_say_is_missing_and_not_zero(python, tmp_path):
     metrics, seen = replayed(python, "kv", tmp_path)
     said = metrics.requests.numbers("given_up_tokens")
     # Both came with the same release.
-    says = "vllm" in abilities(resolve(python)).host_offload
+    says = abilities(resolve(python)).hands_over_at_once
     assert math.isnan(metrics.given_up_reuse) is not says
     if not says:
         assert (said != said).all() and "gave up" not in seen
