@@ -145,3 +145,29 @@ def test_local_counts_the_hits_that_the_frontend_reports(python, tmp_path):
         ttft[gb_per_second] = metrics.time_to_first_token.p50
     # 1,024 tokens of 256 KiB take 268 ms.
     assert ttft[1.0] > ttft[None] + 150
+
+
+@pytest.mark.slow
+@each_other
+def test_hits_of_a_split_with_a_host_tier_are_unknown_and_said_to_be(python, tmp_path):
+    python = having_a_host_tier(python)
+    split = Configuration(
+        "split", "baseline",
+        [
+            Worker(1, mode="prefill", tp=2, kv_blocks=50, kv_offload=KvOffload(2)),
+            Worker(1, mode="decode", tp=2, kv_blocks=500, prefix_caching=False),
+        ],
+        dynamo=python,
+    )  # fmt: skip
+    requests = tuple(
+        TrafficRequest(
+            f"{i}", f"{i}", 0, 0.0, 0.0, 2148, 12, (*range(4 * (i % 2), 4 * (i % 2) + 4), 100 + i)
+        )
+        for i in range(8)
+    )
+    traffic = Traffic(requests, Concurrency(1), 512, ("two prompts in turn",))
+    run, _, limitations = measured(LocalTarget(), split, traffic, tmp_path)
+    assert {(record.cached_tokens, record.host_tokens) for record in run.records} == {(None, None)}
+    # The engines did find them.
+    assert run.observed["engine_prefill_tokens"] < 0.6 * 8 * 2148
+    assert any("hits of the KV cache are unknown" in text for text in limitations)

@@ -219,6 +219,11 @@ class LocalTarget:
             )
         tiers = host_tiers(benchmark, configuration, benchmark.engine)
         modelled = Simulation(benchmark, configuration, host_tiers=tiers)
+        if tiers and configuration.disaggregated:
+            found.append(
+                "hits of the KV cache are unknown: blocks that come back from the host tier look "
+                "like computed ones, and a response has the hits of its decode worker"
+            )
         found += feature_limits(modelled, "stand-in")
         return tuple(found)
 
