@@ -14,7 +14,7 @@ from tests.dynamo_by_hand import dynamo
 from tests.load.test_load import request, traffic
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 MODULE = """
 from pytest_dynamo_bench import *

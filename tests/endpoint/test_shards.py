@@ -359,6 +359,7 @@ def test_who_does_not_know_the_way_is_told_nothing(tmp_path):
                 urllib.request.urlopen(f"http://127.0.0.1:{process.port}{path}", timeout=5)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_three_shards_measure_what_one_does(tmp_path):
     """Against a real frontend: the same requests at the same times, and comparable metrics."""

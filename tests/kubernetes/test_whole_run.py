@@ -11,7 +11,7 @@ from tests.endpoint.test_real_frontend import conversations
 from tests.kubernetes.fake_cluster import DGD, NAMESPACE, TOKEN, pulling, running, unschedulable
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 MODULE = """
 from pytest_dynamo_bench import *

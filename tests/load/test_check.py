@@ -11,7 +11,7 @@ from pytest_dynamo_bench.load import check
 from pytest_dynamo_bench.load.check import CheckResult, Limits, Step, StepResult, check_client
 from tests.verdicts.making import record
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 LOOSE = Limits(ttft_error_p99_ms=50, gap_error_p99_ms=50, schedule_delay_p99_ms=500, cpu_share=2)
 FEW = (

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 FOLDER = Path(__file__).parents[2] / "client_benchmark"
 
 

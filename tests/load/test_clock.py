@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from pytest_dynamo_bench.load.clock import TOLERANCE_NS, ReceiveClock
 
+pytestmark = pytest.mark.alone
+
 HOUR = 3_600_000_000_000
 
 

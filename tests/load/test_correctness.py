@@ -20,7 +20,7 @@ from pytest_dynamo_bench.traffic import Concurrency
 from tests.load.test_load import request, send, traffic
 from tests.reference_server import Script
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
 

@@ -17,6 +17,8 @@ from pytest_dynamo_bench.traffic import Concurrency
 from tests.load.test_load import request, send
 from tests.reference_server import Script
 
+pytestmark = pytest.mark.alone
+
 
 class Mailbox:
     def __init__(self):

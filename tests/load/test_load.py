@@ -15,7 +15,7 @@ from pytest_dynamo_bench.load.generator import LoadGenerator
 from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule, Traffic, TrafficRequest
 from tests.reference_server import Script, reference_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 
 def request(index, *, at=0.0, session=None, turn=0, delay=0.0, isl=40, osl=8):

@@ -19,7 +19,7 @@ from pytest_dynamo_bench.traffic import Concurrency, FixedSchedule
 from tests.load.test_load import request, traffic
 from tests.reference_server import Script, reference_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 
 def workers():

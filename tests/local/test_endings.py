@@ -14,7 +14,7 @@ import pytest
 from tests.local.test_local_target import dynamo_processes, scratch_directories
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 BENCHMARK = """
 from pytest_dynamo_bench import *

@@ -13,7 +13,7 @@ from tests.local.test_local_target import AGG, Watch, conversation, measure, not
 from tests.local.test_local_target import scratch_directories as scratch
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module", autouse=True)

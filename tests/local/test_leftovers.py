@@ -10,7 +10,7 @@ import pytest
 from tests.local import test_local_target as text
 from tests.local import test_vision_target as images
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from pytest_dynamo_bench.traffic.model import Concurrency, FixedSchedule, Traffi
 from pytest_dynamo_bench.verdicts.regression import mismatches
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 AGG = Configuration("agg", "baseline", [Worker(4, tp=2, kv_blocks=4000)])
 AGG_KV = AGG.but(name="agg-kv", role="treatment", router="kv")

@@ -21,7 +21,7 @@ from pytest_dynamo_bench.targets.local.vision import deployment
 from tests.local.test_local_target import Watch, nothing_left, scratch_directories
 
 pytest.importorskip("dynamo.llm", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PLAIN = Configuration("plain", "baseline", [Worker(1)])
 CACHED = PLAIN.but(name="cached", role="treatment", workers=[Worker(1, embedding_cache_gib=1)])

@@ -23,7 +23,11 @@ try:
     WHY_NOT = ""
 except TargetError as error:
     WHY_NOT = str(error)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
+]
 
 # Two users of three turns: 18 images, of which 10 are distinct; vLLM's own cache holds four.
 TRAFFIC = SlidingWindowImages(

@@ -14,7 +14,7 @@ from pytest_dynamo_bench.targets.replay.target import ReplayTarget
 from pytest_dynamo_bench.traffic import FixedSchedule, Traffic, TrafficRequest
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 AGG = Configuration("agg", "baseline", [Worker(8, tp=2, kv_blocks=11_328)])
 KV = AGG.but(name="kv", role="treatment", router="kv")

@@ -113,6 +113,7 @@ def test_replay_finds_in_host_memory_what_the_gpu_gave_up_and_pays_for_the_link(
     assert ttft[50] - ttft[None] == pytest.approx(link_ms, rel=0.5)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @each_other
 def test_local_counts_the_hits_that_the_frontend_reports(python, tmp_path):
