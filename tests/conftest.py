@@ -5,10 +5,12 @@ import io
 import os
 import signal
 
+# pytester forgets the modules that an inner session imported, and numpy, scipy and pyarrow
+# cannot be imported twice, nor can httpcore, whose errors httpx then no longer knows: what an inner
+# session imports late is imported here.
+import httpcore  # noqa: F401
 import pytest
 
-# pytester forgets the modules that an inner session imported, and numpy, scipy and pyarrow
-# cannot be imported twice: what an inner session imports late is imported here.
 import pytest_dynamo_bench.comparison
 import pytest_dynamo_bench.reports.terminal
 import pytest_dynamo_bench.reports.write

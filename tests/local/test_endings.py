@@ -41,10 +41,10 @@ def session(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     started = []
 
-    def start(preexec=None):
+    def start(preexec=None, *arguments):
         log = (tmp_path / "out").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "--dynamo-seconds=30"],
+            [sys.executable, "-m", "pytest", "--dynamo-seconds=30", *arguments],
             cwd=tmp_path, stdout=log, stderr=log, preexec_fn=preexec,
             env={**os.environ, "HOME": str(tmp_path / "home")},
         )  # fmt: skip

@@ -35,6 +35,7 @@ from pytest_dynamo_bench.targets.local.target import LocalOptions, LocalTarget
 from pytest_dynamo_bench.traffic import Traffic
 from pytest_dynamo_bench.traffic.model import Concurrency, FixedSchedule, TrafficRequest
 from pytest_dynamo_bench.verdicts.regression import mismatches
+from tests import dynamo_parsers
 
 pytest.importorskip("dynamo.mocker", reason="needs ai-dynamo")
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -95,13 +96,14 @@ class Watch:
 def dynamo_processes():
     """All processes below this one, the supervisor's among them."""
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if not _is_of_multiprocessing(child)]
+    return [child for child in children if not _lives_as_long_as_this_one(child)]
 
 
-def _is_of_multiprocessing(process):
-    """Its trackers live as long as this process, once another test has used them."""
+def _lives_as_long_as_this_one(process):
+    """What other tests have started: trackers of multiprocessing, and Dynamo's parsers."""
     with contextlib.suppress(psutil.Error):
-        return any("multiprocessing" in part for part in process.cmdline())
+        words = process.cmdline()
+        return any("multiprocessing" in word or word == dynamo_parsers.__file__ for word in words)
     return False
 
 
