@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pytest_dynamo_bench.attribution import Estimate
 from pytest_dynamo_bench.attribution_runs import AttributionStudy
+from pytest_dynamo_bench.reports.model import ATTRIBUTION_VIEWS
 
 
 def shares_table(study: AttributionStudy) -> Table:
@@ -18,7 +19,7 @@ def shares_table(study: AttributionStudy) -> Table:
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("feature")
-    for title in ("alone", "on top of the others", "averaged over orders"):
+    for title in ATTRIBUTION_VIEWS.values():
         table.add_column(title, justify="right")
     for share in study.attribution.features:
         table.add_row(

@@ -10,7 +10,7 @@ from pytest_dynamo_bench.plain_text import printable
 if TYPE_CHECKING:
     from pytest_dynamo_bench.attribution_runs import AttributionStudy
     from pytest_dynamo_bench.comparison import Comparison
-    from pytest_dynamo_bench.verdicts import Verdict
+    from pytest_dynamo_bench.verdicts import Effect, Verdict
     from pytest_dynamo_bench.verdicts.regression import Regression
 
 _LONGEST_LINE = 2000
@@ -61,15 +61,9 @@ def verdict_properties(
         ("dynamo.confounds", "; ".join(map(str, verdict.confounds))),
     ]
     if effect is not None:
-        found += [
-            ("dynamo.treatment_value", effect.treatment_value),
-            ("dynamo.baseline_value", effect.baseline_value),
-            ("dynamo.change", effect.change),
-            ("dynamo.change_low", effect.low),
-            ("dynamo.change_high", effect.high),
-            ("dynamo.confidence", effect.confidence),
-            ("dynamo.threshold", verdict.bound.limit),
-        ]
+        found += _effect_properties(effect, "treatment_value", "baseline_value")
+        found.append(("dynamo.confidence", effect.confidence))
+        found.append(("dynamo.threshold", verdict.bound.limit))
     for configuration in (claim.treatment, claim.baseline):
         metrics = comparison[configuration]
         # All repeats of a configuration run on the same Dynamo.
@@ -95,11 +89,17 @@ def regression_properties(benchmark: str, configuration: str, found: Regression)
         ("dynamo.metric", found.tolerance.metric),
         ("dynamo.regression", found.outcome),
         ("dynamo.tolerance", found.tolerance.share),
-        ("dynamo.value", found.effect.treatment_value),
-        ("dynamo.stored_value", found.effect.baseline_value),
-        ("dynamo.change", found.effect.change),
-        ("dynamo.change_low", found.effect.low),
-        ("dynamo.change_high", found.effect.high),
+        *_effect_properties(found.effect, "value", "stored_value"),
+    ]
+
+
+def _effect_properties(effect: Effect, new: str, old: str) -> Properties:
+    return [
+        (f"dynamo.{new}", effect.treatment_value),
+        (f"dynamo.{old}", effect.baseline_value),
+        ("dynamo.change", effect.change),
+        ("dynamo.change_low", effect.low),
+        ("dynamo.change_high", effect.high),
     ]
 
 

@@ -138,11 +138,7 @@ class EndpointTarget:
         return tuple(found)
 
     def measure(self, planned: PlannedRun, progress: Progress) -> Run:
-        """Switch if there is a command, then warm and measure; see :class:`~..base.Target`.
-
-        Raises:
-            DeploymentError: the command failed, or the server does not answer.
-        """
+        """Switch if there is a command, then warm and measure; see :class:`~..base.Target`."""
         try:
             self._switch(planned, progress)
             return self._measure(planned, progress)

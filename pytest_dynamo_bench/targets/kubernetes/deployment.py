@@ -87,7 +87,7 @@ class Deployment:
         try:
             self._progress.stage("creating")
             for document in self._documents:
-                self._create(document)
+                self.add(document)
             self._until_ready()
             yield self
         except BaseException as error:
@@ -109,10 +109,7 @@ class Deployment:
     # -- creating -------------------------------------------------------------------------------
 
     def add(self, document: Object) -> None:
-        """Create something more that goes when the deployment goes."""
-        self._create(document)
-
-    def _create(self, document: Object) -> None:
+        """Create something that goes when the deployment goes."""
         resource = resource_of(document)
         name = str(document["metadata"]["name"])
         deadline = time.monotonic() + self.limits.delete

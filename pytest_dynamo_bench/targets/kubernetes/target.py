@@ -176,11 +176,7 @@ class KubernetesTarget:
         return tuple(found)
 
     def measure(self, planned: PlannedRun, progress: Progress) -> Run:
-        """Create, wait, measure, delete; see :class:`~..base.Target`.
-
-        Raises:
-            DeploymentError: it failed to start, to respond, or to be deleted.
-        """
+        """Create, wait, measure, delete; see :class:`~..base.Target`."""
         benchmark, configuration = planned.benchmark, planned.configuration
         directory = planned.directory
         self._operator = self._operator or operator_in(self._cluster, [])

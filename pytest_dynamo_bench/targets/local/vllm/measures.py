@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ class _Asked(msgspec.Struct, tag="asked", tag_field="event"):
     images: Count
 
 
-class _Timed(msgspec.Struct, tag="decoded", tag_field="event"):
+class _Decoded(msgspec.Struct, tag="decoded", tag_field="event"):
     request: str
     ms: Amount
 
 
-class _Read(_Timed, tag="read"):
-    pass
+class _Read(msgspec.Struct, tag="read", tag_field="event"):
+    request: str
+    ms: Amount
 
 
 class _Queued(msgspec.Struct, tag="queued", tag_field="event"):
@@ -54,9 +56,8 @@ class _Cached(msgspec.Struct, tag="cached", tag_field="event"):
     capacity_bytes: Count
 
 
-_decode = msgspec.json.Decoder(
-    _Asked | _Timed | _Read | _Queued | _Kept | _Encoded | _Cached
-).decode
+_Event = _Asked | _Decoded | _Read | _Queued | _Kept | _Encoded | _Cached
+_decode = msgspec.json.Decoder(_Event).decode
 
 
 def read_observations(directory: Path) -> Measures:
@@ -72,9 +73,9 @@ def read_observations(directory: Path) -> Measures:
     events = list(_events(directory))
     found: dict[str, dict[str, Any]] = {}
     for event in events:
-        if event["event"] == "asked":
-            found[event["request"]] = {
-                "images": event["images"],
+        if isinstance(event, _Asked):
+            found[event.request] = {
+                "images": event.images,
                 "images_decoded": 0,
                 "image_decode_ms": 0.0,
                 "image_transfer_ms": 0.0,
@@ -83,45 +84,43 @@ def read_observations(directory: Path) -> Measures:
                      "encoded", "cache")
                 ),
             }  # fmt: skip
-    for event in sorted(events, key=lambda event: event["event"] != "queued"):
-        own = found.get(event["request"])
-        if own is None:
-            # vLLM adds a suffix to the request's id.
-            own = found.get(event["request"].rpartition("-")[0])
+    for event in sorted(events, key=lambda event: not isinstance(event, _Queued)):
+        # vLLM adds a suffix to the request's id.
+        own = found.get(event.request) or found.get(event.request.rpartition("-")[0])
         if own is not None:
             _add(own, event)
     return found
 
 
-def _events(directory: Path) -> Iterator[dict[str, Any]]:
+def _events(directory: Path) -> Iterator[_Event]:
     for path in sorted(directory.glob("observed-*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
-            try:
-                yield msgspec.to_builtins(_decode(line))
-            except (ValueError, RecursionError):
-                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                yield _decode(line)
 
 
-def _add(own: dict[str, Any], event: Mapping[str, Any]) -> None:
-    match event["event"]:
-        case "decoded":
+def _add(own: dict[str, Any], event: _Event) -> None:
+    match event:
+        case _Decoded():
             own["images_decoded"] += 1
-            own["image_decode_ms"] += event["ms"]
-        case "read":
-            own["image_transfer_ms"] += event["ms"]
-        case "queued":
-            own["image_tokens"] = event["tokens"]
+            own["image_decode_ms"] += event.ms
+        case _Read():
+            own["image_transfer_ms"] += event.ms
+        case _Queued():
+            own["image_tokens"] = event.tokens
             own |= {"image_cache_hits": 0, "encoder_ms": 0.0, "encoder_cache_hits": 0, "encoded": 0}
-        case "kept":
+        case _Kept():
             own["encoder_cache_hits"] = (own["encoder_cache_hits"] or 0) + 1
-        case "encoded":
-            own["encoded"] = (own["encoded"] or 0) + event["images"]
-            own["encoder_ms"] = (own["encoder_ms"] or 0.0) + event["ms"]
-        case "cached":
-            own["image_cache_hits"] = (own["image_cache_hits"] or 0) + event["hit"]
-            cache = {key: event[key] for key in ("bytes", "entries", "capacity_bytes")}
-            evicted = (own["cache"] or {}).get("evictions", 0) + event["evicted"]
-            own["cache"] = {**cache, "evictions": evicted}
+        case _Encoded():
+            own["encoded"] = (own["encoded"] or 0) + event.images
+            own["encoder_ms"] = (own["encoder_ms"] or 0.0) + event.ms
+        case _Cached():
+            own["image_cache_hits"] = (own["image_cache_hits"] or 0) + event.hit
+            evicted = (own["cache"] or {}).get("evictions", 0) + event.evicted
+            own["cache"] = {
+                "bytes": event.bytes, "entries": event.entries,
+                "capacity_bytes": event.capacity_bytes, "evictions": evicted,
+            }  # fmt: skip
 
 
 def with_observations(records: Sequence[RequestRecord], measures: Measures) -> list[RequestRecord]:
