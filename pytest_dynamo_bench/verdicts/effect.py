@@ -63,7 +63,7 @@ from pytest_dynamo_bench.verdicts.blocks import (
     uncertainty_of_mean,
 )
 from pytest_dynamo_bench.verdicts.resampling import counted, drawn_blocks
-from pytest_dynamo_bench.verdicts.shares import ShareParts, worth
+from pytest_dynamo_bench.verdicts.shares import ShareNumbers, ShareParts, worth
 from pytest_dynamo_bench.verdicts.statistics import (
     END_DEGREES_OF_FREEDOM,
     Quantile,
@@ -130,11 +130,11 @@ class Effect:
     resamples: int
     paired: bool
     traffic_error: float = 0.0
-    share_parts: tuple[float, float, float, float] | tuple[()] = ()
+    share_parts: ShareNumbers | tuple[()] = ()
 
     @property
     def _score(self) -> ShareParts | None:
-        return ShareParts(*self.share_parts, paired=self.paired) if self.share_parts else None
+        return ShareParts(*self.share_parts, self.paired) if self.share_parts else None
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The interval of the change at another confidence, from the same standard error.
@@ -514,7 +514,7 @@ class _Comparison:
                 variance += found.variance * correction
         return variance
 
-    def share_parts(self, error: float) -> tuple[float, float, float, float] | tuple[()]:
+    def share_parts(self, error: float) -> ShareNumbers | tuple[()]:
         """What the score interval of a share is made from; empty for other metrics.
 
         Several runs with the same requests count as one, since what decides a request is often its
@@ -527,7 +527,8 @@ class _Comparison:
         first = self.samples[0][0]
         if self.scale != "difference" or first.statistic != "ratio" or not math.isfinite(error):
             return ()
-        up = down = 0.0
+        # Of what goes up and of what goes down: the sum, and that of squares over the weight.
+        sums, squares = [0.0, 0.0], [0.0, 0.0]
         weights: tuple[list[FloatArray], list[FloatArray]] = ([], [])
         for runs in self.groups:
             changes: dict[str, float] = {}
@@ -543,17 +544,27 @@ class _Comparison:
                 ):  # fmt: skip
                     changes[key] = changes.get(key, 0.0) + sign * value
                     importance[which][key] = importance[which].get(key, 0.0) + weight
-            up += sum(change for change in changes.values() if change > 0)
-            down -= sum(change for change in changes.values() if change < 0)
+            for key, change in changes.items():
+                part = 0 if change > 0 else 1
+                sums[part] += abs(change)
+                weight = max(importance[0].get(key, 0.0), importance[1].get(key, 0.0))
+                squares[part] += change**2 / weight if weight > 0 else 0.0
             for which in (0, 1):
                 weights[which].append(np.fromiter(importance[which].values(), np.float64))
-        requests = [worth(np.concatenate(arm)) for arm in weights]
+        ours, theirs = (worth(np.concatenate(arm)) for arm in weights)
         if self.paired:
-            requests = [min(requests)] * 2
-        parts = ShareParts(
-            min(max(up, 0.0), 1.0), min(max(down, 0.0), 1.0), requests[0], requests[1], self.paired
-        ).with_design_effect(error**2)
-        return parts.up, parts.down, parts.up_requests, parts.down_requests
+            ours = theirs = min(ours, theirs)
+        up, down = (min(total, 1.0) for total in sums)
+        up_size, down_size = (
+            min(square / total, 1.0) if total > 0 else 1.0
+            for square, total in zip(squares, sums, strict=True)
+        )
+        parts = ShareParts(up, down, ours, theirs, up_size, down_size, self.paired)
+        parts = parts.with_design_effect(error**2)
+        return (
+            parts.up, parts.down, parts.up_requests, parts.down_requests,
+            parts.up_size, parts.down_size,
+        )  # fmt: skip
 
     def _rare_events_variance(self) -> float:
         """At least this, since requests that changed between good and not good are rare.

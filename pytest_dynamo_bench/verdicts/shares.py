@@ -16,6 +16,7 @@ Sources:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from scipy import special
 from pytest_dynamo_bench.arrays import FloatArray
 
 _LARGEST_DEVIATE = 40.0
+ShareNumbers = tuple[float, float, float, float, float, float]
+"""The numbers of a :class:`ShareParts`, in their order."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class ShareParts:
         down: likewise.
         up_requests: that ``up`` is known from: what the requests are worth, after Kish.
         down_requests: likewise.
+        up_size: how much of a request goes into ``up`` at a time: 1 where it is all or nothing,
+            less where parts of prompts are hits. Unseen requests may be all or nothing still.
+        down_size: likewise.
         paired: whether the two are parts of the same requests.
     """
 
@@ -46,24 +52,29 @@ class ShareParts:
     down: float
     up_requests: float
     down_requests: float
+    up_size: float
+    down_size: float
     paired: bool
 
     @property
     def variance(self) -> float:
         """Of the difference, if requests were independent; 0 at the edges."""
         if self.paired:
-            return max(self.up + self.down - (self.up - self.down) ** 2, 0.0) / self.up_requests
+            squares = self.up_size * self.up + self.down_size * self.down
+            return max(squares - (self.up - self.down) ** 2, 0.0) / self.up_requests
         return (
-            self.up * (1 - self.up) / self.up_requests
-            + self.down * (1 - self.down) / self.down_requests
+            max(self.up * (self.up_size - self.up), 0.0) / self.up_requests
+            + max(self.down * (self.down_size - self.down), 0.0) / self.down_requests
         )
 
     def with_design_effect(self, variance: float) -> ShareParts:
         """The same with so many fewer requests that its variance is at least the given one."""
         own = self.variance
         effect = variance / own if own > 0 and variance > own else 1.0
-        return ShareParts(
-            self.up, self.down, self.up_requests / effect, self.down_requests / effect, self.paired
+        return dataclasses.replace(
+            self,
+            up_requests=self.up_requests / effect,
+            down_requests=self.down_requests / effect,
         )
 
     def interval(self, confidence: float) -> tuple[float, float]:
@@ -94,8 +105,8 @@ class ShareParts:
         return float(special.ndtr(-low))
 
     def _limits(self, deviate: float) -> tuple[float, float]:
-        up_low, up_high = _wilson(self.up, self.up_requests, deviate)
-        down_low, down_high = _wilson(self.down, self.down_requests, deviate)
+        up_low, up_high = _wilson(self.up, self.up_requests, self.up_size, deviate)
+        down_low, down_high = _wilson(self.down, self.down_requests, self.down_size, deviate)
         # A request that was gained was not lost.
         both = self.up * self.down
         neither = (1 - self.up) * (1 - self.down)
@@ -110,11 +121,12 @@ def _combined(first: float, second: float, together: float) -> float:
     return math.sqrt(first**2 + second**2 + 2 * min(together, 1.0) * first * second)
 
 
-def _wilson(share: float, requests: float, deviate: float) -> tuple[float, float]:
-    """Wilson's interval of one share."""
+def _wilson(share: float, requests: float, size: float, deviate: float) -> tuple[float, float]:
+    """Wilson's interval of one share, with the variance of requests that count in part."""
     square = deviate**2
     middle = share + square / (2 * requests)
-    half = deviate * math.sqrt(share * (1 - share) / requests + square / (4 * requests**2))
+    spread = max(share * (size - share), 0.0)
+    half = deviate * math.sqrt(spread / requests + square / (4 * requests**2))
     scale = 1 + square / requests
     return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 

@@ -82,12 +82,12 @@ def test_verdict_and_interval_agree_at_every_confidence(share, other, paired, li
 def test_a_score_interval_contains_the_change_and_has_a_width(up, down, n, paired):
     if paired and up + down > 1:
         up, down = up / 2, down / 2
-    parts = ShareParts(up, down, n, n, paired)
+    parts = ShareParts(up, down, n, n, 1, 1, paired)
     low, high = parts.interval(0.95)
     change = up - down
     assert -1 <= low <= change + 1e-9 and change - 1e-9 <= high <= 1
     assert high - low > 0
-    swapped = ShareParts(down, up, n, n, paired).interval(0.95)
+    swapped = ShareParts(down, up, n, n, 1, 1, paired).interval(0.95)
     assert swapped == pytest.approx((-high, -low))
     wider = parts.interval(0.99)
     assert wider[0] <= low + 1e-12 and high - 1e-12 <= wider[1]
@@ -95,7 +95,7 @@ def test_a_score_interval_contains_the_change_and_has_a_width(up, down, n, paire
 
 @given(up=st.floats(0.05, 0.4), down=st.floats(0.05, 0.4), times=st.floats(1, 30))
 def test_a_design_effect_takes_requests_away(up, down, times):
-    parts = ShareParts(up, down, 400, 400, True)
+    parts = ShareParts(up, down, 400, 400, 1, 1, True)
     fewer = parts.with_design_effect(times * parts.variance)
     assert fewer.up_requests == pytest.approx(400 / times)
     assert math.isclose(fewer.variance, times * parts.variance, rel_tol=1e-9)
@@ -117,3 +117,13 @@ def test_advice_at_an_edge_is_more_requests():
     found = judge(claim, "local", difference(np.ones(60), np.ones(60)))
     assert found.outcome == "inconclusive"
     assert 200 < found.more_requests < 5000
+
+
+def test_parts_of_requests_are_known_better_than_whole_ones_but_unseen_ones_count_in_full():
+    whole = ShareParts(0.1, 0.1, 400, 400, 1, 1, True)
+    part = ShareParts(0.1, 0.1, 400, 400, 0.2, 0.2, True)
+    assert part.variance == pytest.approx(whole.variance / 5)
+    low, high = part.interval(0.95)
+    assert high - low < 0.7 * (whole.interval(0.95)[1] - whole.interval(0.95)[0])
+    small = difference(np.full(200, 0.001), np.zeros(200))
+    assert small.low < -0.01 and small.high > 0.01
