@@ -572,9 +572,9 @@ _RANKS_AS_WORKERS = Caveat(
     "ranks-as-workers",
     "Dynamo's replay does not support attention data parallelism with disaggregation. Each rank is "
     "simulated as a separate worker, in all configurations of this comparison.",
-    "Ranks do not wait for each other, and the router sees each of them. On hardware a prompt on one "
-    "rank holds up decoding on all, so this favors aggregated configurations, most of all under "
-    "load.",
+    "Ranks do not wait for each other, and the router sees each of them. On hardware a prompt on "
+    "one rank holds up decoding on all, so this favors aggregated configurations, most of all "
+    "under load.",
 )
 _WIDEEP_BY_TABLE = Caveat(
     "wideep-by-table",
